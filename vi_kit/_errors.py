@@ -1,0 +1,26 @@
+"""Errors of vi_kit: what is wrong and where, then what was got, what was expected, and a fix."""
+
+
+class ViKitError(Exception):
+    """Base class of every error that vi_kit raises on purpose."""
+
+
+class EstimatorError(ViKitError):
+    """A sample site cannot be handled by the estimator chosen for it."""
+
+
+class ObjectiveError(ViKitError):
+    """An objective program, its settings, or the pair of programs given to it is not usable."""
+
+
+class AnalyticError(ViKitError):
+    """A zero-variance expectation met an operation that it has no rule for."""
+
+
+class BackendError(ViKitError):
+    """The library below (Pyro, NumPyro) cannot run the program in the way that was asked for."""
+
+
+def message(headline: str, *, got: str, expected: str, fix: str) -> str:
+    """The house form of an error text."""
+    return f"{headline}\n  got:      {got}\n  expected: {expected}\n  fix:      {fix}"

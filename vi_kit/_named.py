@@ -1,0 +1,169 @@
+"""Arrays with named axes: what the cost algebra computes with, for any array library.
+
+A program runs with axes at fixed negative dims (its plates, the replicates and worlds left of them).
+Outside the program every array carries the axes that it really has, in one canonical order, so that
+two arrays are brought together by inserting dims of size one and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace
+
+Array = Any
+
+PLATE, REPLICATE, SLOT, WORLD = range(4)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the computation.
+
+    Attributes:
+        kind: `PLATE`, `REPLICATE` (copies made by `iid`), `SLOT` (alternatives to one drawn value)
+            or `WORLD` (all values of a support). The kinds stand in this order from right to left.
+        order: position among the axes of its kind, larger is further left.
+        name: the plate's name, or a name made from the site's.
+        size: length.
+        scale: factor on a sum over this axis; `full_size / size` for a subsampled plate.
+    """
+
+    kind: int
+    order: int
+    name: str
+    size: int
+    scale: float = 1.0
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        return (self.kind, self.order, self.name)
+
+
+def union(*groups: Iterable[Axis]) -> tuple[Axis, ...]:
+    """All axes of the groups, leftmost first."""
+    return tuple(sorted({a for g in groups for a in g}, key=lambda a: a.key, reverse=True))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Named:
+    """An array and the axes of its dims, leftmost first."""
+
+    array: Array
+    axes: tuple[Axis, ...] = ()
+
+    def aligned(self, axes: tuple[Axis, ...]) -> Array:
+        """The array with dims for exactly `axes` (a superset of its own), some of size one."""
+        if axes == self.axes:
+            return self.array
+        own = iter(self.array.shape)
+        shape = tuple(next(own) if a in self.axes else 1 for a in axes)
+        return array_namespace(self.array).reshape(self.array, shape)
+
+    def sum(self, axes: Iterable[Axis]) -> Named:
+        """Sum over those of `axes` that the array has."""
+        axes = set(axes)
+        dims = tuple(i for i, a in enumerate(self.axes) if a in axes)
+        if not dims:
+            return self
+        kept = tuple(a for a in self.axes if a not in axes)
+        return Named(array_namespace(self.array).sum(self.array, axis=dims), kept)
+
+    def scaled(self, factor: float) -> Named:
+        return self if factor == 1.0 else Named(self.array * factor, self.axes)
+
+    def index(self, axis: Axis, position: int) -> Named:
+        dim = self.axes.index(axis)
+        return Named(
+            self.array[(slice(None),) * dim + (position,)],
+            self.axes[:dim] + self.axes[dim + 1 :],
+        )
+
+    def renamed(self, old: Axis, new: Axis) -> Named:
+        """The same array with one axis under another name, dims brought into canonical order."""
+        return ordered(self.array, tuple(new if a == old else a for a in self.axes))
+
+    def broadcast(self, axes: Iterable[Axis]) -> Named:
+        """Expanded so that it really has every one of `axes`."""
+        wanted = union(self.axes, axes)
+        shape = tuple(a.size for a in wanted)
+        xp = array_namespace(self.array)
+        return Named(xp.broadcast_to(self.aligned(wanted), shape), wanted)
+
+    def excluding_sum(self, axes: Iterable[Axis]) -> Named:
+        """At each index of `axes`, the sum over all the other indices: exact also with infinities."""
+        axes = tuple(a for a in self.axes if a in set(axes))
+        rest = tuple(a for a in self.axes if a not in axes)
+        xp = array_namespace(self.array)
+        flat = xp.permute_dims(self.array, tuple(self.axes.index(a) for a in axes + rest))
+        flat = xp.reshape(flat, (-1, *(a.size for a in rest)))
+        out = exclusive_scan(flat, lambda x: xp.cumulative_sum(x, axis=0), xp.add, 0.0)
+        return ordered(xp.reshape(out, tuple(a.size for a in axes + rest)), axes + rest)
+
+
+def exclusive_scan(
+    x: Array, scan: Callable[[Array], Array], combine: Callable[..., Array], neutral: float
+) -> Array:
+    """Combine, for each index of dim 0, all *other* entries, from a prefix and a suffix scan."""
+    xp = array_namespace(x)
+    edge = xp.zeros_like(x[:1]) + neutral
+    before = xp.concat([edge, scan(x)[:-1]], axis=0)
+    after = xp.flip(xp.concat([edge, scan(xp.flip(x, axis=0))[:-1]], axis=0), axis=0)
+    return combine(before, after)
+
+
+def ordered(array: Array, axes: tuple[Axis, ...]) -> Named:
+    """Bring the dims of `array` into canonical order."""
+    wanted = union(axes)
+    if wanted == axes:
+        return Named(array, axes)
+    return Named(array_namespace(array).permute_dims(array, tuple(map(axes.index, wanted))), wanted)
+
+
+def combine(fn: Callable[..., Array], *operands: Named) -> Named:
+    """Apply an elementwise function with broadcasting over the union of axes."""
+    axes = union(*(o.axes for o in operands))
+    return Named(fn(*(o.aligned(axes) for o in operands)), axes)
+
+
+def total(parts: Iterable[Named]) -> Named:
+    """Sum of arrays, fewest axes first so that little is broadcast."""
+    head, *rest = sorted(parts, key=lambda p: len(p.axes))
+    for part in rest:
+        head = combine(lambda x, y: x + y, head, part)
+    return head
+
+
+def from_layout(array: Array, layout: Mapping[int, Axis], required: Iterable[Axis] = ()) -> Named:
+    """Name the dims of an array that a program made.
+
+    Args:
+        array: has dims at the negative positions of `layout`, any of them missing or of size one.
+        layout: negative dim to axis.
+        required: axes that the result must have, whatever the array's size there.
+
+    Raises:
+        ValueError: a dim of size above one at a position that `layout` does not name.
+    """
+    required = set(required)
+    axes, shape, ndim = [], [], array.ndim
+    for position in range(-ndim, 0):
+        size, axis = array.shape[position], layout.get(position)
+        if axis is None or (size == 1 and axis.size != 1 and axis not in required):
+            if size != 1:
+                raise ValueError(f"dim {position} of shape {tuple(array.shape)}")
+            continue
+        if size == 1 and axis not in required:
+            continue
+        axes.append(axis)
+        shape.append(size)
+    if len(axes) != ndim:
+        array = array_namespace(array).reshape(array, tuple(shape))
+    named = ordered(array, tuple(axes))
+    if required <= set(named.axes) and all(
+        s == a.size for s, a in zip(named.array.shape, named.axes, strict=True)
+    ):
+        return named
+    return named.broadcast(required)

@@ -1,0 +1,110 @@
+"""The seam between the neutral core and a library: one small protocol, implemented once per library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vi_kit._errors import ObjectiveError
+
+if TYPE_CHECKING:
+    from vi_kit._named import Array, Axis
+    from vi_kit.cost import Site
+    from vi_kit.language import Draw, Program
+    from vi_kit.run import Run
+
+
+class Distribution(Protocol):
+    """What estimators may ask of a distribution, the same words for every library.
+
+    Arrays have shape `(*batch, *event)`; `log_prob` returns `(*batch,)`.
+    """
+
+    name: str
+    event_shape: tuple[int, ...]
+    has_rsample: bool
+
+    def sample(self) -> Array: ...
+    def rsample(self) -> Array: ...
+    def log_prob(self, value: Array) -> Array: ...
+
+    def support_size(self) -> int | None:
+        """Number of values of one event, `None` when it is not finite."""
+        ...
+
+    def support(self) -> Array:
+        """All values of one event, shape `(support_size, *batch or ones, *event)`."""
+        ...
+
+    def elementary(self) -> Elementary | None:
+        """The independent scalars that this distribution is made of, `None` if it is not."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Elementary:
+    """A distribution as independent scalar elements of one family, then an invertible map.
+
+    Attributes:
+        family: class name without the parametrisation (`"Bernoulli"`, `"Normal"`).
+        params: shape `(*batch, *event)` with gradient; a Categorical's `probs` have one more dim, last.
+        event_ndim: number of event dims.
+        sample: draws elements, shape `(*batch, *event)`, without gradient.
+        push: maps elements to a value of the distribution.
+    """
+
+    family: str
+    params: dict[str, Array]
+    event_ndim: int
+    sample: Callable[[], Array]
+    push: Callable[[Array], Array]
+
+
+class Backend(Protocol):
+    """Arrays, randomness, state and the running of programs, for one library."""
+
+    name: str
+
+    def stop_gradient(self, array: Array) -> Array: ...
+    def may_need_gradient(self, array: Array) -> bool: ...
+    def logsumexp(self, array: Array, axis: int) -> Array: ...
+    def cumulative_logsumexp(self, array: Array, axis: int) -> Array: ...
+    def uniform(self, shape: tuple[int, ...], like: Array) -> Array: ...
+    def replicated(self, run: Run, axis: Axis) -> AbstractContextManager[None]:
+        """Every sample statement inside draws independent copies along `axis`."""
+        ...
+
+    def track(self, value: Array, site: Site) -> Array:
+        """Mark a value as depending on a site."""
+        ...
+
+    def untracked(self, value: Array) -> Array: ...
+    def upstream(self, value: Array) -> frozenset[Site]:
+        """The sites on which a value depends, as far as they are tracked."""
+        ...
+
+    def simulate(self, run: Run, program: Program) -> Draw: ...
+    def log_density(self, run: Run, program: Program, draw: Draw) -> Any: ...
+    def get_state(self, key: str) -> Array | None: ...
+    def set_state(self, key: str, value: Array) -> None: ...
+
+
+_current: ContextVar[Run] = ContextVar("vi_kit_run")
+
+
+def current() -> Run:
+    """The run whose objective program is being executed.
+
+    Raises:
+        ObjectiveError: a word of the language was used outside an objective program.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise ObjectiveError(
+            "simulate, log_density, iid and their results only have a meaning inside an objective"
+            " program that a Loss runs; decorate it with @vi.objective and give it to Loss"
+        ) from None

@@ -1,0 +1,77 @@
+"""What an estimator is: `expand` makes a site's value, `contract` removes what it added."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from vi_kit._named import Array, Axis, Named
+    from vi_kit.backend import Distribution
+    from vi_kit.cost import Site, Term
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """What `Estimator.expand` hands back.
+
+    Attributes:
+        value: drawn value, shape `(*batch, *event)`; for a `support`, all its values, with one more
+            dim in front, and ones for the batch dims.
+        is_support: whether `value` is the support.
+        alternatives: values to compare with the drawn one, shape `(num_slots, *batch, *event)`.
+        coefficients: their weights, shape `(num_slots, *batch)`: of value zero, with a gradient.
+    """
+
+    value: Array
+    is_support: bool = False
+    alternatives: Array | None = None
+    coefficients: Array | None = None
+
+
+class Estimator(ABC):
+    """A way to differentiate the expected value of a cost through one sample site.
+
+    Subclass it to write your own: a frozen dataclass with `reason_against`, `expand` and `contract`.
+    """
+
+    tracked: ClassVar[bool] = True
+    """Whether it must be known which terms depend on the site. Not needed where a world axis shows it."""
+
+    def num_worlds(self, dist: Distribution) -> int:
+        """By how much the site multiplies the number of times that the model is evaluated."""
+        del dist
+        return 1
+
+    def num_slots(self, dist: Distribution) -> int:
+        """How many alternatives to the drawn value the model is evaluated on, besides it."""
+        del dist
+        return 0
+
+    @abstractmethod
+    def reason_against(self, dist: Distribution) -> str | None:
+        """Why the estimator cannot handle the distribution; `None` if it can."""
+
+    @abstractmethod
+    def expand(self, dist: Distribution) -> Expansion:
+        """Make the site's value, and what `contract` will need."""
+
+    @abstractmethod
+    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
+        """Turn the terms that depend on the site into terms that do not.
+
+        Value and gradient of their sum must be unbiased given all that was sampled before.
+        """
+
+    def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
+        """What a value that depends on the site is replaced by, when a nonlinear function of it is
+        compared with one that does not depend on the site. `None` if there is no such comparison."""
+        del site, value, reduced
+        return None
+
+    def unmet_need(self, axes: Sequence[Axis]) -> str | None:
+        """Why the estimator cannot work on a site with these plates and replicate axes."""
+        del axes
+        return None

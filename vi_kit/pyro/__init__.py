@@ -1,0 +1,5 @@
+"""vi_kit for Pyro: `Loss`, an `ELBO` to hand to `pyro.infer.SVI`."""
+
+from vi_kit.pyro.loss import Loss
+
+__all__ = ["Loss"]

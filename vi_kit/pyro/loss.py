@@ -1,0 +1,229 @@
+"""The loss that a Pyro user hands to `SVI`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.util import prune_subsample_sites
+
+from vi_kit._errors import BackendError, ObjectiveError, message
+from vi_kit.estimators import Estimator
+from vi_kit.language import Objective, Program, iid
+from vi_kit.objectives import elbo
+from vi_kit.pyro.backend import PyroBackend
+from vi_kit.run import Plan, Replan, Run, explanation, make_plan
+from vi_kit.select import Selection
+
+
+class Loss(ELBO):
+    """An objective and a gradient estimator per sample site, as a Pyro loss.
+
+    Args:
+        objective: what is maximised (or minimised); `vi.elbo()` if left out.
+        estimators: estimators by pattern of site names, or one for all; a site that no pattern matches
+            takes `infer={"estimator": ...}` of its sample statement, else the default rule's.
+        num_samples: independent estimates that are averaged in one vectorised pass.
+        max_plate_nesting: dims reserved for plates; found by running model and guide once if left out.
+        vectorize: whether replicates are drawn in one pass.
+
+    Raises:
+        EstimatorError: at the first step, before any gradient, for all bad sites at once.
+        ObjectiveError: likewise, if model and guide disagree or the loss is not finite.
+
+    Example:
+        >>> import vi_kit as vi
+        >>> from vi_kit.pyro import Loss
+        >>> Loss(vi.iwae(num_particles=5), estimators={"b": vi.MeasureValued()})
+        Loss(iwae(num_particles=5), estimators={'b': MeasureValued()})
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        estimators: Mapping[str, Estimator] | Estimator | None = None,
+        *,
+        num_samples: int = 1,
+        max_plate_nesting: int | None = None,
+        vectorize: bool = True,
+    ):
+        super().__init__(num_particles=num_samples, vectorize_particles=vectorize)
+        self.objective = elbo() if objective is None else objective
+        if not isinstance(self.objective, Objective):
+            raise ObjectiveError(
+                message(
+                    "the first argument of Loss is not an objective",
+                    got=repr(objective),
+                    expected="an Objective, such as vi.elbo() or vi.iwae(num_particles=5)",
+                    fix="call it with its settings, or decorate your program with @vi.objective",
+                )
+            )
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ObjectiveError(
+                message(
+                    "Loss: num_samples must be a whole number of at least 1",
+                    got=f"num_samples={num_samples!r}",
+                    expected="num_samples >= 1",
+                    fix="num_samples=1",
+                )
+            )
+        self.estimators = estimators
+        self.num_samples = num_samples
+        self.nesting = max_plate_nesting
+        self.selection = Selection.of(estimators)
+        self._plans: dict[Any, Plan] = {}
+
+    def __repr__(self) -> str:
+        parts = [repr(self.objective)]
+        if self.estimators is not None:
+            parts.append(f"estimators={self.estimators!r}")
+        if self.num_samples != 1:
+            parts.append(f"num_samples={self.num_samples}")
+        return f"Loss({', '.join(parts)})"
+
+    def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("vi_kit runs model and guide itself")
+
+    # Pyro's interface
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """One estimate of the loss (nats), without gradient."""
+        with torch.no_grad():
+            groups, run = self._estimate(model, guide, args, kwargs, with_gradient=False)
+        value = self._value(groups).item()
+        if math.isnan(value):
+            raise self._not_finite(run, value)
+        return value
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """A scalar whose value is an estimate of the loss and whose gradient is unbiased."""
+        groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
+        loss = self._surrogate(groups, run)
+        self._advance(run)
+        return loss
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Add an unbiased gradient to the parameters' `.grad`; returns the estimate of the loss."""
+        groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
+        value = self._value(groups).item()
+        if not math.isfinite(value):
+            raise self._not_finite(run, value)
+        loss = self._surrogate(groups, run)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        self._advance(run)
+        return value
+
+    def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
+        """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
+        return explanation(self._plan(model, guide, args, kwargs).table)
+
+    # How it is done
+
+    def _estimate(
+        self, model: Any, guide: Any, args: Any, kwargs: Any, *, with_gradient: bool
+    ) -> tuple[dict[str | None, torch.Tensor], Run]:
+        for attempt in range(3):
+            plan = self._plan(model, guide, args, kwargs, again=attempt > 0)
+            run = Run(PyroBackend(), plan, with_gradient=with_gradient)
+            try:
+                return self._execute(run, model, guide, args, kwargs), run
+            except Replan:
+                continue
+        raise BackendError(
+            "the sites of model or guide change from one run to the next in a way that worlds and"
+            " alternatives cannot follow; use vi.Score() or vi.Reparam() for the changing sites"
+        )
+
+    def _execute(self, run: Run, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[Any, Any]:
+        programs = (Program(model, args, kwargs, "model"), Program(guide, args, kwargs, "guide"))
+        with run.backend.session(run):
+            groups = run.execute(self._averaged, *programs)
+        return {group: named.array for group, named in groups.items()}
+
+    def _averaged(self, model: Program, guide: Program) -> Any:
+        if self.num_samples == 1:
+            return self.objective(model, guide)
+        return iid(lambda: self.objective(model, guide), self.num_samples).mean()
+
+    def _plan(self, model: Any, guide: Any, args: Any, kwargs: Any, again: bool = False) -> Plan:
+        key = (model, guide)
+        if again or key not in self._plans:
+            nesting = self.nesting
+            if nesting is None:
+                nesting = _plate_nesting(model, guide, args, kwargs)
+            draft = Plan(self.selection, nesting)
+
+            def execute(run: Run) -> None:
+                try:
+                    self._execute(run, model, guide, args, kwargs)
+                except Replan:
+                    raise BackendError(
+                        f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
+                    ) from None
+
+            with torch.random.fork_rng(devices=[]):
+                self._plans[key] = make_plan(PyroBackend(), draft, execute)
+        return self._plans[key]
+
+    def _value(self, groups: Mapping[str | None, torch.Tensor]) -> torch.Tensor:
+        reported = [v.detach() for g, v in groups.items() if g != "guide"]
+        return self._sign * torch.as_tensor(sum(reported))
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.objective.maximised else 1.0
+
+    def _surrogate(self, groups: Mapping[str | None, torch.Tensor], run: Run) -> torch.Tensor:
+        if set(groups) <= {None}:
+            return self._sign * groups[None]
+        shared = groups.get(None)
+        loss = self._value(groups)
+        for role in ("model", "guide"):
+            own = [v for v in (shared, groups.get(role)) if v is not None and v.requires_grad]
+            params = [p for p in run.backend.params[role].values() if p.requires_grad]
+            if not own or not params:
+                continue
+            grads = torch.autograd.grad(sum(own), params, retain_graph=True, allow_unused=True)
+            for p, g in zip(params, grads, strict=True):
+                if g is not None:
+                    loss = loss + self._sign * ((p - p.detach()) * g).sum()
+        return loss
+
+    def _advance(self, run: Run) -> None:
+        for key, value in run.new_state.items():
+            run.backend.set_state(key, value)
+
+    def _not_finite(self, run: Run, value: float) -> ObjectiveError:
+        where = run.first_not_finite()
+        return ObjectiveError(
+            message(
+                f"the loss is {value}" + (f": the log density of {where} is not finite" if where else ""),
+                got=where or "finite log densities, so the objective itself overflows",
+                expected="a finite loss; no gradient was taken and no parameter was changed",
+                fix="check the data, the parameters and the supports at this site",
+            )
+        )
+
+
+def _plate_nesting(model: Any, guide: Any, args: Any, kwargs: Any) -> int:
+    """How many dims the plates take, found by running guide and model once."""
+    with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    dims = [
+        frame.dim
+        for trace in (model_trace, guide_trace)
+        for site in prune_subsample_sites(trace).nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return -min(dims, default=0)
