@@ -7,7 +7,7 @@ two arrays are brought together by inserting dims of size one and by nothing els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,3 +167,10 @@ def from_layout(array: Array, layout: Mapping[int, Axis], required: Iterable[Axi
     ):
         return named
     return named.broadcast(required)
+
+
+def stack(parts: Sequence[Named], axis: Axis) -> Named:
+    """Arrays along a new axis."""
+    axes = union(*(p.axes for p in parts))
+    arrays = [p.broadcast(axes).array for p in parts]
+    return ordered(array_namespace(arrays[0]).stack(arrays), (axis, *axes))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace, device
 
-from vi_kit._errors import EstimatorError, ObjectiveError, message
-from vi_kit._named import PLATE, REPLICATE, SLOT, WORLD, Array, Axis, Named, from_layout
+from vi_kit._errors import BackendError, EstimatorError, ObjectiveError, message
+from vi_kit._named import PLATE, REPLICATE, SLOT, WORLD, Array, Axis, Named, from_layout, stack, union
 from vi_kit.backend import Backend, Distribution, _current
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
@@ -33,6 +33,7 @@ class Plan:
     Attributes:
         selection: estimators by site.
         max_plate_nesting: dims that plates take.
+        vectorize: whether replicates are drawn in one pass, or in turn.
         num_slots: one plus the alternatives of all sites.
         tracked: whether provenance is needed.
         table: rows for `explain`.
@@ -40,6 +41,7 @@ class Plan:
 
     selection: Selection
     max_plate_nesting: int
+    vectorize: bool = True
     num_slots: int = 1
     tracked: bool = True
     table: tuple[Row, ...] = ()
@@ -112,6 +114,7 @@ class Run:
         self.sites: list[Site] = []
         self.terms: list[Term] = []
         self.new_state: dict[str, Array] = {}
+        self.in_turn: frozenset[Axis] = frozenset()
         self.subsamples: dict[str, Any] = {}
         self.open_replicates: frozenset[Axis] = frozenset()
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
@@ -156,16 +159,34 @@ class Run:
         return Axis(REPLICATE, self._replicates, f"iid_{self._replicates}", size)
 
     def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Any, ...]:
-        """Run `fn` once for all copies along `axis`."""
-        opened = self.open_replicates
+        """Run `fn` for all copies along `axis`: costs, as a tuple."""
+        opened, in_turn = self.open_replicates, self.in_turn
         layout, free = dict(self.layout), self._free_dim
-        self.open_replicates = opened | {axis}
         try:
+            if not self.plan.vectorize:
+                self.in_turn = in_turn | {axis}
+                return self._one_after_the_other(fn, axis)
+            self.open_replicates = opened | {axis}
             with self.backend.replicated(self, axis):
-                result = fn()
+                return as_tuple(fn())
         finally:
-            self.open_replicates, self.layout, self._free_dim = opened, layout, free
-        return result if isinstance(result, tuple) else (result,)
+            self.open_replicates, self.in_turn = opened, in_turn
+            self.layout, self._free_dim = layout, free
+
+    def _one_after_the_other(self, fn: Callable[[], Any], axis: Axis) -> tuple[Any, ...]:
+        """Run `fn` once per copy and stack what it returns."""
+        start = (len(self.sites), self.next_slot, self._replicates, dict(self.layout), self._free_dim)
+        results, sites = [], []
+        for _ in range(axis.size if self.findings is None else 1):
+            num_sites, self.next_slot, self._replicates, layout, self._free_dim = start
+            self.layout = dict(layout)
+            results.append(as_tuple(fn()))
+            sites.append(self.sites[num_sites:])
+            del self.sites[num_sites:]
+        self.sites += sites[0]
+        if self.findings is not None or not all(isinstance(c, Cost) for r in results for c in r):
+            return results[0]
+        return stack_replicates(results, sites, axis)
 
     def place(self, axis: Axis) -> int:
         """Reserve a dim, left of all others, for an axis."""
@@ -202,7 +223,7 @@ class Run:
             The value for the program, and the site.
         """
         axes = tuple(sorted(plates, key=lambda a: a.key, reverse=True))
-        choice = self.plan.selection.choose(name, dist, axes, infer)
+        choice = self.plan.selection.choose(name, dist, (*axes, *self.in_turn), infer)
         site = Site(name, len(self.sites), axes, choice.estimator)
         self.sites.append(site)
         if self.findings is not None:
@@ -221,7 +242,7 @@ class Run:
         """Dry run: check the choice, note it, and sample plainly."""
         findings, estimator = self.findings, choice.estimator
         assert findings is not None
-        reason = estimator.reason_against(dist) or estimator.unmet_need(site.axes)
+        reason = estimator.reason_against(dist) or estimator.unmet_need((*site.axes, *self.in_turn))
         if reason:
             fixes = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
             fixes = [e for e in fixes if type(e) is not type(estimator)] or [choice.estimator]
@@ -439,6 +460,66 @@ def _slice(named: Named, axis: Axis, slots: range, new: Axis | None) -> Named:
     dim = named.axes.index(axis)
     part = named.array[(slice(None),) * dim + (slice(slots.start, slots.stop),)]
     return Named(part, named.axes).renamed(axis, new)
+
+
+def as_tuple(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def stack_replicates(
+    results: Sequence[tuple[Cost, ...]], sites: Sequence[Sequence[Site]], axis: Axis
+) -> tuple[Cost, ...]:
+    """Bring costs that were computed one copy after the other under one replicate axis.
+
+    The sites of the first copy stand for those of all; they gain the axis.
+
+    Raises:
+        BackendError: the copies do not have the same sites and terms.
+    """
+    shapes = {(tuple(s.name for s in ss), tuple(len(c.terms) for c in r))
+              for ss, r in zip(sites, results, strict=True)}
+    if len(shapes) > 1:
+        raise BackendError(
+            message(
+                "replicates of one program have different sites",
+                got="; ".join(sorted(", ".join(names) for names, _ in shapes)),
+                expected="the same sites in every replicate",
+                fix="num_samples=1 and an objective without iid, or a program of fixed structure",
+            )
+        )
+    first = {s: kept for ss in sites for s, kept in zip(ss, sites[0], strict=True)}
+
+    def stacked(terms: Sequence[Term | None]) -> Term | None:
+        head = terms[0]
+        if head is None:
+            return None
+
+        def known(group: frozenset[Site]) -> frozenset[Site]:
+            return frozenset(first.get(s, s) for s in group)
+
+        return replace(
+            head,
+            base=stack([t.base for t in terms], axis),
+            alternatives={
+                first.get(s, s): stack([list(t.alternatives.values())[i] for t in terms], axis)
+                for i, s in enumerate(head.alternatives)
+            },
+            upstream=known(head.upstream).union(*(known(t.upstream) for t in terms)),
+            drawn=known(head.drawn),
+            held=known(head.held),
+        )
+
+    costs = tuple(
+        Cost(stacked(terms) for terms in zip(*(c.terms for c in row), strict=True))
+        for row in zip(*results, strict=True)
+    )
+    for copies in zip(*sites, strict=True):
+        kept = copies[0]
+        kept.log_q = stacked([s.log_q for s in copies])
+        kept.coefficients = stacked([s.coefficients for s in copies])
+        kept.chosen = stacked([s.chosen for s in copies])
+        kept.axes = union(kept.axes, [axis])
+    return costs
 
 
 def make_plan(backend: Backend, plan: Plan, execute: Callable[[Run], None]) -> Plan:

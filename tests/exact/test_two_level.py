@@ -31,7 +31,7 @@ def exact():
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize(("first", "second"), itertools.product(ESTIMATORS, repeat=2))
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(ESTIMATORS, repeat=2)])
 def test_pair_is_unbiased(objective, first, second, exact, request):
     program, particles = OBJECTIVES[objective]
     loss = Loss(
@@ -49,3 +49,20 @@ def test_enumeration_equals_the_closed_form(num_samples, exact):
     draws = gradients(loss, CASE.model, CASE.guide, CASE.values, 2, 0)
     np.testing.assert_allclose(draws, np.stack([exact[1]] * 2), rtol=0, atol=1e-10)
     assert torch.get_default_dtype() is torch.float64
+
+
+def test_replicates_one_after_the_other(exact):
+    loss = Loss(vi.elbo(), vi.Enumerate(), num_samples=2, vectorize=False)
+    draws = gradients(loss, CASE.model, CASE.guide, CASE.values, 1, 0)
+    np.testing.assert_allclose(draws[0], exact[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("first", "second"), [("enumerate", "enumerate"), ("measure", "loo")])
+def test_nonlinear_replicates_one_after_the_other(first, second, exact, request):
+    loss = Loss(
+        vi.iwae(num_particles=2),
+        {"z1": ESTIMATORS[first], "z2": ESTIMATORS[second]},
+        vectorize=False,
+    )
+    draws = gradients(loss, CASE.model, CASE.guide, CASE.values, 800, seed_of(request.node.name))
+    check_unbiased(draws, exact[2], power=first == second)

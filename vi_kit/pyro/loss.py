@@ -74,6 +74,7 @@ class Loss(ELBO):
             )
         self.estimators = estimators
         self.num_samples = num_samples
+        self.vectorize = vectorize
         self.nesting = max_plate_nesting
         self.selection = Selection.of(estimators)
         self._plans: dict[Any, Plan] = {}
@@ -159,7 +160,7 @@ class Loss(ELBO):
             nesting = self.nesting
             if nesting is None:
                 nesting = _plate_nesting(model, guide, args, kwargs)
-            draft = Plan(self.selection, nesting)
+            draft = Plan(self.selection, nesting, self.vectorize)
 
             def execute(run: Run) -> None:
                 try:
