@@ -58,7 +58,10 @@ class TwoLevelBernoulli:
             z2 = np.array(z2)
             q = oracles.log_bernoulli(theta[0], z1)
             q = q + oracles.log_bernoulli(theta[1:4] + theta[4] * z1, z2).sum()
-            p = oracles.log_bernoulli(theta[5], z1) + oracles.log_bernoulli(0.4 - 0.9 * z1, z2).sum()
+            p = (
+                oracles.log_bernoulli(theta[5], z1)
+                + oracles.log_bernoulli(0.4 - 0.9 * z1, z2).sum()
+            )
             p = p + oracles.log_normal(self.x, theta[6] * z2 + 0.5 * z1, 0.8).sum()
             log_q.append(q)
             log_p.append(p)

@@ -83,7 +83,11 @@ class Term:
         factor = self.weight
         for axis in self.pending.intersection(scales):
             factor = factor * axis.scale
-        return named.scaled(factor) if isinstance(factor, float) else Named(named.array * factor, named.axes)
+        return (
+            named.scaled(factor)
+            if isinstance(factor, float)
+            else Named(named.array * factor, named.axes)
+        )
 
 
 def stopped(named: Named) -> Named:
@@ -153,6 +157,7 @@ def settle(term: Term, sites: Iterable[Site]) -> Term:
     sites = [s for s in sites if s.world is not None]
     for i, site in enumerate(sites):
         world, slots = site.world, site.slots
+        assert world is not None and slots is not None
         if not any(world in n.axes for n in (term.base, *term.alternatives.values())):
             continue
         chosen = choose(site, sites[:i])
@@ -182,7 +187,15 @@ def merge(terms: Iterable[Term]) -> list[Term]:
     """Add up terms that agree in everything but their values."""
     groups: dict[Any, list[Term]] = {}
     for t in terms:
-        key = (t.base.axes, t.pending, t.upstream, t.drawn, t.held, t.group, frozenset(t.alternatives))
+        key = (
+            t.base.axes,
+            t.pending,
+            t.upstream,
+            t.drawn,
+            t.held,
+            t.group,
+            frozenset(t.alternatives),
+        )
         groups.setdefault(key, []).append(t)
     return [group[0] if len(group) == 1 else _added(group) for group in groups.values()]
 
@@ -259,7 +272,9 @@ class Reduction:
         for x, y in zip(base, other, strict=True):
             xp = array_namespace(x, y)
             n = x.shape[0]
-            swapped = xp.reshape(xp.eye(n, dtype=xp.bool, device=device(x)), (n, n, *(1,) * (x.ndim - 1)))
+            swapped = xp.reshape(
+                xp.eye(n, dtype=xp.bool, device=device(x)), (n, n, *(1,) * (x.ndim - 1))
+            )
             arrays.append(xp.where(swapped, y[None], x[:, None]))
         return self.fn(*arrays)
 
@@ -281,8 +296,14 @@ def kept_plates(costs: Sequence[Cost], names: Sequence[str] | None) -> frozenset
         return shared
     wrong = sorted(set(names) - {a.name for a in shared})
     if wrong:
-        lacking = sorted({t.label for c in costs for t in c.terms
-                          if not set(wrong) <= {a.name for a in t.base.axes}})
+        lacking = sorted(
+            {
+                t.label
+                for c in costs
+                for t in c.terms
+                if not set(wrong) <= {a.name for a in t.base.axes}
+            }
+        )
         raise ObjectiveError(
             message(
                 f"plates={list(names)}: not every term is inside {', '.join(map(repr, wrong))}",
@@ -311,8 +332,12 @@ def apply(
     run = current()
     keep = kept_plates(costs, plates) | run.open_replicates
     summed = {
-        a for c in costs for t in c.terms for n in (t.base, *t.alternatives.values())
-        for a in n.axes if a.kind < SLOT and a not in keep and a != over
+        a
+        for c in costs
+        for t in c.terms
+        for n in (t.base, *t.alternatives.values())
+        for a in n.axes
+        if a.kind < SLOT and a not in keep and a != over
     }
     run.note_nonlinear(summed)
     reduced = summed | ({over} if over else set())
@@ -417,7 +442,9 @@ def gradient_term(coefficient: Named, worth: Named, like: Term) -> Term:
     """A term of value zero whose gradient is the coefficient's, times `worth`."""
     product = combine(lambda c, w: c * w, coefficient, worth)
     product = product.sum([a for a in product.axes if a.kind == SLOT])
-    worlds = frozenset(s for s in current().sites if s.world is not None and s.world in product.axes)
+    worlds = frozenset(
+        s for s in current().sites if s.world is not None and s.world in product.axes
+    )
     return Term(product, upstream=worlds, drawn=like.drawn, group=like.group, label=like.label)
 
 

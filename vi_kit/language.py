@@ -122,7 +122,11 @@ def split_gradients(*, model: Cost, guide: Cost) -> Cost:
         Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better (PIWAE).
     """
     return Cost(
-        [replace(t, group=group) for group, c in (("model", model), ("guide", guide)) for t in c.terms]
+        [
+            replace(t, group=group)
+            for group, c in (("model", model), ("guide", guide))
+            for t in c.terms
+        ]
     )
 
 
@@ -186,7 +190,9 @@ class Replicates:
 
     def log_mean_exp(self, plates: Sequence[str] | None = None) -> Cost:
         """Log of the mean of exponentials over replicates."""
-        return apply(LogMeanExp(), *self._single("log_mean_exp takes"), over=self.axis, plates=plates)
+        return apply(
+            LogMeanExp(), *self._single("log_mean_exp takes"), over=self.axis, plates=plates
+        )
 
     def variance(self, plates: Sequence[str] | None = None) -> Cost:
         """Unbiased sample variance over replicates (divisor n - 1).
@@ -271,7 +277,17 @@ class Objective:
     maximised: bool
 
     def __call__(self, model: Program, guide: Program) -> Cost:
-        return self.program(model, guide, **dict(self.settings))
+        cost = self.program(model, guide, **dict(self.settings))
+        if not isinstance(cost, Cost):
+            raise ObjectiveError(
+                message(
+                    f"{self!r} must return one cost",
+                    got=type(cost).__name__,
+                    expected="a Cost, which is a scalar once its plates are summed",
+                    fix="reduce an iid by .mean(), .sum(), .log_mean_exp(), .variance() or .reduce(fn)",
+                )
+            )
+        return cost
 
     def __repr__(self) -> str:
         return f"{self.program.__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings)})"

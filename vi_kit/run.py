@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 from array_api_compat import array_namespace, device
 
 from vi_kit._errors import BackendError, EstimatorError, ObjectiveError, message
-from vi_kit._named import PLATE, REPLICATE, SLOT, WORLD, Array, Axis, Named, from_layout, stack, union
+from vi_kit._named import (
+    PLATE,
+    REPLICATE,
+    SLOT,
+    WORLD,
+    Array,
+    Axis,
+    Named,
+    from_layout,
+    stack,
+    union,
+)
 from vi_kit.backend import Backend, Distribution, _current
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
@@ -19,7 +30,7 @@ from vi_kit.select import Choice, Selection
 from vi_kit.transform import contract
 
 if TYPE_CHECKING:
-    from vi_kit.language import Objective, Program
+    from vi_kit.language import Program
 
 
 class Replan(Exception):
@@ -130,20 +141,13 @@ class Run:
 
     # Execution
 
-    def execute(self, objective: Objective, model: Program, guide: Program) -> dict[str | None, Named]:
+    def execute(
+        self, objective: Callable[[Program, Program], Any], model: Program, guide: Program
+    ) -> dict[str | None, Named]:
         """Run an objective program and contract its sites; scalars by group of parameters."""
         token = _current.set(self)
         try:
             cost = objective(model, guide)
-            if not isinstance(cost, Cost):
-                raise ObjectiveError(
-                    message(
-                        f"{objective!r} must return one cost",
-                        got=type(cost).__name__,
-                        expected="a Cost, a scalar after its plates are summed",
-                        fix="reduce an iid by .mean(), .sum(), .log_mean_exp(), .variance() or .reduce(fn)",
-                    )
-                )
             if self.findings is not None:
                 return {}
             if self.next_slot != self.plan.num_slots:
@@ -175,7 +179,13 @@ class Run:
 
     def _one_after_the_other(self, fn: Callable[[], Any], axis: Axis) -> tuple[Any, ...]:
         """Run `fn` once per copy and stack what it returns."""
-        start = (len(self.sites), self.next_slot, self._replicates, dict(self.layout), self._free_dim)
+        start = (
+            len(self.sites),
+            self.next_slot,
+            self._replicates,
+            dict(self.layout),
+            self._free_dim,
+        )
         results, sites = [], []
         for _ in range(axis.size if self.findings is None else 1):
             num_sites, self.next_slot, self._replicates, layout, self._free_dim = start
@@ -306,7 +316,9 @@ class Run:
         xp = array_namespace(value)
         dim = value.ndim + self.slot_dim - event_ndim
         others = self._first_slot(expansion.alternatives, event_ndim, lead=1)
-        others = xp.reshape(others, (num, *(1,) * (value.ndim - others.ndim + 1), *others.shape[1:]))
+        others = xp.reshape(
+            others, (num, *(1,) * (value.ndim - others.ndim + 1), *others.shape[1:])
+        )
         others = xp.moveaxis(xp.squeeze(others, axis=dim + 1), 0, dim)
         base = value[(slice(None),) * dim + (slice(0, 1),)]
         pieces = [value[(slice(None),) * dim + (slice(0, start),)]] if value.shape[dim] > 1 else []
@@ -346,7 +358,9 @@ class Run:
             if event_ndim == 0:
                 return array
             pad = (1,) * (lead - dim)
-            return array_namespace(array).reshape(array, (*array.shape[:lead], *pad, *array.shape[lead:]))
+            return array_namespace(array).reshape(
+                array, (*array.shape[:lead], *pad, *array.shape[lead:])
+            )
         return array[(slice(None),) * dim + (slice(0, 1),)]
 
     # Terms
@@ -476,8 +490,10 @@ def stack_replicates(
     Raises:
         BackendError: the copies do not have the same sites and terms.
     """
-    shapes = {(tuple(s.name for s in ss), tuple(len(c.terms) for c in r))
-              for ss, r in zip(sites, results, strict=True)}
+    shapes = {
+        (tuple(s.name for s in ss), tuple(len(c.terms) for c in r))
+        for ss, r in zip(sites, results, strict=True)
+    }
     if len(shapes) > 1:
         raise BackendError(
             message(
@@ -489,10 +505,8 @@ def stack_replicates(
         )
     first = {s: kept for ss in sites for s, kept in zip(ss, sites[0], strict=True)}
 
-    def stacked(terms: Sequence[Term | None]) -> Term | None:
+    def stacked(terms: Sequence[Term]) -> Term:
         head = terms[0]
-        if head is None:
-            return None
 
         def known(group: frozenset[Site]) -> frozenset[Site]:
             return frozenset(first.get(s, s) for s in group)
@@ -515,9 +529,9 @@ def stack_replicates(
     )
     for copies in zip(*sites, strict=True):
         kept = copies[0]
-        kept.log_q = stacked([s.log_q for s in copies])
-        kept.coefficients = stacked([s.coefficients for s in copies])
-        kept.chosen = stacked([s.chosen for s in copies])
+        for name in ("log_q", "coefficients", "chosen"):
+            if getattr(kept, name) is not None:
+                setattr(kept, name, stacked([getattr(s, name) for s in copies]))
         kept.axes = union(kept.axes, [axis])
     return costs
 

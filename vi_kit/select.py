@@ -87,7 +87,9 @@ class Selection:
         size = dist.support_size()
         if size is not None and size <= DEFAULT_MAX_WORLDS and name not in self.sampled:
             return Choice(
-                Enumerate(DEFAULT_MAX_WORLDS), "default", f"{size} values, at most {DEFAULT_MAX_WORLDS}"
+                Enumerate(DEFAULT_MAX_WORLDS),
+                "default",
+                f"{size} values, at most {DEFAULT_MAX_WORLDS}",
             )
         many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
         why = "no reparameterised sampler; " + (

@@ -60,10 +60,13 @@ class Enumerate(Estimator):
         return Expansion(dist.support(), is_support=True)
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        assert site.log_q is not None and site.world is not None
+        assert site.log_q and site.world and site.slots
         world, done = site.world, []
-        probs = replace(site.log_q, base=_exp(site.log_q.base), alternatives={
-            s: _exp(a) for s, a in site.log_q.alternatives.items()})
+        probs = replace(
+            site.log_q,
+            base=_exp(site.log_q.base),
+            alternatives={s: _exp(a) for s, a in site.log_q.alternatives.items()},
+        )
         fixed = replace(probs, base=stopped(probs.base))
         for t in terms:
             if world in t.base.axes:

@@ -110,13 +110,17 @@ def _one_at_a_time(
     size, slots = math.prod(event), values.shape[0]
     flat = xp.reshape(values, (slots, 1, *batch, size))
     base = xp.reshape(drawn, (1, 1, *batch, size))
-    eye = xp.reshape(xp.eye(size, dtype=xp.bool, device=drawn.device), (1, size, *(1,) * len(batch), size))
+    eye = xp.reshape(
+        xp.eye(size, dtype=xp.bool, device=drawn.device), (1, size, *(1,) * len(batch), size)
+    )
     values = xp.reshape(xp.where(eye, flat, base), (slots * size, *batch, *event))
     coefficients = xp.moveaxis(xp.reshape(coefficients, (slots, *batch, size)), -1, 1)
     return values, xp.reshape(coefficients, (slots * size, *batch))
 
 
-Pair = tuple[Array, Array]  # a value to compare with the drawn one, and the weight of the difference
+Pair = tuple[
+    Array, Array
+]  # a value to compare with the drawn one, and the weight of the difference
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ class Reparam(Estimator):
     tracked: ClassVar[bool] = False
 
     def reason_against(self, dist: Distribution) -> str | None:
-        return None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
+        return (
+            None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
+        )
 
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.rsample())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro.ops.provenance import detach_provenance, get_provenance, track_provena
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
 from vi_kit._errors import BackendError, message
@@ -188,7 +189,7 @@ class _Handler:
         self.released: list[torch.Tensor] = []
         self.names: set[str] = set()
 
-    def hold(self, params: list[torch.Tensor]) -> None:
+    def hold(self, params: Iterable[torch.Tensor]) -> None:
         for p in params:
             if p.requires_grad and p.is_leaf:
                 p.requires_grad_(False)
@@ -249,7 +250,8 @@ class _Handler:
         """Add the log density of a statement, with its scale (but that of its plates) and its mask."""
         axes = self.axes(msg)
         what = f"{self.program.role} site {msg['name']!r}"
-        fn, value, scale = msg["fn"], msg["value"], msg["scale"]
+        fn, value = msg["fn"], msg["value"]
+        scale: Any = msg["scale"]
         for axis in axes:
             if axis.scale != 1.0:
                 scale = scale / axis.scale
@@ -260,7 +262,8 @@ class _Handler:
             site.log_q = self.run.term(plain, axes, what, own=site)
             self.run.terms.pop()
         is_one = not isinstance(scale, torch.Tensor) and abs(scale - 1.0) < 1e-12
-        log_prob = scale_and_mask(log_prob, 1.0 if is_one else scale, msg["mask"])
+        factor: Any = 1.0 if is_one else scale
+        log_prob = scale_and_mask(log_prob, factor, msg["mask"])
         self.terms.append(self.run.term(log_prob, axes, what, held=held))
 
 
@@ -312,8 +315,8 @@ class _LogDensity(_Handler):
             value = self.run.backend.untracked(value).detach()
         self.names.add(name)
         msg["value"], msg["done"] = value, True
-        if self.run.findings is not None:
-            self._compare(msg)
+        if self.run.findings is not None and not self._agrees(msg):
+            msg["value"] = msg["fn"]()  # so that the rest of the program can be checked too
 
     def record(self, msg: Any) -> None:
         self.add_term(msg, held=self.held)
@@ -328,8 +331,8 @@ class _LogDensity(_Handler):
                 fix=f"pyro.sample({name!r}, ..., infer={{'is_auxiliary': True}})",
             )
 
-    def _compare(self, msg: Any) -> None:
-        """Names, plates, shapes and supports of a site in model and guide."""
+    def _agrees(self, msg: Any) -> bool:
+        """Compare plates, shapes and supports of a site in model and guide."""
         name, fn = msg["name"], msg["fn"]
         guide_fn, guide_axes, _ = self.draw.details[name]
         own = {a.name for a in self.axes(msg)}
@@ -355,10 +358,13 @@ class _LogDensity(_Handler):
                 expected="a guide whose support lies in the model's",
                 fix=f"a guide distribution on {fn.support}",
             )
+        else:
+            return True
+        return False
 
     @staticmethod
     def _outside(fn: Any, guide_fn: Any, value: torch.Tensor) -> bool:
-        real = torch.distributions.constraints.real
+        real = constraints.real
         plain = [getattr(s, "base_constraint", s) for s in (fn.support, guide_fn.support)]
         is_delta = PyroDistribution(guide_fn).name == "Delta"
         if plain[1] is real and plain[0] is not real and not is_delta:

@@ -29,15 +29,12 @@ class PyroDistribution:
         while isinstance(fn, dist.MaskedDistribution):  # a mask changes the density, not the draw
             fn = fn.base_dist
         self.fn = fn
-        self.event_shape = tuple(fn.event_shape)
+        base = fn
+        while isinstance(base, Independent | dist.ExpandedDistribution):
+            base = base.base_dist
+        self.name = type(base).__name__
+        self.event_shape: tuple[int, ...] = tuple(fn.event_shape)
         self.has_rsample = bool(fn.has_rsample)
-
-    @property
-    def name(self) -> str:
-        fn = self.fn
-        while isinstance(fn, Independent | dist.ExpandedDistribution):
-            fn = fn.base_dist
-        return type(fn).__name__
 
     def sample(self) -> torch.Tensor:
         with torch.no_grad():
@@ -71,7 +68,9 @@ class PyroDistribution:
             return None
         if isinstance(fn, torch.distributions.Bernoulli):
             size = 2
-        elif isinstance(fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
+        elif isinstance(
+            fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical
+        ):
             size = fn.param_shape[-1]
         else:
             try:

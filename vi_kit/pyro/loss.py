@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pyro.poutine as poutine
@@ -189,10 +188,11 @@ class Loss(ELBO):
         loss = self._value(groups)
         for role in ("model", "guide"):
             own = [v for v in (shared, groups.get(role)) if v is not None and v.requires_grad]
+            assert isinstance(run.backend, PyroBackend)
             params = [p for p in run.backend.params[role].values() if p.requires_grad]
             if not own or not params:
                 continue
-            grads = torch.autograd.grad(sum(own), params, retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(own, params, retain_graph=True, allow_unused=True)
             for p, g in zip(params, grads, strict=True):
                 if g is not None:
                     loss = loss + self._sign * ((p - p.detach()) * g).sum()
@@ -206,7 +206,8 @@ class Loss(ELBO):
         where = run.first_not_finite()
         return ObjectiveError(
             message(
-                f"the loss is {value}" + (f": the log density of {where} is not finite" if where else ""),
+                f"the loss is {value}"
+                + (f": the log density of {where} is not finite" if where else ""),
                 got=where or "finite log densities, so the objective itself overflows",
                 expected="a finite loss; no gradient was taken and no parameter was changed",
                 fix="check the data, the parameters and the supports at this site",
@@ -218,13 +219,12 @@ def _plate_nesting(model: Any, guide: Any, args: Any, kwargs: Any) -> int:
     """How many dims the plates take, found by running guide and model once."""
     with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    dims = [
-        frame.dim
-        for trace in (model_trace, guide_trace)
-        for site in prune_subsample_sites(trace).nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    return -min(dims, default=0)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+            *args, **kwargs
+        )
+    nesting = 0
+    for trace in (model_trace, guide_trace):
+        for site in prune_subsample_sites(trace).nodes.values():
+            frames: Any = site.get("cond_indep_stack", ()) if site.get("type") == "sample" else ()
+            nesting = max([nesting, *(-frame.dim for frame in frames if frame.vectorized)])
+    return nesting

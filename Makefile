@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all the set-up that they need on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+LIB ?= pyro
+
+.PHONY: setup demo test lint format bench tutorials clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m models.digits_vae --demo --lib $(LIB)
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+tutorials: setup
+	$(BIN)/python tutorials/run.py
+
+clean:
+	rm -rf .venv build dist figures
