@@ -106,8 +106,10 @@ class MovingAverage(Baseline):
         mean = array_namespace(cost.array).mean(cost.array)
         past = run.backend.get_state(key)
         if run.with_gradient:
+            xp = array_namespace(mean)
             new = mean if past is None else self.decay * past + (1.0 - self.decay) * mean
-            run.new_state[key] = new
+            kept = xp.zeros_like(mean) if past is None else past
+            run.new_state[key] = xp.where(xp.isfinite(new), new, kept)
         if past is None:
             return None
         return Named(past)

@@ -242,6 +242,15 @@ class Cost:
     def __mul__(self, factor: Any) -> Cost:
         if isinstance(factor, Cost):
             return apply(lambda x, y: x * y, self, factor)
+        if getattr(factor, "ndim", 0) != 0:
+            raise ObjectiveError(
+                message(
+                    "a cost can be scaled by a number, not by an array",
+                    got=f"an array of shape {tuple(factor.shape)}",
+                    expected="a float or an array without dims",
+                    fix="scale sites by their plates with the scale handler of your library",
+                )
+            )
         return Cost(replace(t, weight=t.weight * factor) for t in self.terms)
 
     __rmul__ = __mul__

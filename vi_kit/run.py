@@ -133,11 +133,11 @@ class Run:
         self.slots: dict[Site, range] = {}
         self.next_slot = 1
         self.layout: dict[int, Axis] = {}
+        self.placed_dims = 0
         self._replicates = 0
         self._free_dim = self.slot_dim
         if plan.num_slots > 1:
-            self.layout[self.slot_dim] = self.slot_axis
-            self._free_dim -= 1
+            self.place(self.slot_axis)
 
     # Execution
 
@@ -202,6 +202,7 @@ class Run:
         """Reserve a dim, left of all others, for an axis."""
         dim = self._free_dim
         self._free_dim -= 1
+        self.placed_dims += 1
         self.layout[dim] = axis
         return dim
 
@@ -238,6 +239,12 @@ class Run:
         self.sites.append(site)
         if self.findings is not None:
             return self._try(site, dist, choice), site
+        if name not in self.plan.selection.resolved:  # the structure changes from run to run
+            reason = self._reason_against(site, dist)
+            if reason:
+                raise EstimatorError(self._refusal(site, dist, choice, reason))
+        if site.estimator.tracked and not self.plan.tracked:
+            raise Replan
         expansion = site.estimator.expand(dist)
         event_ndim = len(dist.event_shape)
         if expansion.is_support:
@@ -248,29 +255,35 @@ class Run:
             value = self._aligned_slots(expansion.value, event_ndim)
         return (self.backend.track(value, site) if site.estimator.tracked else value), site
 
+    def _reason_against(self, site: Site, dist: Distribution) -> str | None:
+        estimator = site.estimator
+        return estimator.reason_against(dist) or estimator.unmet_need((*site.axes, *self.in_turn))
+
+    def _refusal(self, site: Site, dist: Distribution, choice: Choice, reason: str) -> str:
+        """The text of the error about a site that its estimator cannot handle."""
+        name = type(site.estimator).__name__
+        others = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
+        others = [type(e).__name__ for e in others if type(e).__name__ != name] or [name]
+        expected = " or ".join(f"{other}()" for other in others)
+        fix = f'estimators={{"{site.name}": vi.{others[0]}()}}'
+        if "replicates" in reason:
+            expected, fix = "num_samples >= 2, or another baseline", "num_samples=2"
+        if "max_worlds" in reason:
+            fix += f", or vi.Enumerate(max_worlds={dist.support_size()})"
+        return message(
+            f"site {site.name!r}: {name}() {reason}",
+            got=f"{site.estimator!r}, from {choice.rule}",
+            expected=expected,
+            fix=fix,
+        )
+
     def _try(self, site: Site, dist: Distribution, choice: Choice) -> Array:
         """Dry run: check the choice, note it, and sample plainly."""
         findings, estimator = self.findings, choice.estimator
         assert findings is not None
-        reason = estimator.reason_against(dist) or estimator.unmet_need((*site.axes, *self.in_turn))
+        reason = self._reason_against(site, dist)
         if reason:
-            fixes = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
-            fixes = [e for e in fixes if type(e) is not type(estimator)] or [choice.estimator]
-            expected = " or ".join(f"{type(e).__name__}()" for e in fixes)
-            fix = f'estimators={{"{site.name}": vi.{type(fixes[0]).__name__}()}}'
-            if "replicates" in reason:
-                expected, fix = "num_samples >= 2, or another baseline", "num_samples=2"
-            if "max_worlds" in reason:
-                fix += f", or vi.Enumerate(max_worlds={dist.support_size()})"
-            findings.problem(
-                message(
-                    f"site {site.name!r}: {type(estimator).__name__}() {reason}",
-                    got=f"{estimator!r}, from {choice.rule}",
-                    expected=expected,
-                    fix=fix,
-                ),
-                of_estimator=True,
-            )
+            findings.problem(self._refusal(site, dist, choice, reason), of_estimator=True)
         else:
             findings.num_slots += estimator.num_slots(dist)
             findings.sizes[site] = estimator.num_worlds(dist)
@@ -584,12 +597,12 @@ def make_plan(backend: Backend, plan: Plan, execute: Callable[[Run], None]) -> P
             of_estimator=True,
         )
     findings.raise_if_any()
-    resolved = {name: choice for name, choice in findings.choices.items()}
+    resolved = {**plan.selection.resolved, **findings.choices}
     return replace(
         plan,
         selection=replace(plan.selection, resolved=resolved),
         num_slots=findings.num_slots,
-        tracked=any(c.estimator.tracked for c in findings.choices.values()),
+        tracked=any(c.estimator.tracked for c in resolved.values()),
         table=tuple(findings.rows.values()),
     )
 

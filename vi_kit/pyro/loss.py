@@ -144,8 +144,18 @@ class Loss(ELBO):
 
     def _execute(self, run: Run, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[Any, Any]:
         programs = (Program(model, args, kwargs, "model"), Program(guide, args, kwargs, "guide"))
-        with run.backend.session(run):
-            groups = run.execute(self._averaged, *programs)
+        try:
+            with run.backend.session(run):
+                groups = run.execute(self._averaged, *programs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if run.placed_dims:
+                error.add_note(
+                    f"vi_kit ran the program with {run.placed_dims} more batch dims on the left, for"
+                    " replicates and for the values of enumerated sites. Write it so that it broadcasts"
+                    " (index from the right, expand before torch.cat, no .view of a fixed shape), or give"
+                    " Loss vectorize=False and sites other estimators."
+                )
+            raise
         return {group: named.array for group, named in groups.items()}
 
     def _averaged(self, model: Program, guide: Program) -> Any:
@@ -159,7 +169,9 @@ class Loss(ELBO):
             nesting = self.nesting
             if nesting is None:
                 nesting = _plate_nesting(model, guide, args, kwargs)
-            draft = Plan(self.selection, nesting, self.vectorize)
+            previous = self._plans.get(key)
+            selection = self.selection if previous is None else previous.selection
+            draft = Plan(selection, nesting, self.vectorize)
 
             def execute(run: Run) -> None:
                 try:
@@ -169,7 +181,7 @@ class Loss(ELBO):
                         f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
                     ) from None
 
-            with torch.random.fork_rng(devices=[]):
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 self._plans[key] = make_plan(PyroBackend(), draft, execute)
         return self._plans[key]
 
@@ -183,7 +195,7 @@ class Loss(ELBO):
 
     def _surrogate(self, groups: Mapping[str | None, torch.Tensor], run: Run) -> torch.Tensor:
         if set(groups) <= {None}:
-            return self._sign * groups[None]
+            return self._sign * groups.get(None, torch.zeros(()))
         shared = groups.get(None)
         loss = self._value(groups)
         for role in ("model", "guide"):
