@@ -1,0 +1,37 @@
+"""What the documentation says runs: doctests, and the README from top to bottom."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import vi_kit
+
+ROOT = Path(__file__).parents[2]
+MODULES = ["vi_kit", *(m.name for m in pkgutil.walk_packages(vi_kit.__path__, "vi_kit."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert failures == 0
+
+
+def test_readme_runs(capsys):
+    torch.set_default_dtype(torch.float32)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
+    assert "MeasureValued()" in capsys.readouterr().out
+
+
+def test_estimator_docstrings_have_the_four_lines():
+    from vi_kit.estimators import REGISTRY
+
+    for estimator in REGISTRY:
+        for line in ("Unbiased when:", "Needs:", "Cost:", "Variance:", "References:"):
+            assert line in estimator.__doc__, (estimator, line)
