@@ -114,13 +114,21 @@ def contract_world(site: Site, weights: Term, term: Term) -> Term:
         v = xp.where(p == 0, xp.zeros_like(v), v)  # 0 * inf is 0: the world does not happen
         return Named(p * v, axes).sum([world])
 
+    if site in term.held:
+        weights = held_fixed(weights)
     base, alternatives = lift(weighted_sum, weights, term)
     return replace(
         term,
         base=base,
         alternatives=alternatives,
         upstream=(term.upstream | weights.upstream) - {site},
+        held=term.held | weights.held,
     )
+
+
+def held_fixed(term: Term) -> Term:
+    """The term as a constant: no gradient through its value, nor through what it depends on."""
+    return replace(term, base=stopped(term.base), alternatives={}, held=term.held | term.upstream)
 
 
 def choose(site: Site, before: Sequence[Site]) -> Term:
@@ -161,6 +169,8 @@ def settle(term: Term, sites: Iterable[Site]) -> Term:
         if not any(world in n.axes for n in (term.base, *term.alternatives.values())):
             continue
         chosen = choose(site, sites[:i])
+        if site in term.held:
+            chosen = replace(chosen, alternatives={}, held=chosen.upstream)
 
         def pick(one_hot: Named, value: Named, world: Axis = world) -> Named:
             if world not in value.axes:
@@ -178,6 +188,7 @@ def settle(term: Term, sites: Iterable[Site]) -> Term:
             base=base,
             alternatives=alternatives,
             upstream=term.upstream | chosen.upstream,
+            held=term.held | chosen.held,
             drawn=term.drawn | {site},
         )
     return term

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array, Axis, exclusive_scan
 from vi_kit.backend import current
-from vi_kit.cost import Cost, Reduction, Site, apply, stopped
+from vi_kit.cost import Cost, Reduction, Site, apply, held_fixed
 
 T = TypeVar("T")
 
@@ -99,10 +99,7 @@ def stop_gradient(x: T) -> T:
     if isinstance(x, Program | Draw):
         return replace(x, held=True)  # type: ignore[return-value]
     if isinstance(x, Cost):
-        return Cost(  # type: ignore[return-value]
-            replace(t, base=stopped(t.base), alternatives={}, held=t.held | t.upstream)
-            for t in x.terms
-        )
+        return Cost(map(held_fixed, x.terms))  # type: ignore[return-value]
     raise ObjectiveError(
         message(
             "stop_gradient takes a cost, a draw or a program",

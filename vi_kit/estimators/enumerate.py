@@ -67,10 +67,9 @@ class Enumerate(Estimator):
             base=_exp(site.log_q.base),
             alternatives={s: _exp(a) for s, a in site.log_q.alternatives.items()},
         )
-        fixed = replace(probs, base=stopped(probs.base))
         for t in terms:
             if world in t.base.axes:
-                done.append(contract_world(site, fixed if site in t.held else probs, t))
+                done.append(contract_world(site, probs, t))
             else:
                 done.append(t)
         for group in grouped(t for t in terms if site in t.alternatives):
