@@ -17,6 +17,7 @@ from array_api_compat import array_namespace, device
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import PLATE, SLOT, Array, Axis, Named, combine, ordered, total, union
 from vi_kit.backend import current
+from vi_kit.unfold import unfold, with_elements
 
 if TYPE_CHECKING:
     from vi_kit.estimators.base import Estimator
@@ -35,6 +36,8 @@ class Site:
         world: axis of its support, if its value is all of the support.
         slots: axis of the alternatives to its drawn value.
         coefficients: weights of the alternatives, of value zero and with a gradient.
+        chosen: the world drawn for each element, once one had to be drawn.
+        elements: its elements as sites of their own, once they had to be told apart.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Site:
     slots: Axis | None = None
     coefficients: Term | None = None
     chosen: Term | None = field(default=None, repr=False)
+    elements: dict[tuple[int, ...], Site] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"Site({self.name!r})"
@@ -362,8 +366,15 @@ def apply(
     run.note_nonlinear(summed)
     reduced = summed | ({over} if over else set())
     local = [s for s in run.sites if s.world is not None and reduced.intersection(s.axes)]
-    settled = [merge(settle(t, local) for t in c.terms) for c in costs]
-    arguments = [_collected(terms, summed, over) for terms in settled]
+    costs = tuple(Cost(merge(c.terms)) for c in costs)
+    exact = unfold(costs, local, summed, over)
+    if exact is not None:
+        terms = [replace(t, upstream=with_elements(t.upstream)) for c in costs for t in c.terms]
+        arguments = [(named, {}) for named in exact]
+    else:
+        settled = [merge(settle(t, local) for t in c.terms) for c in costs]
+        terms = [t for ts in settled for t in ts]
+        arguments = [_collected(ts, summed, over) for ts in settled]
     reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
 
     base = _evaluate(reduction, [b for b, _ in arguments], over)
@@ -373,7 +384,6 @@ def apply(
         others = [a.get(site, b) for b, (_, a) in zip(constants, arguments, strict=True)]
         swap_in = constants if over in site.axes else None
         alternatives[site] = stopped(_evaluate(reduction, others, over, swap_in))
-    terms = [t for ts in settled for t in ts]
     live = {s for t in terms for s in t.upstream - t.held}
     return Cost(
         [

@@ -15,6 +15,7 @@ ESTIMATORS = {
     "score": vi.Score(),
     "loo": vi.Score(vi.LeaveOneOut()),
     "enumerate": vi.Enumerate(),
+    "local": vi.Enumerate(max_worlds=255),
     "measure": vi.MeasureValued(),
 }
 OBJECTIVES = {
@@ -66,3 +67,11 @@ def test_nonlinear_replicates_one_after_the_other(first, second, exact, request)
     )
     draws = gradients(loss, CASE.model, CASE.guide, CASE.values, 800, seed_of(request.node.name))
     check_unbiased(draws, exact[2], power=first == second)
+
+
+@pytest.mark.parametrize("objective", ["iwae", "miwae"])
+def test_enumeration_is_exact_inside_a_nonlinear_function_too(objective, exact):
+    program, particles = OBJECTIVES[objective]
+    loss = Loss(program, vi.Enumerate(max_worlds=256))
+    draws = gradients(loss, CASE.model, CASE.guide, CASE.values, 2, 0)
+    np.testing.assert_allclose(draws, np.stack([exact[particles]] * 2), rtol=0, atol=1e-10)

@@ -22,17 +22,19 @@ class Enumerate(Estimator):
     r"""The sum over all values, $\nabla_\theta \sum_z q_\theta(z) f(z)$.
 
     The value of the site is its whole support, along a new axis on the left. Inside a nonlinear
-    function of replicates (`iwae`) the sum over all joint values would be exponential in their number:
-    there one value is drawn per replicate, and each is in turn compared with all the others,
-    $\sum_k \sum_z \nabla q_\theta(z) F(z_k := z)$, at no further evaluation of the model.
+    function of replicates (`iwae`) the exact sum is over all joint values of the replicates. It is taken
+    while these number at most `max_worlds`. Beyond that one value is drawn per replicate, and each is in
+    turn compared with all others, $\sum_k \sum_z \nabla q_\theta(z) F(z_k := z)$. Neither needs a further
+    evaluation of the model.
 
     Unbiased when: always; a term outside the site's plate is refused.
     Needs: a finite support, and a model that broadcasts over dims on the left.
     Cost: as many evaluations of the model as the support has values; a chain of T sites costs T K^2.
-    Variance: zero on a linear cost (`elbo`); that of the other replicates under `iwae`.
+    Variance: zero on a linear cost (`elbo`), and wherever the exact sum is taken; else that of the other replicates.
 
     Args:
-        max_worlds: largest number of joint values of the enumerated sites on which one term may depend.
+        max_worlds: largest number of joint values of the enumerated sites on which one term may depend,
+            or that a nonlinear function may sum over.
 
     Example:
         >>> Enumerate()
