@@ -1,0 +1,1 @@
+"""Runnable models with their guides, one problem a file."""
