@@ -1,8 +1,8 @@
 """A variational autoencoder of handwritten digits with a discrete code and a continuous style.
 
 1,797 real 8 x 8 images (scikit-learn's `load_digits`, no download), binarised. Each has a code of eight
-bits and a style of four numbers. The bits have no reparameterised sampler, so stock losses either refuse
-this model or train it badly; here each site has its own estimator.
+bits and a style of four numbers. The bits have no reparameterised sampler and the style has one, so each
+site gets its own estimator.
 Run it: `python -m models.digits_vae --demo`.
 """
 

@@ -2,6 +2,21 @@
 
 import pytest
 
+from tests.libraries import LIBRARIES
+
+
+@pytest.fixture(params=LIBRARIES)
+def lib(request):
+    """Each library in turn, in the words of `tests.libraries`."""
+    return LIBRARIES[request.param]()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_per_worker():
+    import torch
+
+    torch.set_num_threads(1)  # the workers of pytest-xdist are the parallelism
+
 
 @pytest.fixture(autouse=True)
 def clean_pyro():

@@ -96,6 +96,9 @@ class Findings:
             raise kind("\n".join(texts))
 
 
+MAX_WORLD_DIMS = 40
+"""Dims for the supports of enumerated sites; further sites use them again, from the oldest on."""
+
 ALTERNATIVES: tuple[Estimator, ...] = (Reparam(), Enumerate(), MeasureValued(), Score())
 """What an error about a site suggests, in this order, as far as they can handle it."""
 
@@ -132,7 +135,7 @@ class Run:
         self.slot_dim = -1 - plan.max_plate_nesting
         self.slots: dict[Site, range] = {}
         self.next_slot = 1
-        self.layout: dict[int, Axis] = {}
+        self.dims: dict[Axis, int] = {}
         self.placed_dims = 0
         self._replicates = 0
         self._free_dim = self.slot_dim
@@ -165,7 +168,7 @@ class Run:
     def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Any, ...]:
         """Run `fn` for all copies along `axis`: costs, as a tuple."""
         opened, in_turn = self.open_replicates, self.in_turn
-        layout, free = dict(self.layout), self._free_dim
+        dims, free = dict(self.dims), self._free_dim
         try:
             if not self.plan.vectorize:
                 self.in_turn = in_turn | {axis}
@@ -175,7 +178,7 @@ class Run:
                 return as_tuple(fn())
         finally:
             self.open_replicates, self.in_turn = opened, in_turn
-            self.layout, self._free_dim = layout, free
+            self.dims, self._free_dim = dims, free
 
     def _one_after_the_other(self, fn: Callable[[], Any], axis: Axis) -> tuple[Any, ...]:
         """Run `fn` once per copy and stack what it returns."""
@@ -183,13 +186,13 @@ class Run:
             len(self.sites),
             self.next_slot,
             self._replicates,
-            dict(self.layout),
+            dict(self.dims),
             self._free_dim,
         )
         results, sites = [], []
         for _ in range(axis.size if self.findings is None else 1):
-            num_sites, self.next_slot, self._replicates, layout, self._free_dim = start
-            self.layout = dict(layout)
+            num_sites, self.next_slot, self._replicates, dims, self._free_dim = start
+            self.dims = dict(dims)
             results.append(as_tuple(fn()))
             sites.append(self.sites[num_sites:])
             del self.sites[num_sites:]
@@ -200,11 +203,40 @@ class Run:
 
     def place(self, axis: Axis) -> int:
         """Reserve a dim, left of all others, for an axis."""
-        dim = self._free_dim
-        self._free_dim -= 1
+        worlds = [d for a, d in self.dims.items() if a.kind == WORLD]
+        if axis.kind == WORLD and len(worlds) >= MAX_WORLD_DIMS:
+            if not self.plan.tracked:
+                raise Replan
+            dim = worlds[len(worlds) % MAX_WORLD_DIMS]
+        else:
+            dim = self._free_dim
+            self._free_dim -= 1
         self.placed_dims += 1
-        self.layout[dim] = axis
+        self.dims[axis] = dim
         return dim
+
+    def layout(
+        self, plates: Sequence[Axis], upstream: Iterable[Site], what: str
+    ) -> dict[int, Axis]:
+        """Which axis lies at which dim of an array that depends on the sites `upstream`."""
+        layout = {-a.order: a for a in plates if a.kind == PLATE}
+        shared = len(self.dims) > len(set(self.dims.values()))
+        seen = {s.world for s in upstream}
+        for axis, dim in self.dims.items():
+            if shared and axis.kind == WORLD and axis not in seen:
+                continue
+            if dim in layout:
+                raise EstimatorError(
+                    message(
+                        f"{what} depends on more than {MAX_WORLD_DIMS} enumerated sites, or on sites as"
+                        " far apart",
+                        got=f"{layout[dim].name} and {axis.name}",
+                        expected=f"terms that span at most {MAX_WORLD_DIMS} successive enumerated sites",
+                        fix="another estimator for some of the sites",
+                    )
+                )
+            layout[dim] = axis
+        return layout
 
     def note_nonlinear(self, summed: Iterable[Axis]) -> None:
         """Warn, in the dry run, of minibatches inside a nonlinear function."""
@@ -248,7 +280,7 @@ class Run:
         expansion = site.estimator.expand(dist)
         event_ndim = len(dist.event_shape)
         if expansion.is_support:
-            return self._support(site, expansion, event_ndim), site
+            return self.backend.track(self._support(site, expansion, event_ndim), site), site
         if expansion.alternatives is not None:
             value = self._alternatives(site, expansion, event_ndim)
         else:
@@ -321,7 +353,9 @@ class Run:
         if self.next_slot > n:
             raise Replan
         coefficients = self._first_slot(expansion.coefficients, 0, lead=1)
-        layout = {**self.layout, **{-a.order: a for a in site.axes if a.kind == PLATE}}
+        upstream = self.backend.upstream(coefficients)
+        layout = self.layout(site.axes, upstream, f"site {site.name!r}")
+        coefficients = self.backend.untracked(coefficients)
         layout[-coefficients.ndim] = site.slots
         named = from_layout(coefficients, layout, (*site.axes, site.slots))
         site.coefficients = Term(named)
@@ -378,9 +412,11 @@ class Run:
 
     # Terms
 
-    def named(self, array: Array, axes: Sequence[Axis], what: str) -> Named:
+    def named(
+        self, array: Array, axes: Sequence[Axis], upstream: Iterable[Site], what: str
+    ) -> Named:
         """Name the dims of an array that the program made at a site inside `axes`."""
-        layout = {**self.layout, **{-a.order: a for a in axes if a.kind == PLATE}}
+        layout = self.layout(axes, upstream, what)
         try:
             return from_layout(array, layout, axes)
         except ValueError as error:
@@ -411,8 +447,9 @@ class Run:
             held: whether the draw on which it depends is a constant.
             own: for a site's own density: the site, which is not upstream of it.
         """
-        upstream = self.backend.upstream(log_prob) - {own}
-        named = self.named(self.backend.untracked(log_prob), axes, what)
+        known = self.backend.upstream(log_prob)
+        named = self.named(self.backend.untracked(log_prob), axes, known, what)
+        upstream = known - {own}
         alternatives: dict[Site, Named] = {}
         if self.slot_axis in named.axes:
             for site, slots in self.slots.items():
@@ -602,7 +639,8 @@ def make_plan(backend: Backend, plan: Plan, execute: Callable[[Run], None]) -> P
         plan,
         selection=replace(plan.selection, resolved=resolved),
         num_slots=findings.num_slots,
-        tracked=any(c.estimator.tracked for c in resolved.values()),
+        tracked=any(c.estimator.tracked for c in resolved.values())
+        or sum(size > 1 for size in findings.sizes.values()) > MAX_WORLD_DIMS,
         table=tuple(findings.rows.values()),
     )
 

@@ -10,7 +10,12 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.ops.provenance import (
+    ProvenanceTensor,
+    detach_provenance,
+    get_provenance,
+    track_provenance,
+)
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
@@ -156,6 +161,8 @@ class _Leaks(TorchFunctionMode):
         self.backend = backend
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if ProvenanceTensor not in types:
+            return func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if in_place or name in self.ESCAPES or (kwargs and "out" in kwargs):
@@ -312,7 +319,7 @@ class _LogDensity(_Handler):
             return
         value = self.draw[name]
         if self.held:
-            value = self.run.backend.untracked(value).detach()
+            value = value.detach()
         self.names.add(name)
         msg["value"], msg["done"] = value, True
         if self.run.findings is not None and not self._agrees(msg):
