@@ -1,0 +1,216 @@
+"""Plates: nested, subsampled with the same elements in model and guide, sequential, and Markov chains."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal
+
+import vi_kit as vi
+from tests import oracles
+from tests.pyro.same_draw import (
+    check_same,
+    check_same_as_trace_elbo,
+    check_same_in_all_ways,
+    value_and_gradients,
+)
+from vi_kit.pyro import Loss
+
+X = torch.tensor([0.3, 1.2, -0.4, 0.9, 0.1, -1.3], dtype=torch.float64)
+POSITIVE = dist.constraints.positive
+
+
+def minibatch_model(x, size):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), subsample_size=size) as batch:
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x[batch])
+
+
+def minibatch_guide(x, size):
+    loc = pyro.sample("loc", dist.Normal(pyro.param("a", torch.tensor(0.4)), 0.7))
+    local = pyro.param("local", torch.zeros(len(x)))
+    with pyro.plate("data", len(x), subsample_size=size) as batch:
+        pyro.sample("z", dist.Normal(local[batch] + loc, 0.5))
+
+
+def test_subsample():
+    check_same_as_trace_elbo(minibatch_model, minibatch_guide, X, 2)
+    settings = {"vectorize_particles": True, "max_plate_nesting": 1}
+    ours, theirs = Loss(num_samples=4), Trace_ELBO(num_particles=4, **settings)
+    check_same(ours, theirs, minibatch_model, minibatch_guide, X, 2)
+
+
+def test_subsample_inside_a_nonlinear_function_is_warned_of():
+    bound = Loss(vi.iwae(num_particles=3))
+    with pytest.warns(UserWarning, match="subsampled plates \\['data'\\] are summed inside"):
+        bound.loss(minibatch_model, minibatch_guide, X, 2)
+    theirs = RenyiELBO(alpha=0.0, num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    check_same(bound, theirs, minibatch_model, minibatch_guide, X, 2)
+
+
+def test_subsample_of_a_global_guide():
+    def model(x, size):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=size) as batch:
+            pyro.sample("x", dist.Normal(loc, 0.5), obs=x[batch])
+
+    check_same_as_trace_elbo(model, AutoNormal(model), X, 2)
+
+
+def test_subsample_is_drawn_once_per_step():
+    seen = []
+
+    def model(x, size):
+        with pyro.plate("data", len(x), subsample_size=size) as batch:
+            seen.append(batch.tolist())
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x[batch])
+
+    def guide(x, size):
+        local = pyro.param("local", torch.zeros(len(x)))
+        with pyro.plate("data", len(x), subsample_size=size) as batch:
+            seen.append(batch.tolist())
+            pyro.sample("z", dist.Normal(local[batch], 0.5))
+
+    loss = Loss(vi.iwae(num_particles=3), num_samples=2)
+    loss.loss_and_grads(model, guide, X, 2)
+    batches = []
+    for _ in range(5):
+        seen.clear()
+        pyro.get_param_store()._params["local"].grad = None
+        loss.loss_and_grads(model, guide, X, 2)
+        assert len(seen) == 2
+        assert seen[0] == seen[1]
+        batches.append(tuple(seen[0]))
+        gradient = pyro.get_param_store()._params["local"].grad
+        assert set(gradient.nonzero().flatten().tolist()) == set(seen[0])
+    assert len(set(batches)) > 1
+
+
+def test_mean_over_minibatches_is_the_gradient_of_all_the_data():
+    draws = []
+    loss = Loss(num_samples=10)
+    poutine.trace(minibatch_guide).get_trace(X, 2)
+    for seed in range(1000):
+        _, got = value_and_gradients(loss, minibatch_model, minibatch_guide, X, 2, seed=seed)
+        draws.append([got["a"].item(), *got["local"].tolist()])
+    # E[loss] = a^2/2 + sum_i (local_i^2 / 2 + 4 (x_i - a - local_i)^2 / 2) + const, at a = 0.4, local = 0.
+    x = X.numpy()
+    exact = np.array([0.4 - 4 * (x - 0.4).sum(), *(-4 * (x - 0.4))])
+    oracles.check_unbiased(np.array(draws), exact)
+
+
+def test_nested_plates():
+    y = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+    def model(y):
+        with pyro.plate("rows", 4, dim=-1):
+            row = pyro.sample("row", dist.Normal(0.0, 1.0))
+            with pyro.plate("columns", 3, dim=-2, subsample_size=2) as batch:
+                cell = pyro.sample("cell", dist.Normal(row, 1.0))
+                pyro.sample("y", dist.Normal(cell, 0.5), obs=y[batch])
+
+    def guide(y):
+        with pyro.plate("rows", 4, dim=-1):
+            row = pyro.sample("row", dist.Normal(pyro.param("row_loc", torch.zeros(4)), 0.5))
+            with pyro.plate("columns", 3, dim=-2, subsample_size=2):
+                scale = pyro.param("scale", torch.tensor(0.6), constraint=POSITIVE)
+                pyro.sample("cell", dist.Normal(row, scale))
+
+    check_same_as_trace_elbo(model, guide, y)
+
+
+def test_sequential_plate():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", len(x), subsample_size=3):
+            z = pyro.sample(f"z{i}", dist.Normal(loc, 1.0))
+            pyro.sample(f"x{i}", dist.Normal(z, 0.5), obs=x[i])
+
+    def guide(x):
+        loc = pyro.sample("loc", dist.Normal(pyro.param("a", torch.tensor(0.4)), 0.7))
+        local = pyro.param("local", torch.zeros(len(x)))
+        for i in pyro.plate("data", len(x), subsample_size=3):
+            pyro.sample(f"z{i}", dist.Normal(local[i] + loc, 0.5))
+
+    check_same_in_all_ways(model, guide, X, max_plate_nesting=0)
+
+
+def test_sequential_plate_in_a_vectorised_one():
+    def model(x):
+        for i in pyro.plate("steps", 2):
+            with pyro.plate(f"data{i}", len(x)):
+                z = pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+                pyro.sample(f"x{i}", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        local = pyro.param("local", torch.zeros(len(x)))
+        for i in pyro.plate("steps", 2):
+            with pyro.plate(f"data{i}", len(x)):
+                pyro.sample(f"z{i}", dist.Normal(local + i, 0.5))
+
+    check_same_in_all_ways(model, guide, X, max_plate_nesting=1)
+
+
+def test_markov_chain_of_normals():
+    def model(x):
+        z = torch.tensor(0.0)
+        for t in pyro.markov(range(len(x))):
+            z = pyro.sample(f"z{t}", dist.Normal(0.8 * z, 1.0))
+            pyro.sample(f"x{t}", dist.Normal(z, 0.5), obs=x[t])
+
+    def guide(x):
+        z = torch.tensor(0.0)
+        local = pyro.param("local", torch.zeros(len(x)))
+        for t in pyro.markov(range(len(x))):
+            z = pyro.sample(f"z{t}", dist.Normal(local[t] + 0.3 * z, 0.5))
+
+    check_same_in_all_ways(model, guide, X, max_plate_nesting=0)
+
+
+def discrete_chain(length):
+    def model():
+        theta = pyro.param("theta", torch.tensor([0.3, -0.6, 0.8, 0.2]))
+        z = torch.tensor(0.0)
+        for t in pyro.markov(range(length)):
+            z = pyro.sample(f"z{t}", dist.Bernoulli(logits=theta[2] - z))
+            pyro.sample(f"x{t}", dist.Normal(z * theta[3], 1.0), obs=torch.tensor(0.1 * t))
+
+    def guide():
+        theta = pyro.param("theta", torch.tensor([0.3, -0.6, 0.8, 0.2]))
+        z = torch.tensor(0.0)
+        for t in pyro.markov(range(length)):
+            z = pyro.sample(f"z{t}", dist.Bernoulli(logits=theta[0] + theta[1] * z))
+
+    return model, guide
+
+
+def test_markov_chain_of_bernoullis():
+    model, guide = discrete_chain(5)
+    theirs = TraceEnum_ELBO(max_plate_nesting=0)
+    guide()
+    expected, gradients = value_and_gradients(theirs, model, config_enumerate(guide))
+    value, got = value_and_gradients(Loss(), model, guide)
+    assert value == pytest.approx(expected)
+    torch.testing.assert_close(got, gradients)
+
+
+def test_mixture_has_the_gradient_of_trace_enum():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+            loc = pyro.param("loc", torch.arange(3.0))[z.long()]
+            pyro.sample("x", dist.Normal(loc, 0.5), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", torch.linspace(-1, 1, 3 * len(x)).reshape(len(x), 3))
+        with pyro.plate("data", len(x)):
+            infer = {"enumerate": "parallel"}
+            pyro.sample("z", dist.Categorical(logits=logits), infer=infer)
+
+    theirs = TraceEnum_ELBO(max_plate_nesting=1)
+    check_same(Loss(), theirs, model, guide, X)

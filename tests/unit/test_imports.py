@@ -1,0 +1,89 @@
+"""What importing costs, and that the public names are complete."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import vi_kit as vi
+from vi_kit import baselines, estimators, language, objectives
+
+LIBRARIES = ("torch", "jax", "pyro", "numpyro")
+
+
+def imported_by(statement):
+    """Which of the libraries a fresh interpreter has loaded after a statement."""
+    code = f"import json, sys; {statement}; print(json.dumps([*sys.modules]))"
+    run = subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(json.loads(run.stdout)) & set(LIBRARIES)
+
+
+def test_the_core_imports_no_library():
+    assert imported_by("import vi_kit") == set()
+    assert imported_by("from vi_kit import *") == set()
+
+
+def test_the_pyro_part_imports_no_jax():
+    assert imported_by("import vi_kit.pyro") == {"torch", "pyro"}
+
+
+@pytest.mark.parametrize("name", vi.__all__)
+def test_every_public_name_resolves(name):
+    assert getattr(vi, name) is not None
+
+
+def test_public_names_are_sorted_and_unique():
+    assert list(vi.__all__) == sorted(set(vi.__all__))
+
+
+def test_what_is_imported_is_public():
+    modules = {name for name, value in vars(vi).items() if inspect.ismodule(value)}
+    names = {name for name in vars(vi) if not name.startswith("_")} - modules
+    assert names <= set(vi.__all__)
+
+
+def subclasses(module, base):
+    return {
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, base)
+    }
+
+
+def test_every_estimator_baseline_objective_and_error_is_public():
+    public = set(vi.__all__)
+    assert {e.__name__ for e in estimators.REGISTRY} <= public
+    assert subclasses(estimators, vi.Estimator) <= public
+    assert subclasses(baselines, vi.Baseline) <= public
+    assert set(objectives.__all__) <= public
+    assert subclasses(sys.modules["vi_kit._errors"], Exception) <= public
+
+
+def test_every_shipped_estimator_is_registered():
+    shipped = {
+        c
+        for c in vi.Estimator.__subclasses__()
+        if c.__module__.startswith("vi_kit.") and not inspect.isabstract(c)
+    }
+    assert shipped == set(estimators.REGISTRY)
+
+
+def test_every_word_of_the_language_is_public():
+    words = {"simulate", "log_density", "iid", "stop_gradient", "split_gradients"}
+    assert words | {"objective", "divergence", "Objective"} <= set(vi.__all__)
+    assert all(getattr(vi, word) is getattr(language, word) for word in words)
+
+
+def test_objectives_are_made_by_the_decorators():
+    for name in objectives.__all__:
+        settings = inspect.signature(getattr(vi, name)).parameters
+        made = getattr(vi, name)(**{k: 2 for k in settings})
+        assert isinstance(made, vi.Objective), name
+        assert made.program.__doc__, name

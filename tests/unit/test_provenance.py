@@ -1,0 +1,202 @@
+"""Which terms enter the score of a site: all that depend on it, also where its value leaves the tensors,
+and none that does not."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import vi_kit as vi
+from tests import oracles
+from vi_kit.pyro import Loss
+from vi_kit.pyro import backend as pyro_backend
+
+VALUES = np.array([0.3, -0.4])
+# Constants near the mean costs, so that few draws have power.
+SCORE, FROM_U = vi.Score(vi.Constant(-3.0)), vi.Score(vi.Constant(-1.5))
+
+
+def branch(z):
+    return 1.0 if z > 0.5 else 0.0
+
+
+def write(z):
+    out = torch.zeros(2)
+    out[0] = z
+    return out[0]
+
+
+def write_to_view(z):
+    out = torch.zeros(2)
+    view = out[:1]
+    view += z
+    return out[0]
+
+
+def out_argument(z):
+    out = torch.zeros(())
+    torch.add(z, 0.0, out=out)
+    return out
+
+
+def item(z):
+    return z.item()
+
+
+def through_numpy(z):
+    return torch.as_tensor(z.numpy())
+
+
+def list_index(z):
+    return [0.0, 1.0][z.long()]
+
+
+LEAKS = [branch, write, write_to_view, out_argument, float, item, through_numpy, list_index]
+
+
+def programs(leak):
+    """The leaked value moves the likelihood in the model, and the other site in the guide."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        loc = torch.as_tensor(3.0 * leak(z))
+        u = pyro.sample("u", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(loc + 0.1 * u, 1.0), obs=torch.tensor(3.0))
+
+    def guide():
+        theta = pyro.param("theta", torch.tensor(VALUES))
+        z = pyro.sample("z", dist.Bernoulli(logits=theta[0]))
+        pyro.sample("u", dist.Bernoulli(logits=theta[1] - 0.5 * leak(z)))
+
+    return model, guide
+
+
+def bound(theta):
+    value = 0.0
+    for z, u in np.ndindex(2, 2):
+        log_q = oracles.log_bernoulli(theta[0], z) + oracles.log_bernoulli(theta[1] - 0.5 * z, u)
+        log_p = 2 * np.log(0.5) + oracles.log_normal(3.0, 3.0 * z + 0.1 * u, 1.0)
+        value = value + np.exp(log_q) * (log_p - log_q)
+    return value
+
+
+EXACT = -oracles.gradient(bound, VALUES)
+
+
+def draws(leak, seed, of_u=FROM_U, num_draws=300):
+    model, guide = programs(leak)
+    pyro.set_rng_seed(seed % 2**31)
+    loss = Loss(estimators={"z": SCORE, "u": of_u})
+    gradients = []
+    for _ in range(num_draws):
+        loss.loss_and_grads(model, guide)
+        leaf = pyro.get_param_store()._params["theta"]
+        gradients.append(leaf.grad.numpy().copy())
+        leaf.grad = None
+    return np.array(gradients)
+
+
+@pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: leak.__name__)
+def test_unbiased_where_a_value_leaves_the_tensors(leak, request):
+    oracles.check_unbiased(draws(leak, oracles.seed_of(request.node.name)), EXACT)
+
+
+@pytest.mark.parametrize("leak", [branch, write, item], ids=lambda leak: leak.__name__)
+def test_mutant_that_ignores_leaks(leak, request, monkeypatch):
+    def plain(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(pyro_backend._Leaks, "__torch_function__", plain)
+    biased = draws(leak, oracles.seed_of(request.node.name))
+    assert oracles.largest_z(biased, EXACT) >= 8
+
+
+def test_beside_an_enumerated_site(request):
+    seed = oracles.seed_of(request.node.name)
+    oracles.check_unbiased(draws(branch, seed, vi.Enumerate()), EXACT)
+
+
+def gradient(model, guide, estimators, seed):
+    """Of the parameter `logits`, in one draw."""
+    pyro.set_rng_seed(seed)
+    Loss(estimators=estimators).loss_and_grads(model, guide)
+    leaf = pyro.get_param_store()._params["logits"]
+    result, leaf.grad = leaf.grad.clone(), None
+    return result
+
+
+HUGE = 1e9
+
+
+def plate_guide():
+    logits = pyro.param("logits", torch.tensor([0.2, -0.3, 0.5]))
+    with pyro.plate("data", 3):
+        pyro.sample("z", dist.Bernoulli(logits=logits))
+
+
+def plate_model(constant=0.0):
+    def model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor([0.1, 1.2, -0.4]))
+            pyro.factor("constant", torch.tensor([constant, 0.0, 0.0]) * z)
+
+    return model
+
+
+@pytest.mark.parametrize("estimator", [vi.Score(), vi.MeasureValued()], ids=repr)
+def test_other_elements_of_a_plate_do_not_enter(estimator):
+    for seed in range(5):
+        plain = gradient(plate_model(), plate_guide, estimator, seed)
+        shifted = gradient(plate_model(HUGE), plate_guide, estimator, seed)
+        assert torch.equal(plain[1:], shifted[1:])
+    assert shifted[0].abs() > 1e6 or plain[0] == shifted[0]
+
+
+def global_guide():
+    logits = pyro.param("logits", torch.tensor([0.2, -0.3]))
+    pyro.sample("z", dist.Bernoulli(logits=logits[0]))
+    pyro.sample("u", dist.Bernoulli(logits=logits[1]))
+
+
+def global_model(constant=0.0, leak=None):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        u = pyro.sample("u", dist.Bernoulli(0.5))
+        pyro.factor("of u", constant * u)
+        pyro.factor("of none", torch.tensor(constant))
+        value = z if leak is None else leak(z)
+        pyro.sample("x", dist.Normal(torch.as_tensor(value), 1.0), obs=torch.tensor(0.7))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "leak", [None, branch, write, item], ids=lambda leak: getattr(leak, "__name__", "none")
+)
+def test_terms_of_other_sites_do_not_enter(leak):
+    """Nor do terms before the statement by which a value leaves the tensors."""
+    plain, shifted = (
+        torch.stack(
+            [gradient(global_model(c, leak), global_guide, vi.Score(), s)[0] for s in range(20)]
+        )
+        for c in (0.0, HUGE)
+    )
+    assert torch.equal(plain, shifted)
+    assert plain.var() > 0
+
+
+def test_terms_after_a_leak_do_enter():
+    """What comes later may depend on the value in a way that no tensor shows: it has to be kept."""
+
+    def model(constant):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("u", dist.Bernoulli(0.5))
+        z.item()
+        pyro.factor("of none", torch.tensor(constant))
+
+    plain = gradient(lambda: model(0.0), global_guide, vi.Score(), 0)
+    shifted = gradient(lambda: model(HUGE), global_guide, vi.Score(), 0)
+    assert (plain - shifted)[0].abs() > 1e6
+    assert plain[1] == shifted[1]
