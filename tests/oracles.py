@@ -58,3 +58,36 @@ def largest_z(draws: np.ndarray, exact: np.ndarray) -> float:
     """How clearly the draws reject `exact`."""
     error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
     return float((np.abs(draws.mean(axis=0) - exact) / np.maximum(error, 1e-300)).max())
+
+
+def log_add_exp(a, b):
+    """Elementwise `log(exp(a) + exp(b))`, complex steps included."""
+    top = np.maximum(np.real(a), np.real(b))
+    return top + np.log(np.exp(a - top) + np.exp(b - top))
+
+
+def normalised(log_density, log_measure):
+    """A log density whose integral over the nodes of the last dim is one."""
+    log_mass = log_density + log_measure
+    top = np.real(log_mass).max(axis=-1, keepdims=True)
+    return log_density - top - np.log(np.exp(log_mass - top).sum(axis=-1, keepdims=True))
+
+
+def expected_bound(log_mass, log_w, particles):
+    """E[log mean_k w_k] over independent draws from the masses of nodes, the last dim.
+
+    Args:
+        log_mass: log probability, or log density times quadrature weight, shape `(*batch, nodes)`.
+        log_w: log weights, of the same shape.
+        particles: number of draws.
+
+    Returns:
+        Shape `(*batch,)`.
+    """
+    log_mass, log_w = np.broadcast_arrays(log_mass, log_w)
+    mass, total = log_mass, log_w
+    for _ in range(particles - 1):
+        batch = mass.shape[:-1]
+        mass = (mass[..., None] + log_mass[..., None, :]).reshape(*batch, -1)
+        total = log_add_exp(total[..., None], log_w[..., None, :]).reshape(*batch, -1)
+    return (np.exp(mass) * (total - np.log(particles))).sum(axis=-1)
