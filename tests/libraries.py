@@ -33,26 +33,36 @@ class PyroWords:
     def array(self, values: Any) -> Any:
         return self.xp.as_tensor(values)
 
-    def theta(self, values: np.ndarray) -> Any:
+    def theta(self, values: np.ndarray, name: str = "theta") -> Any:
         import pyro
 
-        return pyro.param("theta", self.xp.tensor(values, dtype=self.xp.float64))
+        return pyro.param(name, self.xp.tensor(values, dtype=self.xp.float64))
 
     def gradients(
-        self, loss: Any, model: Any, guide: Any, values: np.ndarray, num_draws: int, seed: int
+        self,
+        loss: Any,
+        model: Any,
+        guide: Any,
+        values: np.ndarray,
+        num_draws: int,
+        seed: int,
+        names: tuple[str, ...] = ("theta",),
     ) -> np.ndarray:
-        """Independent gradient estimates of the loss by `theta`, shape `(num_draws, len(values))`."""
+        """Independent gradient estimates of the loss by the parameters `names`, all of them `values` at
+        first, shape `(num_draws, len(names) * len(values))`."""
         import pyro
 
         pyro.clear_param_store()
         pyro.set_rng_seed(seed % 2**31)
-        self.theta(values)
-        leaf = pyro.get_param_store()._params["theta"]
+        for name in names:
+            self.theta(values, name)
+        leaves = [pyro.get_param_store()._params[name] for name in names]
         draws = []
         for _ in range(num_draws):
-            leaf.grad = None
+            for leaf in leaves:
+                leaf.grad = self.xp.zeros_like(leaf)
             loss.loss_and_grads(model, guide)
-            draws.append(leaf.grad.numpy().copy())
+            draws.append(np.concatenate([leaf.grad.numpy() for leaf in leaves]))
         return np.array(draws)
 
     def value(self, loss: Any, model: Any, guide: Any, seed: int) -> float:
@@ -63,4 +73,88 @@ class PyroWords:
         return loss.loss(model, guide)
 
 
-LIBRARIES = {"pyro": PyroWords}
+class NumPyroWords:
+    """The same of NumPyro."""
+
+    name = "numpyro"
+
+    def __init__(self) -> None:
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro import handlers
+
+        from vi_kit.numpyro import Loss
+
+        numpyro.enable_x64()
+        self.dist = dist
+        self.sample, self.plate, self.factor = numpyro.sample, numpyro.plate, numpyro.factor
+        self.handlers = handlers
+        self.Loss = Loss
+        self.xp: Any = jnp
+        self.detach = jax.lax.stop_gradient
+
+    def array(self, values: Any) -> Any:
+        return self.xp.asarray(values)
+
+    def theta(self, values: np.ndarray, name: str = "theta") -> Any:
+        import numpyro
+
+        return numpyro.param(name, self.xp.asarray(values))
+
+    def gradients(
+        self,
+        loss: Any,
+        model: Any,
+        guide: Any,
+        values: np.ndarray,
+        num_draws: int,
+        seed: int,
+        names: tuple[str, ...] = ("theta",),
+    ) -> np.ndarray:
+        """See `PyroWords.gradients`."""
+        import jax
+        from numpyro import handlers
+
+        guide = loss.with_state(guide)
+        with handlers.trace() as trace, handlers.seed(rng_seed=0):
+            guide()
+        state = {n: site["value"] for n, site in trace.items() if site["type"] == "mutable"}
+
+        @jax.jit
+        def gradient(key: Any, state: Any) -> Any:
+            def value(params: Any) -> Any:
+                result = loss.loss_with_mutable_state(key, {**params, **state}, model, guide)
+                return result["loss"], result["mutable_state"] or {}
+
+            return jax.grad(value, has_aux=True)({n: self.xp.asarray(values) for n in names})
+
+        draws = []
+        for key in jax.random.split(jax.random.key(seed), num_draws):
+            draw, state = gradient(key, state)
+            draws.append(np.concatenate([np.asarray(draw[n]) for n in names]))
+        return np.array(draws)
+
+    def value(self, loss: Any, model: Any, guide: Any, seed: int) -> float:
+        """One estimate of the loss (nats)."""
+        import jax
+
+        return float(loss.loss(jax.random.key(seed), {}, model, guide))
+
+
+class Renamed:
+    """The words of a library, with another name for `theta`, so that model and guide have their own."""
+
+    def __init__(self, lib: Any, name: str):
+        self._lib = lib
+        self._parameter = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lib, name)
+
+    def theta(self, values: np.ndarray) -> Any:
+        return self._lib.theta(values, self._parameter)
+
+
+LIBRARIES = {"pyro": PyroWords, "numpyro": NumPyroWords}

@@ -3,11 +3,20 @@
 `import vi_kit as vi` imports neither torch nor jax; `vi_kit.pyro` and `vi_kit.numpyro` do.
 """
 
+from vi_kit import generators
 from vi_kit._errors import AnalyticError, BackendError, EstimatorError, ObjectiveError, ViKitError
 from vi_kit.baselines import Baseline, Constant, LeaveOneOut, MovingAverage
-from vi_kit.estimators import Enumerate, Estimator, MeasureValued, Reparam, Score
+from vi_kit.estimators import (
+    DoublyReparam,
+    Enumerate,
+    Estimator,
+    MeasureValued,
+    Reparam,
+    Score,
+)
 from vi_kit.language import (
     Objective,
+    Range,
     divergence,
     iid,
     log_density,
@@ -16,7 +25,21 @@ from vi_kit.language import (
     split_gradients,
     stop_gradient,
 )
-from vi_kit.objectives import elbo, iwae, miwae
+from vi_kit.objectives import (
+    Generator,
+    ciwae,
+    cubo,
+    elbo,
+    f_divergence,
+    iwae,
+    log_variance,
+    miwae,
+    piwae,
+    renyi,
+    thermodynamic,
+    trajectory_balance,
+    wake_sleep,
+)
 
 __version__ = "0.1.0"
 
@@ -25,25 +48,38 @@ __all__ = [
     "BackendError",
     "Baseline",
     "Constant",
+    "DoublyReparam",
     "Enumerate",
     "Estimator",
     "EstimatorError",
+    "Generator",
     "LeaveOneOut",
     "MeasureValued",
     "MovingAverage",
     "Objective",
     "ObjectiveError",
+    "Range",
     "Reparam",
     "Score",
     "ViKitError",
+    "ciwae",
+    "cubo",
     "divergence",
     "elbo",
+    "f_divergence",
+    "generators",
     "iid",
     "iwae",
     "log_density",
+    "log_variance",
     "miwae",
     "objective",
+    "piwae",
+    "renyi",
     "simulate",
     "split_gradients",
     "stop_gradient",
+    "thermodynamic",
+    "trajectory_balance",
+    "wake_sleep",
 ]

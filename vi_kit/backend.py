@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,12 +24,20 @@ class Distribution(Protocol):
     """
 
     name: str
+    batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
     has_rsample: bool
 
     def sample(self) -> Array: ...
     def rsample(self) -> Array: ...
     def log_prob(self, value: Array) -> Array: ...
+
+    def covers(self, other: Any, value: Array) -> bool:
+        """Whether the values of `other`, of which `value` is one, lie in this support."""
+        ...
+
+    @property
+    def support_name(self) -> str: ...
 
     def support_size(self) -> int | None:
         """Number of values of one event, `None` when it is not finite."""
@@ -67,6 +75,8 @@ class Backend(Protocol):
     """Arrays, randomness, state and the running of programs, for one library."""
 
     name: str
+    replicates_broadcast: bool
+    """Whether `replicated` can draw copies along a dim; else `map_copies` runs them apart."""
 
     def session(self, run: Run) -> AbstractContextManager[None]:
         """Everything that must be entered before an objective program is run."""
@@ -76,9 +86,19 @@ class Backend(Protocol):
     def may_need_gradient(self, array: Array) -> bool: ...
     def logsumexp(self, array: Array, axis: int) -> Array: ...
     def cumulative_logsumexp(self, array: Array, axis: int) -> Array: ...
+    def jvp(
+        self, fn: Callable[..., Array], primals: list[Array], tangents: list[Array]
+    ) -> tuple[Array, Array]:
+        """The value of a function and its derivative along `tangents`; both can be differentiated."""
+        ...
+
     def uniform(self, shape: tuple[int, ...], like: Array) -> Array: ...
     def replicated(self, run: Run, axis: Axis) -> AbstractContextManager[None]:
         """Every sample statement inside draws independent copies along `axis`."""
+        ...
+
+    def map_copies(self, run: Run, once: Callable[[], list[Array]], num_copies: int) -> list[Array]:
+        """Call `once` for each copy with noise of its own; its arrays with one more dim in front."""
         ...
 
     def track(self, value: Array, site: Site) -> Array:
@@ -86,8 +106,14 @@ class Backend(Protocol):
         ...
 
     def untracked(self, value: Array) -> Array: ...
-    def upstream(self, value: Array) -> frozenset[Site]:
-        """The sites on which a value depends, as far as they are tracked."""
+    def upstream(self, run: Run, value: Array, key: Hashable) -> frozenset[Site]:
+        """The sites on which a value depends, as far as they are tracked. `key` names the value: the same
+        in every run of a program."""
+        ...
+
+    def params_of(self, role: str) -> dict[Hashable, str]:
+        """Names of the parameters that the programs of a role (`"model"`, `"guide"`) used so far, by what
+        tells them apart."""
         ...
 
     def simulate(self, run: Run, program: Program) -> Draw: ...

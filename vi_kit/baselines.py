@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from array_api_compat import array_namespace
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 class Baseline(ABC):
     """Subclass it to write your own: a frozen dataclass with `subtracted`."""
 
+    has_state: ClassVar[bool] = False
+    """Whether it keeps an array of shape `(2,)` per site, zero at first, from step to step."""
+
     @abstractmethod
     def subtracted(self, site: Site, cost: Named) -> Named | None:
         """The baseline for each element of a site.
 
         Args:
             site: its `axes` are its plates and replicate axes.
-            cost: what the elements of the site are worth, without gradient; axes among `site.axes`
-                and the worlds of sites before it.
+            cost: what the elements of the site are worth (nats), as if in one replicate and with all the
+                data; without gradient; axes among `site.axes` and the worlds of sites before it.
 
         Returns:
             Values of the same axes or fewer, which do not depend on the element's own draw.
@@ -91,8 +94,9 @@ class LeaveOneOut(Baseline):
 class MovingAverage(Baseline):
     """An exponential moving average of what the site was worth in earlier steps, one number per site.
 
-    Kept with the parameters (Pyro: the param store) but not trained by the optimiser. Changed only
-    when a gradient is taken.
+    Kept with the parameters (Pyro: the param store; NumPyro: the mutable state, for which
+    `Loss.with_state` makes room) but not trained by the optimiser. Weighted so that it is an average of
+    the steps so far from the first step on, and zero before it.
 
     Args:
         decay: weight of the past, in [0, 1).
@@ -100,19 +104,26 @@ class MovingAverage(Baseline):
 
     decay: float = 0.9
 
+    has_state: ClassVar[bool] = True
+
     def subtracted(self, site: Site, cost: Named) -> Named | None:
         run = current()
-        key = f"vi_kit.moving_average.{site.name}"
-        mean = array_namespace(cost.array).mean(cost.array)
-        past = run.backend.get_state(key)
+        key = state_key(site.name)
+        state = run.backend.get_state(key)
+        xp = array_namespace(cost.array)
+        mean = xp.mean(cost.array)
+        if state is None:
+            state = xp.stack([xp.zeros_like(mean), xp.zeros_like(mean)])
+        past, weight = state[0], state[1]
         if run.with_gradient:
-            xp = array_namespace(mean)
-            new = mean if past is None else self.decay * past + (1.0 - self.decay) * mean
-            kept = xp.zeros_like(mean) if past is None else past
-            run.new_state[key] = xp.where(xp.isfinite(new), new, kept)
-        if past is None:
-            return None
-        return Named(past)
+            new = self.decay * state + (1.0 - self.decay) * xp.stack([mean, xp.ones_like(mean)])
+            run.new_state[key] = xp.where(xp.isfinite(mean), new, state)
+        return Named(past / xp.where(weight > 0, weight, xp.ones_like(weight)))
+
+
+def state_key(name: str) -> str:
+    """Under which name a baseline keeps its state for a site."""
+    return f"vi_kit.baseline.{name}"
 
 
 def _innermost(axes: Sequence[Axis]) -> Axis | None:

@@ -8,6 +8,7 @@ and carries each alternative through by swapping one element at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ class Term:
         base: its value; plates and closed replicate axes that it has are summed at the very end.
         alternatives: per site, the value when one element of the site takes an alternative: axes of
             `base`, the site's `slots`, and an index over each of the site's axes that was reduced.
+        slopes: per site with held parameters, the derivative of its alternative by the log density of
+            that element of the site; zero where there is none.
         upstream: the sites on which it depends and whose estimators have yet to act on it.
         weight: scalar factor of `base` and `alternatives`.
         pending: plates whose subsampling scale is still to be applied.
@@ -74,6 +77,7 @@ class Term:
 
     base: Named
     alternatives: dict[Site, Named] = field(default_factory=dict)
+    slopes: dict[Site, Named] = field(default_factory=dict)
     upstream: frozenset[Site] = frozenset()
     weight: Any = 1.0
     pending: frozenset[Axis] = frozenset()
@@ -125,6 +129,7 @@ def contract_world(site: Site, weights: Term, term: Term) -> Term:
         term,
         base=base,
         alternatives=alternatives,
+        slopes={s: weighted_sum(weights.base, slope) for s, slope in term.slopes.items()},
         upstream=(term.upstream | weights.upstream) - {site},
         held=term.held | weights.held,
     )
@@ -132,7 +137,8 @@ def contract_world(site: Site, weights: Term, term: Term) -> Term:
 
 def held_fixed(term: Term) -> Term:
     """The term as a constant: no gradient through its value, nor through what it depends on."""
-    return replace(term, base=stopped(term.base), alternatives={}, held=term.held | term.upstream)
+    held = term.held | term.upstream
+    return replace(term, base=stopped(term.base), alternatives={}, slopes={}, held=held)
 
 
 def choose(site: Site, before: Sequence[Site]) -> Term:
@@ -154,7 +160,7 @@ def choose(site: Site, before: Sequence[Site]) -> Term:
             lq, u = log_q.aligned(axes), noise.aligned(axes)
             xp = array_namespace(lq)
             cdf = xp.cumulative_sum(xp.exp(backend.stop_gradient(lq)), axis=dim)
-            index = xp.sum(xp.astype(cdf <= u, xp.int64), axis=dim, keepdims=True)
+            index = xp.sum(cdf <= u, axis=dim, keepdims=True)
             index = xp.clip(index, max=world.size - 1)  # rounding may leave the last cdf below one
             values = Named(xp.arange(world.size, device=device(lq)), (world,))
             return Named(values.aligned(axes) == index, axes)
@@ -191,6 +197,7 @@ def settle(term: Term, sites: Iterable[Site]) -> Term:
             term,
             base=base,
             alternatives=alternatives,
+            slopes={s: pick(chosen.base, slope) for s, slope in term.slopes.items()},
             upstream=term.upstream | chosen.upstream,
             held=term.held | chosen.held,
             drawn=term.drawn | {site},
@@ -210,17 +217,24 @@ def merge(terms: Iterable[Term]) -> list[Term]:
             t.held,
             t.group,
             frozenset(t.alternatives),
+            frozenset(t.slopes),
         )
         groups.setdefault(key, []).append(t)
     return [group[0] if len(group) == 1 else _added(group) for group in groups.values()]
 
 
 def _added(group: Sequence[Term]) -> Term:
+    """The sum of terms, with the largest of their weights left outside."""
+    numbers = [t.weight for t in group if isinstance(t.weight, float | int)]
+    common = max(numbers, key=abs) if len(numbers) == len(group) else 1.0
+    common = common or 1.0
+    parts = [replace(t, weight=t.weight / common) for t in group]
     alternatives = {
-        s: total(t.scaled(t.alternatives[s], ()) for t in group) for s in group[0].alternatives
+        s: total(t.scaled(t.alternatives[s], ()) for t in parts) for s in group[0].alternatives
     }
-    base = total(t.scaled(t.base, ()) for t in group)
-    return replace(group[0], base=base, alternatives=alternatives, weight=1.0)
+    slopes = {s: total(t.scaled(t.slopes[s], ()) for t in parts) for s in group[0].slopes}
+    base = total(t.scaled(t.base, ()) for t in parts)
+    return replace(group[0], base=base, alternatives=alternatives, slopes=slopes, weight=common)
 
 
 class Cost:
@@ -364,32 +378,40 @@ def apply(
         if a.kind < SLOT and a not in keep and a != over
     }
     run.note_nonlinear(summed)
+    run.refuse_half_held(t for c in costs for t in c.terms)
     reduced = summed | ({over} if over else set())
     local = [s for s in run.sites if s.world is not None and reduced.intersection(s.axes)]
     costs = tuple(Cost(merge(c.terms)) for c in costs)
     exact = unfold(costs, local, summed, over)
     if exact is not None:
         terms = [replace(t, upstream=with_elements(t.upstream)) for c in costs for t in c.terms]
-        arguments = [(named, {}) for named in exact]
+        arguments = [(named, {}, {}) for named in exact]
     else:
         settled = [merge(settle(t, local) for t in c.terms) for c in costs]
         terms = [t for ts in settled for t in ts]
         arguments = [_collected(ts, summed, over) for ts in settled]
     reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
 
-    base = _evaluate(reduction, [b for b, _ in arguments], over)
-    constants = [stopped(b) for b, _ in arguments]
+    run.refuse_several_varied({s: None for _, alts, _ in arguments for s in alts})
+    base = _evaluate(reduction, [b for b, _, _ in arguments], over)
+    constants = [stopped(b) for b, _, _ in arguments]
     alternatives: dict[Site, Named] = {}
-    for site in {s: None for _, alts in arguments for s in alts}:
-        others = [a.get(site, b) for b, (_, a) in zip(constants, arguments, strict=True)]
+    slopes: dict[Site, Named] = {}
+    for site in {s: None for _, alts, _ in arguments for s in alts}:
+        others = [a.get(site, b) for b, (_, a, _) in zip(constants, arguments, strict=True)]
         swap_in = constants if over in site.axes else None
-        alternatives[site] = stopped(_evaluate(reduction, others, over, swap_in))
+        if site.estimator.holds_params:
+            tangents = [slope.get(site) for _, _, slope in arguments]
+            alternatives[site], slopes[site] = _pushed(reduction, others, tangents, over, swap_in)
+        else:
+            alternatives[site] = stopped(_evaluate(reduction, others, over, swap_in))
     live = {s for t in terms for s in t.upstream - t.held}
     return Cost(
         [
             Term(
                 base,
                 alternatives,
+                slopes,
                 upstream=frozenset(s for t in terms for s in t.upstream),
                 pending=frozenset(a for a in keep if a.kind == PLATE),
                 drawn=frozenset(s for t in terms for s in t.drawn),
@@ -402,11 +424,12 @@ def apply(
 
 def _collected(
     terms: Sequence[Term], summed: set[Axis], over: Axis | None
-) -> tuple[Named, dict[Site, Named]]:
-    """Sum the terms, over `summed` too; and the sum when one element of a site is swapped."""
+) -> tuple[Named, dict[Site, Named], dict[Site, Named]]:
+    """Sum the terms, over `summed` too; the sum when one element of a site is swapped; and its slopes."""
     reduced = summed | ({over} if over else set())
     parts = [t.scaled(t.base.sum(summed), summed) for t in terms]
     swaps: dict[Site, list[Named]] = {}
+    slopes: dict[Site, list[Named]] = {}
     for i, t in enumerate(terms):
         own = dict(t.alternatives)
         for site in t.upstream - own.keys() - t.held:
@@ -414,13 +437,59 @@ def _collected(
             if other is not None:
                 own[site] = other
         for site, other in own.items():
+            if site.estimator.holds_params:
+                _check_elements(site, t)
             local = [a for a in site.axes if a in summed and a in t.base.axes]
             pieces = [other.sum(summed - set(site.axes))]
             if local:  # the other elements of these plates stay as they are
                 pieces.append(stopped(t.base.sum(summed - set(local)).excluding_sum(local)))
             row = swaps.setdefault(site, [stopped(p) for p in parts])
             row[i] = t.scaled(total(pieces), summed)
-    return total(parts), {site: total(row) for site, row in swaps.items()}
+        for site, slope in t.slopes.items():
+            slopes.setdefault(site, []).append(t.scaled(slope.sum(summed - set(site.axes)), summed))
+    rows = [{s: total(row) for s, row in group.items()} for group in (swaps, slopes)]
+    return total(parts), rows[0], rows[1]
+
+
+def _check_elements(site: Site, term: Term) -> None:
+    """Refuse a term that sees several elements of a site at once, where each is varied alone."""
+    missing = [a.name for a in site.axes if a.kind == PLATE and a not in term.base.axes]
+    if not missing:
+        return
+    estimator = type(site.estimator).__name__
+    text = message(
+        f"site {site.name!r}: {estimator}() cannot serve {term.label}, which is outside plate"
+        f" {', '.join(map(repr, missing))} of the site, inside a nonlinear function",
+        got=f"{term.label} depends on all elements of {site.name!r} together",
+        expected="terms inside the site's plates, or an estimator of single draws",
+        fix=f'estimators={{"{site.name}": vi.Reparam()}}',
+    )
+    current().refuse(text)
+
+
+def _pushed(
+    reduction: Reduction,
+    values: Sequence[Named],
+    tangents: Sequence[Named | None],
+    over: Axis | None,
+    constants: Sequence[Named] | None,
+) -> tuple[Named, Named]:
+    """`_evaluate`, and its derivative along `tangents`."""
+    axes = union(*(n.axes for n in (*values, *(t for t in tangents if t is not None))))
+    full = [v.broadcast(axes) for v in values]
+    along = [
+        array_namespace(v.array).zeros_like(v.array) if t is None else t.broadcast(axes).array
+        for v, t in zip(full, tangents, strict=True)
+    ]
+    out: list[Named] = []
+
+    def fn(*arrays: Array) -> Array:
+        operands = [Named(a, axes) for a in arrays]
+        out[:] = [_evaluate(reduction, operands, over, constants)]
+        return out[0].array
+
+    value, slope = current().backend.jvp(fn, [v.array for v in full], along)
+    return Named(value, out[0].axes), Named(slope, out[0].axes)
 
 
 def _evaluate(
@@ -452,14 +521,29 @@ def _evaluate(
 
 
 def downstream(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> Named:
-    """What each element of a site is worth: the values of the terms, summed over other axes."""
+    """What each element of a site is worth, as a constant: the values of the terms, summed over other axes."""
+    return stopped(own_sum(terms, site, values))
+
+
+def own_sum(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> Named:
+    """The values of the terms for each element of a site, summed over other axes."""
 
     def part(t: Term) -> Named:
         named = values(t)
         others = [a for a in named.axes if a.kind < SLOT and a not in site.axes]
         return t.scaled(named.sum(others), t.pending)
 
-    return stopped(total(part(t) for t in terms))
+    return total(part(t) for t in terms)
+
+
+def unit(terms: Sequence[Term]) -> float:
+    """The factor by which a mean over replicates or a subsampled plate scales what a site is worth."""
+    factors = []
+    for t in terms:
+        if isinstance(t.weight, float | int) and t.weight != 0.0:
+            scales = [a.scale for a in t.pending]
+            factors.append(abs(t.weight) * math.prod(scales))
+    return max(factors, default=1.0)
 
 
 def matched(coefficients: Term, site: Site, drawn: frozenset[Site]) -> Named:
@@ -468,9 +552,11 @@ def matched(coefficients: Term, site: Site, drawn: frozenset[Site]) -> Named:
     return settle(coefficients, before).base
 
 
-def gradient_term(coefficient: Named, worth: Named, like: Term) -> Term:
+def gradient_term(coefficient: Named, worth: Named | None, like: Term) -> Term:
     """A term of value zero whose gradient is the coefficient's, times `worth`."""
-    product = combine(lambda c, w: c * w, coefficient, worth)
+    product = coefficient
+    if worth is not None:
+        product = combine(lambda c, w: c * w, coefficient, worth)
     product = product.sum([a for a in product.axes if a.kind == SLOT])
     worlds = frozenset(
         s for s in current().sites if s.world is not None and s.world in product.axes

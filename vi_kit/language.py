@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from array_api_compat import array_namespace
 
 from vi_kit._errors import ObjectiveError, message
-from vi_kit._named import Array, Axis, exclusive_scan
+from vi_kit._named import Array, Axis, Named, exclusive_scan
 from vi_kit.backend import current
 from vi_kit.cost import Cost, Reduction, Site, apply, held_fixed
 
@@ -30,7 +31,7 @@ class Program:
         fn: the user's callable.
         args: positional arguments, data included.
         kwargs: keyword arguments.
-        role: `"model"` or `"guide"`.
+        role: `"model"`, `"guide"` or `"reference"`.
         held: whether its parameters are to be taken as constants.
     """
 
@@ -39,6 +40,10 @@ class Program:
     kwargs: dict[str, Any]
     role: str
     held: bool = False
+
+    def running(self, fn: Callable[..., Any]) -> Program:
+        """Another program with the same arguments, for instance one to draw from."""
+        return replace(self, fn=fn, role="reference")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,7 @@ class Draw(Mapping[str, Any]):
         sites: the sites by name; observed sites are not among them.
         log_density: log density of the draw under the program that made it (nats).
         details: what the backend needs to know of each site.
+        factors: by which scale and mask multiply a site's log density, where that is asked for.
         held: whether the values are to be taken as constants.
     """
 
@@ -57,6 +63,7 @@ class Draw(Mapping[str, Any]):
     sites: dict[str, Site | None]
     log_density: Cost
     details: dict[str, Any]
+    factors: dict[str, Named] = field(default_factory=dict)
     held: bool = False
 
     def __getitem__(self, name: str) -> Any:
@@ -76,7 +83,18 @@ def simulate(program: Program) -> Draw:
         The draw; its `log_density` includes the program's observed sites and factors.
     """
     run = current()
-    return run.backend.simulate(run, program)
+    draw = run.backend.simulate(run, program)
+    held = _held_densities(program, draw, draw.log_density)
+    if not held:
+        return draw
+    own = {f"{program.role} site {n!r}": n for n in draw.factors}
+    terms = []
+    for t in _varied(draw.log_density, draw, held).terms:
+        if t.label in own:
+            name = own[t.label]
+            t = replace(t, base=held[t.label], slopes={draw.sites[name]: draw.factors[name]})
+        terms.append(t)
+    return replace(draw, log_density=Cost(terms))
 
 
 def log_density(program: Program, draw: Draw) -> Cost:
@@ -86,7 +104,35 @@ def log_density(program: Program, draw: Draw) -> Cost:
         ObjectiveError: the program has a latent site that the draw lacks, or the other way round.
     """
     run = current()
-    return run.backend.log_density(run, program, draw)
+    cost = run.backend.log_density(run, program, draw)
+    held = {} if draw.held else _held_densities(program, draw, cost)
+    return _varied(cost, draw, held) if held else cost
+
+
+def _held_densities(program: Program, draw: Draw, cost: Cost) -> dict[str, Named]:
+    """For a draw with sites whose estimator asks for it (`Estimator.holds_params`): the log densities of a
+    program with its parameters held fixed, by label."""
+    if not draw.factors:
+        return {}
+    if not program.held:
+        run = current()
+        cost = run.backend.log_density(run, replace(program, held=True), draw)
+    return {t.label: t.base for t in cost.terms}
+
+
+def _varied(cost: Cost, draw: Draw, held: Mapping[str, Named]) -> Cost:
+    """The cost, with what it would be if one element of such a site alone were varied."""
+    sites = [draw.sites[name] for name in draw.factors]
+    return Cost(
+        replace(
+            t,
+            alternatives={
+                **t.alternatives,
+                **{s: held[t.label] for s in sites if s is not None and s in t.upstream},
+            },
+        )
+        for t in cost.terms
+    )
 
 
 def stop_gradient(x: T) -> T:
@@ -114,6 +160,9 @@ def split_gradients(*, model: Cost, guide: Cost) -> Cost:
     """Let the model's parameters ascend one cost and the guide's another.
 
     The value reported is that of the `model` cost. Draws that both share are made once.
+
+    Raises:
+        ObjectiveError: a parameter that model and guide share (when the loss is first used).
 
     References:
         Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better (PIWAE).
@@ -144,18 +193,7 @@ def iid(fn: Callable[[], Any], num_replicates: int) -> Replicates:
         raise _count_error("iid", "num_replicates", num_replicates)
     run = current()
     axis = run.new_replicate_axis(num_replicates)
-    costs = run.replicate(fn, axis)
-    bad = [type(c).__name__ for c in costs if not isinstance(c, Cost)]
-    if bad:
-        raise ObjectiveError(
-            message(
-                "the function given to iid must return costs",
-                got=", ".join(bad),
-                expected="a Cost or a tuple of them",
-                fix="reduce an inner iid (.mean(), .log_mean_exp()) before returning it",
-            )
-        )
-    return Replicates(costs, axis)
+    return Replicates(run.replicate(fn, axis), axis)
 
 
 class Replicates:
@@ -226,6 +264,33 @@ class Replicates:
         return (self.costs[0],)
 
 
+@dataclass(frozen=True)
+class Range:
+    """What a setting may be: `beta: Annotated[float, Range(0.0, 1.0)]` in the signature of a program.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        above: whether `low` itself is excluded.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, int | float) or value != value:
+            return False
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    @property
+    def example(self) -> float:
+        return self.low + 1.0 if math.isinf(self.high) else (self.low + self.high) / 2
+
+    def __str__(self) -> str:
+        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+
+
 class LogMeanExp(Reduction):
     """Log-mean-exp along dim 0; swapping one entry costs the same order as one evaluation."""
 
@@ -238,8 +303,12 @@ class LogMeanExp(Reduction):
         rest = exclusive_scan(
             x, lambda v: backend.cumulative_logsumexp(v, 0), xp.logaddexp, -float("inf")
         )
-        count = x.shape[0]
-        return xp.logaddexp(rest, y) - xp.log(xp.zeros_like(y) + count)
+        top = backend.stop_gradient(xp.maximum(rest, y))
+        top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+        both = xp.exp(rest - top) + xp.exp(
+            y - top
+        )  # unlike logaddexp, also fit to differentiate twice
+        return xp.log(both) + top - xp.log(xp.zeros_like(y) + x.shape[0])
 
 
 def log_mean_exp(x: Array) -> Array:
@@ -319,6 +388,8 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
     parameters = [
         p for p in inspect.signature(program).parameters.values() if p.kind is p.KEYWORD_ONLY
     ]
+    parameters.sort(key=lambda p: p.default is not p.empty)
+    annotations = {p.name: p.annotation for p in parameters}
     signature = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
 
     @functools.wraps(program)
@@ -328,6 +399,16 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
         for name, value in bound.arguments.items():
             if name.startswith("num_") and (not isinstance(value, int) or value < 1):
                 raise _count_error(program.__name__, name, value)
+            for requirement in getattr(annotations.get(name), "__metadata__", ()):
+                if not requirement.allows(value):
+                    raise ObjectiveError(
+                        message(
+                            f"{program.__name__}: {name} is out of range",
+                            got=f"{name}={value!r}",
+                            expected=f"{name} {requirement}",
+                            fix=f"{name}={requirement.example!r}",
+                        )
+                    )
         return Objective(program, tuple(bound.arguments.items()), maximised)
 
     make.__signature__ = signature  # type: ignore[attr-defined]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from array_api_compat import array_namespace, device
 
-from vi_kit._errors import BackendError, EstimatorError, ObjectiveError, message
+from vi_kit._errors import EstimatorError, ObjectiveError, message
 from vi_kit._named import (
     PLATE,
     REPLICATE,
@@ -20,84 +19,18 @@ from vi_kit._named import (
     Axis,
     Named,
     from_layout,
-    stack,
-    union,
 )
 from vi_kit.backend import Backend, Distribution, _current
+from vi_kit.copies import Copy, merged
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
-from vi_kit.select import Choice, Selection
+from vi_kit.plan import Findings, Plan, Replan, Row
+from vi_kit.select import Choice
 from vi_kit.transform import contract
 
 if TYPE_CHECKING:
     from vi_kit.language import Program
 
-
-class Replan(Exception):
-    """The program has another structure than the plan was made for."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What must be known about a program before it is run with worlds and alternatives.
-
-    Attributes:
-        selection: estimators by site.
-        max_plate_nesting: dims that plates take.
-        vectorize: whether replicates are drawn in one pass, or in turn.
-        num_slots: one plus the alternatives of all sites.
-        tracked: whether provenance is needed.
-        table: rows for `explain`.
-    """
-
-    selection: Selection
-    max_plate_nesting: int
-    vectorize: bool = True
-    num_slots: int = 1
-    tracked: bool = True
-    table: tuple[Row, ...] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of `explain`."""
-
-    site: str
-    distribution: str
-    plates: str
-    estimator: str
-    rule: str
-    why: str
-
-
-@dataclass
-class Findings:
-    """What a dry run collects instead of raising at the first site."""
-
-    rows: dict[str, Row] = field(default_factory=dict)
-    choices: dict[str, Choice] = field(default_factory=dict)
-    estimator_problems: list[str] = field(default_factory=list)
-    program_problems: list[str] = field(default_factory=list)
-    num_slots: int = 1
-    sizes: dict[Site, int] = field(default_factory=dict)
-    all_at_once: set[Site] = field(default_factory=set)
-    over_bound: tuple[str, int, tuple[Site, ...]] | None = None
-
-    def problem(self, text: str, *, of_estimator: bool) -> None:
-        problems = self.estimator_problems if of_estimator else self.program_problems
-        if text not in problems:
-            problems.append(text)
-
-    def raise_if_any(self) -> None:
-        """One error for all bad sites."""
-        texts = self.estimator_problems + self.program_problems
-        if texts:
-            kind = EstimatorError if self.estimator_problems else ObjectiveError
-            raise kind("\n".join(texts))
-
-
-MAX_WORLD_DIMS = 40
-"""Dims for the supports of enumerated sites; further sites use them again, from the oldest on."""
 
 ALTERNATIVES: tuple[Estimator, ...] = (Reparam(), Enumerate(), MeasureValued(), Score())
 """What an error about a site suggests, in this order, as far as they can handle it."""
@@ -112,6 +45,9 @@ class Run:
         findings: makes it a dry run, in which every site is plainly sampled and problems are noted.
         with_gradient: whether state (moving averages) advances.
     """
+
+    max_world_dims: ClassVar[int] = 40
+    """Dims for the supports of enumerated sites; further sites use them again, from the oldest on."""
 
     def __init__(
         self,
@@ -128,13 +64,17 @@ class Run:
         self.sites: list[Site] = []
         self.terms: list[Term] = []
         self.new_state: dict[str, Array] = {}
-        self.in_turn: frozenset[Axis] = frozenset()
+        self.apart: frozenset[Axis] = frozenset()
         self.subsamples: dict[str, Any] = {}
+        self.sequential: set[str] = set()
         self.open_replicates: frozenset[Axis] = frozenset()
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
         self.slot_dim = -1 - plan.max_plate_nesting
         self.slots: dict[Site, range] = {}
         self.next_slot = 1
+        self.num_sites = 0
+        self.by_order: dict[int, Site] = {}
+        self.num_terms = 0
         self.dims: dict[Axis, int] = {}
         self.placed_dims = 0
         self._replicates = 0
@@ -152,6 +92,8 @@ class Run:
         try:
             cost = objective(model, guide)
             if self.findings is not None:
+                self.refuse_scores_below_held()
+                self.findings.split = any(t.group is not None for t in cost.terms)
                 return {}
             if self.next_slot != self.plan.num_slots:
                 raise Replan
@@ -165,49 +107,47 @@ class Run:
         self._replicates += 1
         return Axis(REPLICATE, self._replicates, f"iid_{self._replicates}", size)
 
-    def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Any, ...]:
+    def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
         """Run `fn` for all copies along `axis`: costs, as a tuple."""
-        opened, in_turn = self.open_replicates, self.in_turn
+        opened, apart = self.open_replicates, self.apart
         dims, free = dict(self.dims), self._free_dim
         try:
-            if not self.plan.vectorize:
-                self.in_turn = in_turn | {axis}
-                return self._one_after_the_other(fn, axis)
-            self.open_replicates = opened | {axis}
-            with self.backend.replicated(self, axis):
-                return as_tuple(fn())
+            if self.plan.vectorize and self.backend.replicates_broadcast:
+                self.open_replicates = opened | {axis}
+                with self.backend.replicated(self, axis):
+                    return _costs(fn())
+            self.apart = apart | {axis}
+            return _costs(fn()) if self.findings is not None else self._copies(fn, axis)
         finally:
-            self.open_replicates, self.in_turn = opened, in_turn
+            self.open_replicates, self.apart = opened, apart
             self.dims, self._free_dim = dims, free
 
-    def _one_after_the_other(self, fn: Callable[[], Any], axis: Axis) -> tuple[Any, ...]:
-        """Run `fn` once per copy and stack what it returns."""
-        start = (
-            len(self.sites),
-            self.next_slot,
-            self._replicates,
-            dict(self.dims),
-            self._free_dim,
-        )
-        results, sites = [], []
-        for _ in range(axis.size if self.findings is None else 1):
-            num_sites, self.next_slot, self._replicates, dims, self._free_dim = start
+    def _copies(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+        """Run `fn` apart for each copy, and bring what the copies made under the axis."""
+        start, dims = len(self.sites), dict(self.dims)
+        counts = (self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim)
+        copies: list[Copy] = []
+
+        def once() -> list[Array]:
+            del self.sites[start:]
             self.dims = dict(dims)
-            results.append(as_tuple(fn()))
-            sites.append(self.sites[num_sites:])
-            del self.sites[num_sites:]
-        self.sites += sites[0]
-        if self.findings is not None or not all(isinstance(c, Cost) for r in results for c in r):
-            return results[0]
-        return stack_replicates(results, sites, axis)
+            self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim = (
+                counts
+            )
+            copies.append(Copy.of(_costs(fn()), self.sites[start:]))
+            return copies[-1].arrays()
+
+        arrays = self.backend.map_copies(self, once, axis.size)
+        self.sites[start:] = copies[0].sites
+        return merged(copies, arrays, axis)
 
     def place(self, axis: Axis) -> int:
         """Reserve a dim, left of all others, for an axis."""
         worlds = [d for a, d in self.dims.items() if a.kind == WORLD]
-        if axis.kind == WORLD and len(worlds) >= MAX_WORLD_DIMS:
+        if axis.kind == WORLD and len(worlds) >= self.max_world_dims:
             if not self.plan.tracked:
                 raise Replan
-            dim = worlds[len(worlds) % MAX_WORLD_DIMS]
+            dim = worlds[len(worlds) % self.max_world_dims]
         else:
             dim = self._free_dim
             self._free_dim -= 1
@@ -228,10 +168,10 @@ class Run:
             if dim in layout:
                 raise EstimatorError(
                     message(
-                        f"{what} depends on more than {MAX_WORLD_DIMS} enumerated sites, or on sites as"
+                        f"{what} depends on more than {self.max_world_dims} enumerated sites, or on sites as"
                         " far apart",
                         got=f"{layout[dim].name} and {axis.name}",
-                        expected=f"terms that span at most {MAX_WORLD_DIMS} successive enumerated sites",
+                        expected=f"terms that span at most {self.max_world_dims} successive enumerated sites",
                         fix="another estimator for some of the sites",
                     )
                 )
@@ -240,7 +180,8 @@ class Run:
 
     def note_nonlinear(self, summed: Iterable[Axis]) -> None:
         """Warn, in the dry run, of minibatches inside a nonlinear function."""
-        plates = sorted(a.name for a in summed if a.kind == PLATE and a.scale != 1.0)
+        plates = {a.name for a in summed if a.kind == PLATE and a.scale != 1.0}
+        plates = sorted(plates | self.sequential)
         if self.findings is not None and plates:
             warnings.warn(
                 f"subsampled plates {plates} are summed inside a nonlinear function (some terms are"
@@ -248,6 +189,62 @@ class Run:
                 " the data",
                 stacklevel=2,
             )
+
+    def refuse_half_held(self, terms: Iterable[Term]) -> None:
+        """Refuse a nonlinear function that sees one draw both as a constant and as a draw."""
+        terms = list(terms)
+        held = {s for t in terms for s in t.held}
+        live = {s for t in terms for s in t.upstream - t.held}
+        sizes = self.findings.sizes if self.findings is not None else {}
+        for site in sorted(held & live, key=lambda s: s.order):
+            if not (site.estimator.tracked or site.world or sizes.get(site, 1) > 1):
+                continue
+            text = message(
+                f"site {site.name!r}: a nonlinear function sees its draw both with stop_gradient and"
+                " without",
+                got=f"{type(site.estimator).__name__}(), which compares whole values of the site",
+                expected="the draw held in all arguments or in none",
+                fix="stop_gradient on the draw, on neither, or on a program (its parameters only)",
+            )
+            self.refuse(text)
+
+    def refuse_several_varied(self, sites: Iterable[Site]) -> None:
+        """Refuse a nonlinear function of two sites whose scores are reparameterised: each would have to be
+        varied with the other fixed."""
+        names = sorted({s.name for s in sites if s.estimator.holds_params})
+        if len(names) > 1:
+            self.refuse(
+                message(
+                    f"sites {names}: a nonlinear function sees several sites of DoublyReparam()",
+                    got=f"{len(names)} sites",
+                    expected="DoublyReparam() at one site (a joint one), or a linear objective such as elbo()",
+                    fix=f'estimators={{"{names[0]}": vi.DoublyReparam(), "*": vi.Reparam()}}',
+                )
+            )
+
+    def refuse(self, text: str) -> None:
+        """Raise an error about an estimator, in a dry run once all are known."""
+        if self.findings is None:
+            raise EstimatorError(text)
+        self.findings.problem(text, of_estimator=True)
+
+    def refuse_scores_below_held(self) -> None:
+        """Refuse single draws given a site whose score is reparameterised: theirs would be left out."""
+        for site in self.sites:
+            if site.log_q is None or not site.estimator.tracked or site.estimator.holds_params:
+                continue
+            for above in sorted(site.log_q.upstream, key=lambda s: s.order):
+                if above.estimator.holds_params:
+                    name = type(above.estimator).__name__
+                    self.refuse(
+                        message(
+                            f"site {above.name!r}: {name}() with {type(site.estimator).__name__}() at"
+                            f" site {site.name!r}, which is drawn given it",
+                            got=f"a density of {site.name!r} that depends on {above.name!r}",
+                            expected="Reparam(), DoublyReparam() or Enumerate() for sites drawn given it",
+                            fix=f'estimators={{"{above.name}": vi.Reparam()}}',
+                        )
+                    )
 
     # Sites
 
@@ -265,36 +262,88 @@ class Run:
         Returns:
             The value for the program, and the site.
         """
-        axes = tuple(sorted(plates, key=lambda a: a.key, reverse=True))
-        choice = self.plan.selection.choose(name, dist, (*axes, *self.in_turn), infer)
-        site = Site(name, len(self.sites), axes, choice.estimator)
-        self.sites.append(site)
+        site, choice = self._open(name, dist, plates, infer)
         if self.findings is not None:
             return self._try(site, dist, choice), site
-        if name not in self.plan.selection.resolved:  # the structure changes from run to run
-            reason = self._reason_against(site, dist)
-            if reason:
-                raise EstimatorError(self._refusal(site, dist, choice, reason))
-        if site.estimator.tracked and not self.plan.tracked:
-            raise Replan
         expansion = site.estimator.expand(dist)
         event_ndim = len(dist.event_shape)
         if expansion.is_support:
             return self.backend.track(self._support(site, expansion, event_ndim), site), site
+        upstream = self.backend.upstream(self, expansion.value, ("site", site.order, name))
         if expansion.alternatives is not None:
-            value = self._alternatives(site, expansion, event_ndim)
+            value = self._alternatives(site, expansion, event_ndim, upstream)
         else:
-            value = self._aligned_slots(expansion.value, event_ndim)
+            value = self._aligned_slots(expansion.value, event_ndim, upstream)
         return (self.backend.track(value, site) if site.estimator.tracked else value), site
+
+    def draw_inside(
+        self,
+        name: str,
+        dist: Distribution,
+        plates: Sequence[Axis],
+        infer: Mapping[str, Any],
+        again: Site | None,
+    ) -> tuple[Array | None, Site]:
+        """Like `draw`, inside the control flow of a library: only single draws are possible there.
+
+        Args:
+            name: of the site.
+            dist: its distribution.
+            plates: its plates.
+            infer: its annotations.
+            again: the site, if the body of the control flow is traced once more.
+
+        Returns:
+            The value, or `None` for the library's own reparameterised one; and the site.
+        """
+        site, choice = again, None
+        if site is None:
+            site, choice = self._open(name, dist, plates, infer, inside=True)
+        if self.findings is not None:
+            choice = choice or self.findings.choices[name]
+            return self._try(site, dist, choice, inside=True), site
+        if not site.estimator.tracked:
+            return None, site
+        return self.backend.track(site.estimator.expand(dist).value, site), site
+
+    def _open(
+        self,
+        name: str,
+        dist: Distribution,
+        plates: Sequence[Axis],
+        infer: Mapping[str, Any],
+        inside: bool = False,
+    ) -> tuple[Site, Choice]:
+        """Choose the estimator of a site."""
+        axes = tuple(sorted(plates, key=lambda a: a.key, reverse=True))
+        choice = self.plan.selection.choose(
+            name, dist, (*axes, *self.apart), infer, may_enumerate=not inside
+        )
+        site = Site(name, self.num_sites, axes, choice.estimator)
+        self.num_sites += 1
+        self.sites.append(site)
+        self.by_order[site.order] = site
+        if self.findings is None:
+            if name not in self.plan.selection.resolved:  # the structure changes from run to run
+                reason = self._reason_against(site, dist)
+                if reason:
+                    raise EstimatorError(self._refusal(site, dist, choice, reason))
+            if site.estimator.tracked and not self.plan.tracked:
+                raise Replan
+        return site, choice
 
     def _reason_against(self, site: Site, dist: Distribution) -> str | None:
         estimator = site.estimator
-        return estimator.reason_against(dist) or estimator.unmet_need((*site.axes, *self.in_turn))
+        return estimator.reason_against(dist) or estimator.unmet_need((*site.axes, *self.apart))
 
-    def _refusal(self, site: Site, dist: Distribution, choice: Choice, reason: str) -> str:
+    def _refusal(
+        self, site: Site, dist: Distribution, choice: Choice, reason: str, inside: bool = False
+    ) -> str:
         """The text of the error about a site that its estimator cannot handle."""
         name = type(site.estimator).__name__
         others = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
+        if inside:
+            others = [e for e in others if e.num_worlds(dist) + e.num_slots(dist) == 1]
         others = [type(e).__name__ for e in others if type(e).__name__ != name] or [name]
         expected = " or ".join(f"{other}()" for other in others)
         fix = f'estimators={{"{site.name}": vi.{others[0]}()}}'
@@ -309,13 +358,19 @@ class Run:
             fix=fix,
         )
 
-    def _try(self, site: Site, dist: Distribution, choice: Choice) -> Array:
+    def _try(self, site: Site, dist: Distribution, choice: Choice, inside: bool = False) -> Array:
         """Dry run: check the choice, note it, and sample plainly."""
         findings, estimator = self.findings, choice.estimator
         assert findings is not None
         reason = self._reason_against(site, dist)
+        if reason is None and estimator.num_worlds(dist) + estimator.num_slots(dist) > 1:
+            if inside:
+                reason = "needs several values at once, which a scan or cond cannot hold"
+            elif self._undeclared(site, dist):
+                reason = "needs each of its batch dims in a plate, or made event dims by .to_event"
         if reason:
-            findings.problem(self._refusal(site, dist, choice, reason), of_estimator=True)
+            text = self._refusal(site, dist, choice, reason, inside)
+            findings.problem(text, of_estimator=True)
         else:
             findings.num_slots += estimator.num_slots(dist)
             findings.sizes[site] = estimator.num_worlds(dist)
@@ -327,12 +382,20 @@ class Run:
         findings.rows[site.name] = Row(
             site.name, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
         )
-        if isinstance(estimator, Reparam) and not reason:
-            return dist.rsample()
-        value = dist.sample()
+        pathwise = (isinstance(estimator, Reparam) or estimator.holds_params) and not reason
+        value = dist.rsample() if pathwise else dist.sample()
+        self.backend.upstream(self, value, ("site", site.order, site.name))
+        if pathwise and not estimator.tracked:
+            return value
         if findings.sizes.get(site, 1) > 1:  # its support depends on nothing
             value = self.backend.untracked(value)
         return self.backend.track(value, site)
+
+    def _undeclared(self, site: Site, dist: Distribution) -> list[int]:
+        """Batch dims of a distribution that are in no plate."""
+        known = {-d for d in self.dims.values()} | {a.order for a in site.axes if a.kind == PLATE}
+        sizes = reversed(dist.batch_shape)
+        return [d for d, size in enumerate(sizes, 1) if size > 1 and d not in known]
 
     def _support(self, site: Site, expansion: Expansion, event_ndim: int) -> Array:
         values = expansion.value
@@ -343,7 +406,9 @@ class Run:
         event = tuple(values.shape)[values.ndim - event_ndim :]
         return array_namespace(values).reshape(values, (size, *(1,) * (-dim - 1), *event))
 
-    def _alternatives(self, site: Site, expansion: Expansion, event_ndim: int) -> Array:
+    def _alternatives(
+        self, site: Site, expansion: Expansion, event_ndim: int, upstream: Iterable[Site]
+    ) -> Array:
         """Put the drawn value and its alternatives along the slot axis."""
         assert expansion.alternatives is not None and expansion.coefficients is not None
         num, n, start = expansion.alternatives.shape[0], self.plan.num_slots, self.next_slot
@@ -353,7 +418,6 @@ class Run:
         if self.next_slot > n:
             raise Replan
         coefficients = self._first_slot(expansion.coefficients, 0, lead=1)
-        upstream = self.backend.upstream(coefficients)
         layout = self.layout(site.axes, upstream, f"site {site.name!r}")
         coefficients = self.backend.untracked(coefficients)
         layout[-coefficients.ndim] = site.slots
@@ -376,7 +440,7 @@ class Run:
             pieces.append(_repeated(base, dim, n - self.next_slot))
         return xp.concat(pieces, axis=dim)
 
-    def _aligned_slots(self, value: Array, event_ndim: int) -> Array:
+    def _aligned_slots(self, value: Array, event_ndim: int, upstream: Iterable[Site]) -> Array:
         """Where a drawn value is drawn once per slot, keep the draw of slot 0 wherever nothing upstream
         of it differs from slot 0."""
         n = self.plan.num_slots
@@ -385,11 +449,11 @@ class Run:
         dim = value.ndim + self.slot_dim - event_ndim
         if dim < 0 or value.shape[dim] == 1:
             return value
-        upstream = self.backend.upstream(value)
         own = {i for site, slots in self.slots.items() if site in upstream for i in slots}
         xp = array_namespace(value)
-        index = xp.asarray([i if i in own else 0 for i in range(n)], device=device(value))
-        return xp.take(value, index, axis=dim)
+        differs = xp.asarray([i in own for i in range(n)], device=device(value))
+        differs = xp.reshape(differs, (n, *(1,) * (value.ndim - dim - 1)))
+        return xp.where(differs, value, value[(slice(None),) * dim + (slice(0, 1),)])
 
     def _padded(self, value: Array, event_ndim: int) -> Array:
         need = -self.slot_dim + event_ndim
@@ -437,6 +501,7 @@ class Run:
         *,
         held: bool = False,
         own: Site | None = None,
+        counts: bool = True,
     ) -> Term:
         """A term from log densities.
 
@@ -446,8 +511,10 @@ class Run:
             what: for error messages.
             held: whether the draw on which it depends is a constant.
             own: for a site's own density: the site, which is not upstream of it.
+            counts: whether it is a term of the objective, to be searched if the loss is not finite.
         """
-        known = self.backend.upstream(log_prob)
+        known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
+        self.num_terms += 1
         named = self.named(self.backend.untracked(log_prob), axes, known, what)
         upstream = known - {own}
         alternatives: dict[Site, Named] = {}
@@ -470,7 +537,8 @@ class Run:
             held=upstream if held else frozenset(),
             label=what,
         )
-        self.terms.append(term)
+        if counts:
+            self.terms.append(term)
         return term
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:
@@ -494,9 +562,7 @@ class Run:
                 expected="terms inside the site's plates, or an estimator of single draws",
                 fix=f'estimators={{"{site.name}": vi.Score()}}',
             )
-            if self.findings is None:
-                raise EstimatorError(text)
-            self.findings.problem(text, of_estimator=True)
+            self.refuse(text)
         if enumerated:
             assert self.findings is not None
             worlds = math.prod(self.findings.sizes[s] for s in enumerated)
@@ -513,6 +579,22 @@ class Run:
         return None
 
 
+def _costs(result: Any) -> tuple[Cost, ...]:
+    """What the function given to `iid` returned."""
+    costs = result if isinstance(result, tuple) else (result,)
+    bad = [type(c).__name__ for c in costs if not isinstance(c, Cost)]
+    if bad:
+        raise ObjectiveError(
+            message(
+                "the function given to iid must return costs",
+                got=", ".join(bad),
+                expected="a Cost or a tuple of them",
+                fix="reduce an inner iid (.mean(), .log_mean_exp()) before returning it",
+            )
+        )
+    return costs
+
+
 def _repeated(base: Array, dim: int, times: int) -> Array:
     shape = list(base.shape)
     shape[dim] = times
@@ -524,131 +606,3 @@ def _slice(named: Named, axis: Axis, slots: range, new: Axis | None) -> Named:
     dim = named.axes.index(axis)
     part = named.array[(slice(None),) * dim + (slice(slots.start, slots.stop),)]
     return Named(part, named.axes).renamed(axis, new)
-
-
-def as_tuple(result: Any) -> tuple[Any, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
-def stack_replicates(
-    results: Sequence[tuple[Cost, ...]], sites: Sequence[Sequence[Site]], axis: Axis
-) -> tuple[Cost, ...]:
-    """Bring costs that were computed one copy after the other under one replicate axis.
-
-    The sites of the first copy stand for those of all; they gain the axis.
-
-    Raises:
-        BackendError: the copies do not have the same sites and terms.
-    """
-    shapes = {
-        (tuple(s.name for s in ss), tuple(len(c.terms) for c in r))
-        for ss, r in zip(sites, results, strict=True)
-    }
-    if len(shapes) > 1:
-        raise BackendError(
-            message(
-                "replicates of one program have different sites",
-                got="; ".join(sorted(", ".join(names) for names, _ in shapes)),
-                expected="the same sites in every replicate",
-                fix="num_samples=1 and an objective without iid, or a program of fixed structure",
-            )
-        )
-    first = {s: kept for ss in sites for s, kept in zip(ss, sites[0], strict=True)}
-
-    def stacked(terms: Sequence[Term]) -> Term:
-        head = terms[0]
-
-        def known(group: frozenset[Site]) -> frozenset[Site]:
-            return frozenset(first.get(s, s) for s in group)
-
-        return replace(
-            head,
-            base=stack([t.base for t in terms], axis),
-            alternatives={
-                first.get(s, s): stack([list(t.alternatives.values())[i] for t in terms], axis)
-                for i, s in enumerate(head.alternatives)
-            },
-            upstream=known(head.upstream).union(*(known(t.upstream) for t in terms)),
-            drawn=known(head.drawn),
-            held=known(head.held),
-        )
-
-    costs = tuple(
-        Cost(stacked(terms) for terms in zip(*(c.terms for c in row), strict=True))
-        for row in zip(*results, strict=True)
-    )
-    for copies in zip(*sites, strict=True):
-        kept = copies[0]
-        for name in ("log_q", "coefficients", "chosen"):
-            if getattr(kept, name) is not None:
-                setattr(kept, name, stacked([getattr(s, name) for s in copies]))
-        kept.axes = union(kept.axes, [axis])
-    return costs
-
-
-def make_plan(backend: Backend, plan: Plan, execute: Callable[[Run], None]) -> Plan:
-    """Dry runs until every estimator is settled; raises one error for all problems.
-
-    Args:
-        backend: the library.
-        plan: the user's selection and the plate nesting.
-        execute: runs the objective program in a given run.
-
-    Raises:
-        EstimatorError: a site that its estimator cannot handle, a pattern that matches no site, too
-            many joint values.
-        ObjectiveError: model and guide disagree.
-    """
-    while True:
-        findings = Findings()
-        execute(Run(backend, plan, findings=findings, with_gradient=False))
-        if findings.over_bound is None:
-            break
-        what, worlds, sites = findings.over_bound
-        names = {s.name for s in sites if findings.choices[s.name].rule == "default"}
-        if not names:
-            bound = max(getattr(s.estimator, "max_worlds", 0) for s in sites)
-            each = ", ".join(f"{s.name!r} has {findings.sizes[s]}" for s in sites)
-            findings.problem(
-                message(
-                    f"{what} depends on {worlds} joint values of enumerated sites, above"
-                    f" max_worlds={bound}",
-                    got=each,
-                    expected=f"at most {bound} joint values in one term",
-                    fix=f"vi.Enumerate(max_worlds={worlds}), or another estimator for one of them",
-                ),
-                of_estimator=True,
-            )
-            break
-        last = max((s for s in sites if s.name in names), key=lambda s: s.order)
-        selection = replace(plan.selection, sampled=plan.selection.sampled | {last.name})
-        plan = replace(plan, selection=selection)
-    for pattern in plan.selection.unmatched(findings.rows):
-        findings.problem(
-            message(
-                f"estimators[{pattern!r}] matches no latent site",
-                got=repr(pattern),
-                expected=f"a pattern for one of {sorted(findings.rows)}",
-                fix="correct the pattern or leave it out",
-            ),
-            of_estimator=True,
-        )
-    findings.raise_if_any()
-    resolved = {**plan.selection.resolved, **findings.choices}
-    return replace(
-        plan,
-        selection=replace(plan.selection, resolved=resolved),
-        num_slots=findings.num_slots,
-        tracked=any(c.estimator.tracked for c in resolved.values())
-        or sum(size > 1 for size in findings.sizes.values()) > MAX_WORLD_DIMS,
-        table=tuple(findings.rows.values()),
-    )
-
-
-def explanation(table: Sequence[Row]) -> str:
-    """The site table as text."""
-    head = Row("site", "distribution", "plates", "estimator", "chosen by", "why")
-    rows = [tuple(vars(r).values()) for r in (head, *table)]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -70,7 +70,12 @@ class Selection:
         return cls(tuple(estimators.items()))
 
     def choose(
-        self, name: str, dist: Distribution, axes: Sequence[Axis], infer: Mapping[str, Any]
+        self,
+        name: str,
+        dist: Distribution,
+        axes: Sequence[Axis],
+        infer: Mapping[str, Any],
+        may_enumerate: bool = True,
     ) -> Choice:
         """The estimator of one site: pattern, then annotation, then default."""
         if name in self.resolved:
@@ -85,7 +90,8 @@ class Selection:
         if dist.has_rsample:
             return Choice(Reparam(), "default", f"{dist.name} has a reparameterised sampler")
         size = dist.support_size()
-        if size is not None and size <= DEFAULT_MAX_WORLDS and name not in self.sampled:
+        may_enumerate = may_enumerate and name not in self.sampled
+        if size is not None and size <= DEFAULT_MAX_WORLDS and may_enumerate:
             return Choice(
                 Enumerate(DEFAULT_MAX_WORLDS),
                 "default",
@@ -93,7 +99,11 @@ class Selection:
             )
         many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
         why = "no reparameterised sampler; " + (
-            "support is not finite" if size is None else f"over {DEFAULT_MAX_WORLDS} joint values"
+            "support is not finite"
+            if size is None
+            else f"over {DEFAULT_MAX_WORLDS} joint values"
+            if name in self.sampled or size > DEFAULT_MAX_WORLDS
+            else "inside control flow"
         )
         return Choice(Score(LeaveOneOut() if many else MovingAverage()), "default", why)
 

@@ -43,10 +43,11 @@ def contract(cost: Cost, sites: Sequence[Site]) -> dict[str | None, Named]:
 
 def without(term: Term, site: Site) -> Term:
     """The term, no longer depending on a contracted site."""
-    if site not in term.upstream and site not in term.alternatives:
+    if not any(site in group for group in (term.upstream, term.alternatives, term.slopes)):
         return term
     return replace(
         term,
         upstream=term.upstream - {site},
         alternatives={s: a for s, a in term.alternatives.items() if s is not site},
+        slopes={s: a for s, a in term.slopes.items() if s is not site},
     )

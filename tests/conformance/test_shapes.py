@@ -18,9 +18,10 @@ ESTIMATORS = {
     "enumerate": vi.Enumerate(),
     "measure": vi.MeasureValued(),
     "reparam": vi.Reparam(),
+    "doubly": vi.DoublyReparam(),
 }
 DISCRETE = ("score", "loo", "average", "enumerate", "measure")
-CONTINUOUS = ("score", "loo", "measure", "reparam")
+CONTINUOUS = ("score", "loo", "measure", "reparam", "doubly")
 SHAPES = {
     "scalar": lambda family: Independent(family, sizes=()),
     "plate": Independent,
@@ -51,6 +52,7 @@ CASES = {
     for objective in OBJECTIVES
     # A minibatch below a global site has no unbiased iwae; what is exact has a test of its own.
     if (shape, objective) != ("observed_subsampled", "iwae")
+    and (shape, estimator, objective) != ("hierarchy", "doubly", "iwae")  # refused
     and not (estimator == "enumerate" and objective == "elbo" and shape in ENUMERABLE)
 }
 
@@ -82,3 +84,14 @@ def test_every_baseline_has_cases():
     used = {type(e.baseline) for e in estimators if isinstance(e, vi.Score)}
     ours = {b for b in Baseline.__subclasses__() if b.__module__.startswith("vi_kit.")}
     assert used >= ours
+
+
+def test_a_constant_is_in_the_units_of_one_replicate(lib):
+    """The spread of one estimate times the root of their number stays the same."""
+    shape = SHAPES["scalar"](FAMILIES["bernoulli"])
+    spread = []
+    for num_samples in (1, 100):
+        loss = lib.Loss(vi.elbo(), vi.Score(vi.Constant(-2.0)), num_samples=num_samples)
+        draws = shape.gradients(lib, loss, 300, seed_of("constant"))
+        spread.append(draws[:, 0].std() * np.sqrt(num_samples))
+    assert 0.7 < spread[1] / spread[0] < 1.4

@@ -1,20 +1,17 @@
-"""Each group of parameters ascends its own bound. Pyro only: the shared words have one parameter."""
+"""Each group of parameters ascends its own bound."""
 
 from __future__ import annotations
 
 import functools
 
 import numpy as np
-import pyro
 import pytest
-import torch
 
 import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
-from tests.libraries import PyroWords
+from tests.libraries import Renamed
 from tests.statistical_cases import ConjugateNormal, exact, expectation, variance
-from vi_kit.pyro import Loss
 
 ESTIMATORS = {
     "score": vi.Score(),
@@ -25,30 +22,13 @@ ESTIMATORS = {
 }
 
 
-class OwnParameter(PyroWords):
-    """Words whose `theta` has a name of its own."""
-
-    def __init__(self, parameter):
-        super().__init__()
-        self.parameter = parameter
-
-    def theta(self, values):
-        return pyro.param(self.parameter, torch.tensor(values))
-
-
-def gradients(case, loss, num_draws, request):
+def gradients(lib, case, loss, num_draws, request):
     """By the whole of the model's `theta`, then by the whole of the guide's."""
-    words = [OwnParameter("model"), OwnParameter("guide")]
-    model, guide = case(words[0]).model, case(words[1]).guide
-    leaves = [w.theta(case.values) for w in words]
-    pyro.set_rng_seed(oracles.seed_of(request.node.name) % 2**31)
-    draws = []
-    for _ in range(num_draws):
-        for leaf in leaves:
-            leaf.grad = torch.zeros_like(leaf)
-        loss.loss_and_grads(model, guide)
-        draws.append(np.concatenate([leaf.grad.numpy() for leaf in leaves]))
-    return np.array(draws)
+    model = case(Renamed(lib, "of_model")).model
+    guide = case(Renamed(lib, "of_guide")).guide
+    seed = oracles.seed_of(request.node.name)
+    names = ("of_model", "of_guide")
+    return lib.gradients(loss, model, guide, case.values, num_draws, seed, names)
 
 
 def own_gradients(num_guide, model, guide):
@@ -110,22 +90,30 @@ def two_level(program):
     [one_set_of_draws, two_sets_of_draws, two_nonlinear, with_shared_cost],
     ids=lambda p: p.__name__,
 )
-def test_each_group_ascends_its_own_cost(program, estimator, request):
-    loss = Loss(program(), ESTIMATORS[estimator], num_samples=1000)
-    draws = gradients(TwoLevelBernoulli, loss, 40, request)
+def test_each_group_ascends_its_own_cost(program, estimator, lib, request):
+    loss = lib.Loss(program(), ESTIMATORS[estimator], num_samples=1000)
+    draws = gradients(lib, TwoLevelBernoulli, loss, 40, request)
     oracles.check_unbiased(draws, two_level(program))
 
 
 @pytest.mark.parametrize("estimator", [vi.Reparam(), vi.Score(), vi.MeasureValued()], ids=repr)
-def test_normal_guide(estimator, request):
-    loss = Loss(one_set_of_draws(), estimator, num_samples=1000)
-    draws = gradients(ConjugateNormal, loss, 60, request)
+def test_normal_guide(estimator, lib, request):
+    loss = lib.Loss(one_set_of_draws(), estimator, num_samples=1000)
+    draws = gradients(lib, ConjugateNormal, loss, 60, request)
     expected = own_gradients(2, exact(ConjugateNormal, 2), exact(ConjugateNormal, 1))
     oracles.check_unbiased(draws, expected)
 
 
-def test_reports_the_cost_of_the_model():
-    case = TwoLevelBernoulli(PyroWords())
-    loss = Loss(one_set_of_draws(), vi.Enumerate())
+def test_reports_the_cost_of_the_model(lib):
+    case = TwoLevelBernoulli
+    model = case(Renamed(lib, "of_model")).model
+    guide = case(Renamed(lib, "of_guide")).guide
+    loss = lib.Loss(one_set_of_draws(), vi.Enumerate())
     value = oracles.expected_log_mean_exp(*case.table(case.values), 2)
-    assert loss.loss(case.model, case.guide) == pytest.approx(-value, rel=1e-10)
+    assert lib.value(loss, model, guide, 0) == pytest.approx(-value, rel=1e-10)
+
+
+def test_a_parameter_of_both_is_refused(lib):
+    case = TwoLevelBernoulli(lib)
+    with pytest.raises(vi.ObjectiveError, match=r"\['theta'\] belong to model and guide"):
+        case.gradients(lib.Loss(one_set_of_draws(), vi.Enumerate()), 1, 0)

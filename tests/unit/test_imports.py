@@ -82,8 +82,12 @@ def test_every_word_of_the_language_is_public():
 
 
 def test_objectives_are_made_by_the_decorators():
+    given = {"beta": 0.5, "partition": (0.0,), "reference": "guide", "normalized": False}
+    given["generator"] = vi.generators.pearson
     for name in objectives.__all__:
+        if name == "Generator":
+            continue
         settings = inspect.signature(getattr(vi, name)).parameters
-        made = getattr(vi, name)(**{k: 2 for k in settings})
+        made = getattr(vi, name)(**{k: given.get(k, 2) for k in settings})
         assert isinstance(made, vi.Objective), name
         assert made.program.__doc__, name

@@ -40,6 +40,15 @@ class Estimator(ABC):
     tracked: ClassVar[bool] = True
     """Whether it must be known which terms depend on the site. Not needed where a world axis shows it."""
 
+    holds_params: ClassVar[bool] = False
+    """Whether its site's log density in a simulation is taken with the program's parameters held fixed. The
+    alternatives to a term are then its values with parameters held and one element of the site live."""
+
+    @property
+    def has_state(self) -> bool:
+        """Whether something is kept per site from step to step."""
+        return False
+
     def num_worlds(self, dist: Distribution) -> int:
         """By how much the site multiplies the number of times that the model is evaluated."""
         del dist

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from vi_kit._named import Array, combine
 from vi_kit.backend import current
@@ -73,7 +73,7 @@ class MeasureValued(Estimator):
 
         xp = array_namespace(drawn)
         pairs = WEAK_DERIVATIVES[elements.family].pairs(drawn, fixed, moved, exponential)
-        values = xp.stack([v for v, _ in pairs])
+        values = xp.astype(xp.stack([v for v, _ in pairs]), drawn.dtype)
         coefficients = xp.stack([c for _, c in pairs])
         values, coefficients = _one_at_a_time(drawn, values, coefficients, elements.event_ndim)
         return Expansion(
@@ -111,7 +111,7 @@ def _one_at_a_time(
     flat = xp.reshape(values, (slots, 1, *batch, size))
     base = xp.reshape(drawn, (1, 1, *batch, size))
     eye = xp.reshape(
-        xp.eye(size, dtype=xp.bool, device=drawn.device), (1, size, *(1,) * len(batch), size)
+        xp.eye(size, dtype=xp.bool, device=device(drawn)), (1, size, *(1,) * len(batch), size)
     )
     values = xp.reshape(xp.where(eye, flat, base), (slots * size, *batch, *event))
     coefficients = xp.moveaxis(xp.reshape(coefficients, (slots, *batch, size)), -1, 1)
@@ -147,10 +147,7 @@ def _categorical(x: Array, fixed: Any, moved: Any, noise: Any) -> list[Pair]:
     xp = array_namespace(fixed["probs"])
     size = fixed["probs"].shape[-1]
     others = [(x + shift) % size for shift in range(1, size)]
-    return [
-        (y, xp.take_along_axis(moved["probs"], xp.astype(y, xp.int64)[..., None], axis=-1)[..., 0])
-        for y in others
-    ]
+    return [(y, xp.take_along_axis(moved["probs"], y[..., None], axis=-1)[..., 0]) for y in others]
 
 
 def _normal(x: Array, fixed: Any, moved: Any, noise: Callable[[], Array]) -> list[Pair]:

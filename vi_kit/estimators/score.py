@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from vi_kit._named import Named, combine
 from vi_kit.baselines import Baseline, Constant
-from vi_kit.cost import downstream, gradient_term, grouped, matched, stopped
+from vi_kit.cost import downstream, gradient_term, grouped, matched, stopped, unit
 from vi_kit.estimators.base import Estimator, Expansion
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class Score(Estimator):
 
     baseline: Baseline = field(default_factory=Constant)
 
+    @property
+    def has_state(self) -> bool:
+        return self.baseline.has_state
+
     def reason_against(self, dist: Distribution) -> str | None:
         if dist.name == "Delta":
             return "needs a density; Delta has none, and its value is differentiable"
@@ -71,7 +75,9 @@ class Score(Estimator):
             swapped = [t for t in group if site in t.alternatives]
             if linear:
                 own = downstream(linear, site, lambda t: t.base) if swapped else worth
-                worth = _minus(worth, self.baseline.subtracted(site, own))
+                factor = unit(linear)
+                baseline = self.baseline.subtracted(site, own.scaled(1.0 / factor))
+                worth = _minus(worth, baseline and baseline.scaled(factor))
             if swapped:
                 other = downstream(swapped, site, lambda t: t.alternatives[site])
                 worth = _minus(worth, other)

@@ -1,6 +1,24 @@
 """Objectives, one family a file, each a short program of the language."""
 
 from vi_kit.objectives.elbo import elbo
-from vi_kit.objectives.importance_weighted import iwae, miwae
+from vi_kit.objectives.f_divergence import Generator, f_divergence
+from vi_kit.objectives.importance_weighted import ciwae, iwae, miwae, piwae
+from vi_kit.objectives.log_variance import log_variance, trajectory_balance
+from vi_kit.objectives.renyi import cubo, renyi, thermodynamic
+from vi_kit.objectives.wake_sleep import wake_sleep
 
-__all__ = ["elbo", "iwae", "miwae"]
+__all__ = [
+    "Generator",
+    "ciwae",
+    "cubo",
+    "elbo",
+    "f_divergence",
+    "iwae",
+    "log_variance",
+    "miwae",
+    "piwae",
+    "renyi",
+    "thermodynamic",
+    "trajectory_balance",
+    "wake_sleep",
+]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,27 +20,31 @@ from pyro.ops.provenance import (
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
-from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
-from vi_kit._errors import BackendError, message
+from vi_kit._errors import message
 from vi_kit._named import PLATE, Axis
 from vi_kit.cost import Cost, Site
 from vi_kit.language import Draw, Program
+from vi_kit.plan import Replan
 from vi_kit.pyro.distributions import PyroDistribution
-from vi_kit.run import Replan, Run
+from vi_kit.run import Run
+from vi_kit.statements import Replay, Simulation, Statement, split_scale
 
 
 class PyroBackend:
     """Implements `vi_kit.backend.Backend` for torch and Pyro."""
 
     name = "pyro"
+    replicates_broadcast = True
 
     def __init__(self) -> None:
         self.handler: _Handler | None = None
         self.leaked: frozenset[Site] = frozenset()
         self.tracking = False
-        self.params: dict[str, dict[int, torch.Tensor]] = {"model": {}, "guide": {}}
+        self.untraceable: frozenset[str] = frozenset()
+        self.probe: Probe | None = None
+        self.params: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
 
     # Arrays
 
@@ -55,19 +60,45 @@ class PyroBackend:
     def cumulative_logsumexp(self, array: torch.Tensor, axis: int) -> torch.Tensor:
         return torch.logcumsumexp(array, axis)
 
+    def jvp(
+        self, fn: Callable[..., torch.Tensor], primals: list[Any], tangents: list[Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with (
+            torch.enable_grad()
+        ):  # reverse mode twice: forward mode cannot be differentiated everywhere
+            steps = [torch.zeros_like(p).requires_grad_() for p in primals]
+            value = fn(*(p + step for p, step in zip(primals, steps, strict=True)))
+            weights = torch.ones_like(value).requires_grad_()
+            slopes = torch.autograd.grad(value, steps, weights, create_graph=True)
+            along = sum(((s * t).sum() for s, t in zip(slopes, tangents, strict=True)))
+            (slope,) = torch.autograd.grad(torch.as_tensor(along), weights, create_graph=True)
+        return value, slope
+
     def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.rand(shape, dtype=like.dtype, device=like.device)
 
     # Provenance
 
     def track(self, value: torch.Tensor, site: Site) -> torch.Tensor:
-        return track_provenance(value, frozenset({site})) if self.tracking else value
+        if not self.tracking:
+            return value
+        if site.name in self.untraceable:
+            self.leaked |= {site}
+        if self.probe is not None:
+            value = self.probe.leaf(value, site)
+        return track_provenance(value, frozenset({site}))
 
     def untracked(self, value: torch.Tensor) -> torch.Tensor:
         return detach_provenance(value) if self.tracking else value
 
-    def upstream(self, value: torch.Tensor) -> frozenset[Site]:
-        return get_provenance(value) | self.leaked if self.tracking else frozenset()
+    def upstream(self, run: Run, value: torch.Tensor, key: Hashable) -> frozenset[Site]:
+        del run, key
+        if not self.tracking:
+            return frozenset()
+        known = get_provenance(value) | self.leaked
+        if self.probe is not None:
+            self.probe.compare(detach_provenance(value), known)
+        return known
 
     # State
 
@@ -84,6 +115,7 @@ class PyroBackend:
     def session(self, run: Run) -> Iterator[None]:
         """Enter the outermost messenger, and provenance where the plan asks for it."""
         self.tracking = run.plan.tracked
+        self.untraceable = run.plan.provenance or frozenset()
         mode = _Leaks(self) if self.tracking else nullcontext()
         with _Outermost(self), mode:
             yield
@@ -93,30 +125,79 @@ class PyroBackend:
         with _ReplicatePlate(axis.name, axis.size, run.place(axis)):
             yield
 
+    def map_copies(
+        self, run: Run, once: Callable[[], list[torch.Tensor]], num_copies: int
+    ) -> list[torch.Tensor]:
+        del run
+        rows = [once() for _ in range(num_copies)]
+        return [torch.stack(column) for column in zip(*rows, strict=False)]
+
+    def params_of(self, role: str) -> dict[Hashable, str]:
+        return {id(leaf): name for name, leaf in self.params[role].items()}
+
     def simulate(self, run: Run, program: Program) -> Draw:
-        handler = _Simulate(run, program)
-        self._run(handler)
-        return Draw(handler.values, handler.sites, Cost(handler.terms), handler.details)
+        return self._run(Simulation(run, program))
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
-        handler = _LogDensity(run, program, draw)
-        self._run(handler)
-        handler.finish()
-        return Cost(handler.terms)
+        return self._run(Replay(run, program, draw))
 
-    def _run(self, handler: _Handler) -> None:
-        program, fn = handler.program, handler.program.fn
-        outer, self.handler = self.handler, handler
-        modules = list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
-        self.params[program.role].update((id(p), p) for p in modules)
+    def _run(self, reading: Any) -> Any:
+        program, fn = reading.program, reading.program.fn
+        outer, self.handler = self.handler, _Handler(reading)
+        handler = self.handler
+        modules = dict(fn.named_parameters()) if isinstance(fn, torch.nn.Module) else {}
+        self.params[program.role].update(modules)
         try:
             if program.held:
-                handler.hold(modules)
+                handler.hold(modules.values())
             fn(*program.args, **program.kwargs)
         finally:
             self.handler = outer
             for p in handler.released:
                 p.requires_grad_(True)
+        return reading.result()
+
+
+class Probe:
+    """Finds sites whose values reach a term on a way that provenance does not follow (`torch.vmap`,
+    `torch.jit.script`): the autograd graph goes there too.
+
+    Attributes:
+        untraceable: names of such sites.
+    """
+
+    def __init__(self) -> None:
+        self.untraceable: set[str] = set()
+        self._sites: dict[torch.Tensor, Site] = {}
+        self._reached: dict[Any, frozenset[Site]] = {None: frozenset()}
+
+    def leaf(self, value: torch.Tensor, site: Site) -> torch.Tensor:
+        """The value as a leaf of the autograd graph, if its type allows."""
+        if not value.is_floating_point():
+            return value
+        leaf = value.detach().clone().requires_grad_()
+        self._sites[leaf] = site
+        return leaf
+
+    def compare(self, value: torch.Tensor, known: frozenset[Site]) -> None:
+        self.untraceable.update(s.name for s in self._leaves(value.grad_fn) - known)
+
+    def _leaves(self, node: Any) -> frozenset[Site]:
+        pending = [node]
+        while pending:
+            top = pending[-1]
+            if top in self._reached:
+                pending.pop()
+                continue
+            later = [n for n, _ in top.next_functions]
+            missing = [n for n in later if n not in self._reached]
+            if missing:
+                pending += missing
+                continue
+            own: Any = getattr(top, "variable", None)
+            found = frozenset({self._sites[own]} if own in self._sites else ())
+            self._reached[top] = found.union(*(self._reached[n] for n in later))
+        return self._reached[node]
 
 
 class _Outermost(Messenger):
@@ -149,30 +230,62 @@ class _ReplicatePlate(IndepMessenger):
 
 
 class _Leaks(TorchFunctionMode):
-    """Notices values that leave the reach of provenance tracking: control flow, Python numbers, writes
-    into untracked tensors. Whatever comes later is then taken to depend on them."""
+    """Notices values that leave the reach of provenance tracking: control flow, Python numbers and text,
+    shapes that depend on values, tensors made from values, writes into untracked tensors. Whatever comes
+    later is then taken to depend on them."""
 
-    ESCAPES = frozenset(
-        "__bool__ __float__ __int__ __index__ item tolist numpy __array__ __setitem__".split()
+    MAKERS = frozenset(
+        "tensor as_tensor asarray full full_like new_tensor new_full scalar_tensor".split()
     )
+    """Make a tensor of what they are given, without its provenance."""
+
+    SHAPED_BY_VALUES = frozenset(
+        "nonzero argwhere masked_select unique unique_consecutive bincount repeat_interleave"
+        " histc histogram".split()
+    )
+
+    INERT = frozenset(
+        "__get__ __len__ __hash__ __iter__ size dim ndimension numel nelement element_size"
+        " stride storage_offset is_floating_point is_complex is_signed is_contiguous get_device"
+        " is_cuda has_names is_conj is_neg is_inference type is_set_to requires_grad_ backward"
+        " register_hook retain_grad result_type can_cast broadcast_tensors split unbind chunk".split()
+    )
+    """Tell nothing of values, only of shapes and types."""
 
     def __init__(self, backend: PyroBackend):
         super().__init__()
         self.backend = backend
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if ProvenanceTensor not in types:
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if ProvenanceTensor not in types:
+            if name in self.MAKERS:
+                self.backend.leaked |= get_provenance((args, kwargs))
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        if in_place or name in self.ESCAPES or (kwargs and "out" in kwargs):
-            sites = get_provenance((args, kwargs or {}))
-            if in_place:
-                sites = sites - get_provenance(args[0])
-            elif name == "__bool__" and _is_validation(sys._getframe(1)):
-                sites = frozenset()
-            self.backend.leaked |= sites
-        return func(*args, **(kwargs or {}))
+        if in_place:
+            written = args[0] if args[0]._base is None else None
+            known = get_provenance(written) if written is not None else frozenset()
+            self.backend.leaked |= get_provenance((args, kwargs)) - known
+        elif name == "__set__":
+            self.backend.leaked |= get_provenance(args[1:])
+        elif name in self.INERT:
+            pass
+        elif "out" in kwargs or name in self.MAKERS or self._tells_values(name, args, result):
+            if not (name == "__bool__" and _is_validation(sys._getframe(1))):
+                self.backend.leaked |= get_provenance((args, kwargs))
+        return result
+
+    def _tells_values(self, name: str, args: Any, result: Any) -> bool:
+        """Whether a result, or its shape, holds values without their provenance."""
+        if name in self.SHAPED_BY_VALUES or (name == "where" and len(args) == 1):
+            return True
+        if name == "__getitem__":
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            return any(isinstance(i, ProvenanceTensor) and i.dtype == torch.bool for i in index)
+        return not isinstance(result, torch.Tensor | tuple | list | type(None)) or name == "tolist"
 
 
 def _is_validation(frame: Any) -> bool:
@@ -187,14 +300,12 @@ def _is_validation(frame: Any) -> bool:
 
 
 class _Handler:
-    """What to do at the statements of one program."""
+    """Brings the messages of one program to the reading that is made of it."""
 
-    def __init__(self, run: Run, program: Program):
-        self.run = run
-        self.program = program
-        self.terms: list[Any] = []
+    def __init__(self, reading: Simulation | Replay):
+        self.reading = reading
+        self.run, self.program = reading.run, reading.program
         self.released: list[torch.Tensor] = []
-        self.names: set[str] = set()
 
     def hold(self, params: Iterable[torch.Tensor]) -> None:
         for p in params:
@@ -206,7 +317,7 @@ class _Handler:
         value = msg["value"]
         leaf = getattr(value, "unconstrained", lambda: value)()
         leaf = getattr(value, "_pyro_unconstrained_param", leaf)
-        backend.params[self.program.role][id(leaf)] = leaf
+        backend.params[self.program.role][msg["name"]] = leaf
         if self.program.held:
             self.hold([leaf])
             msg["value"] = value.detach()
@@ -217,25 +328,42 @@ class _Handler:
             if msg["value"] is None and name in self.run.subsamples:
                 msg["value"], msg["done"] = self.run.subsamples[name], True
             return
-        if msg["infer"].get("_deterministic") or msg["infer"].get("_do_not_trace"):
+        if _is_silent(msg) or msg["done"] or msg["is_observed"]:
             return
-        if not (msg["done"] or msg["is_observed"]):
-            self.latent(msg)
-
-    def latent(self, msg: Any) -> None:
-        raise NotImplementedError
+        dist = PyroDistribution(msg["fn"])
+        value = self.reading.latent(Statement(name, dist, self.axes(msg), msg["infer"]))
+        msg["value"], msg["done"] = dist.fn() if value is None else value, True
 
     def sampled(self, msg: Any) -> None:
-        name = msg["name"]
-        if type(msg["fn"]).__name__ == "_Subsample":
-            self.run.subsamples.setdefault(name, msg["value"])
+        """Note the log density of a statement."""
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if type(fn).__name__ == "_Subsample":
+            self.run.subsamples.setdefault(name, value)
             return
-        if msg["infer"].get("_deterministic") or msg["infer"].get("_do_not_trace"):
+        if _is_silent(msg):
             return
-        self.record(msg)
+        if getattr(fn, "has_rsample", True) is False and type(fn).__name__ == "Unit":
+            if self.program.role == "guide" and self.run.findings is not None:
+                self.run.findings.problem(
+                    message(
+                        f"guide factor {name!r} stands for a draw that the program hides",
+                        got="pyro.factor(..., has_rsample=False), whose score nobody can know to add",
+                        expected="a sample statement, so that its site can be given an estimator",
+                        fix=f"pyro.sample({name!r}, ...) instead of the factor",
+                    ),
+                    of_estimator=True,
+                )
+        axes, unmasked = self.axes(msg), PyroDistribution(fn)
+        log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
+        plain = log_prob if unmasked.fn is fn else unmasked.log_prob(value)
+        scale, mask = split_scale(msg["scale"], axes), msg["mask"]
+        density = scale_and_mask(log_prob, scale, mask)
 
-    def record(self, msg: Any) -> None:
-        raise NotImplementedError
+        def factor() -> torch.Tensor:
+            ones = torch.ones_like(plain)
+            return scale_and_mask(scale_and_mask(ones, scale, mask), 1.0, unmasked.mask)
+
+        self.reading.record(name, axes, density, plain, factor)
 
     def axes(self, msg: Any) -> tuple[Axis, ...]:
         """Plates and replicates of a statement."""
@@ -243,6 +371,8 @@ class _Handler:
         axes = []
         for frame in msg["cond_indep_stack"]:
             if not frame.vectorized:
+                if frame.full_size and frame.full_size != frame.size:
+                    self.run.sequential.add(frame.name)
                 continue
             if frame.name in replicates:
                 axes.append(replicates[frame.name])
@@ -253,133 +383,7 @@ class _Handler:
             axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
         return tuple(axes)
 
-    def add_term(self, msg: Any, held: bool = False, site: Site | None = None) -> None:
-        """Add the log density of a statement, with its scale (but that of its plates) and its mask."""
-        axes = self.axes(msg)
-        what = f"{self.program.role} site {msg['name']!r}"
-        fn, value = msg["fn"], msg["value"]
-        scale: Any = msg["scale"]
-        for axis in axes:
-            if axis.scale != 1.0:
-                scale = scale / axis.scale
-        log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
-        if site is not None:
-            unmasked = PyroDistribution(fn)
-            plain = log_prob if unmasked.fn is fn else unmasked.log_prob(value)
-            site.log_q = self.run.term(plain, axes, what, own=site)
-            self.run.terms.pop()
-        is_one = not isinstance(scale, torch.Tensor) and abs(scale - 1.0) < 1e-12
-        factor: Any = 1.0 if is_one else scale
-        log_prob = scale_and_mask(log_prob, factor, msg["mask"])
-        self.terms.append(self.run.term(log_prob, axes, what, held=held))
 
-
-class _Simulate(_Handler):
-    """Offers every latent site to its estimator."""
-
-    def __init__(self, run: Run, program: Program):
-        super().__init__(run, program)
-        self.values: dict[str, torch.Tensor] = {}
-        self.sites: dict[str, Site | None] = {}
-        self.details: dict[str, Any] = {}
-
-    def latent(self, msg: Any) -> None:
-        dist, axes = PyroDistribution(msg["fn"]), self.axes(msg)
-        value, site = self.run.draw(msg["name"], dist, axes, msg["infer"])
-        msg["value"], msg["done"] = value, True
-        self.values[msg["name"]], self.sites[msg["name"]] = value, site
-        self.details[msg["name"]] = (msg["fn"], axes, bool(msg["infer"].get("is_auxiliary")))
-
-    def record(self, msg: Any) -> None:
-        self.add_term(msg, site=self.sites.get(msg["name"]))
-
-
-class _LogDensity(_Handler):
-    """Replays a draw."""
-
-    def __init__(self, run: Run, program: Program, draw: Draw):
-        super().__init__(run, program)
-        self.draw = draw
-        self.held = draw.held
-
-    def latent(self, msg: Any) -> None:
-        name = msg["name"]
-        if name not in self.draw:
-            self._problem(
-                f"{self.program.role} site {name!r} is not in the draw",
-                got=f"latent sites of the draw: {sorted(self.draw)}",
-                expected=f"a guide site named {name!r}",
-                fix=f"add {name!r} to the guide"
-                + (
-                    "; sites that Pyro would enumerate in the model are not marginalised here"
-                    if msg["infer"].get("enumerate")
-                    else ", or condition the model on it"
-                ),
-            )
-            return
-        value = self.draw[name]
-        if self.held:
-            value = value.detach()
-        self.names.add(name)
-        msg["value"], msg["done"] = value, True
-        if self.run.findings is not None and not self._agrees(msg):
-            msg["value"] = msg["fn"]()  # so that the rest of the program can be checked too
-
-    def record(self, msg: Any) -> None:
-        self.add_term(msg, held=self.held)
-
-    def finish(self) -> None:
-        lacking = [n for n in self.draw if n not in self.names and not self.draw.details[n][2]]
-        for name in lacking:
-            self._problem(
-                f"guide site {name!r} is not a latent site of the {self.program.role}",
-                got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
-                expected="every guide site in the model, or marked as auxiliary",
-                fix=f"pyro.sample({name!r}, ..., infer={{'is_auxiliary': True}})",
-            )
-
-    def _agrees(self, msg: Any) -> bool:
-        """Compare plates, shapes and supports of a site in model and guide."""
-        name, fn = msg["name"], msg["fn"]
-        guide_fn, guide_axes, _ = self.draw.details[name]
-        own = {a.name for a in self.axes(msg)}
-        theirs = {a.name for a in guide_axes}
-        if own != theirs:
-            self._problem(
-                f"site {name!r}: model and guide disagree about its plates",
-                got=f"model {sorted(own)}, guide {sorted(theirs)}",
-                expected="the same plates, with the same names",
-                fix="give the plates one name in both",
-            )
-        elif tuple(fn.event_shape) != tuple(guide_fn.event_shape):
-            self._problem(
-                f"site {name!r}: model and guide disagree about its event shape",
-                got=f"model {tuple(fn.event_shape)}, guide {tuple(guide_fn.event_shape)}",
-                expected="the same event shape",
-                fix="use .to_event(n) alike in both",
-            )
-        elif self._outside(fn, guide_fn, self.run.backend.untracked(msg["value"])):
-            self._problem(
-                f"site {name!r}: the guide draws values outside the model's support",
-                got=f"model {fn.support}, guide {guide_fn.support}",
-                expected="a guide whose support lies in the model's",
-                fix=f"a guide distribution on {fn.support}",
-            )
-        else:
-            return True
-        return False
-
-    @staticmethod
-    def _outside(fn: Any, guide_fn: Any, value: torch.Tensor) -> bool:
-        real = constraints.real
-        plain = [getattr(s, "base_constraint", s) for s in (fn.support, guide_fn.support)]
-        is_delta = PyroDistribution(guide_fn).name == "Delta"
-        if plain[1] is real and plain[0] is not real and not is_delta:
-            return True
-        return not bool(fn.support.check(value).all())
-
-    def _problem(self, headline: str, **parts: str) -> None:
-        text = message(headline, **parts)
-        if self.run.findings is None:
-            raise BackendError(text)
-        self.run.findings.problem(text, of_estimator=False)
+def _is_silent(msg: Any) -> bool:
+    """Whether a message is not a sample statement of the user's."""
+    return bool(msg["infer"].get("_deterministic") or msg["infer"].get("_do_not_trace"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro.poutine as poutine
@@ -11,13 +12,16 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
-from vi_kit._errors import BackendError, ObjectiveError, message
+from vi_kit._errors import BackendError
 from vi_kit.estimators import Estimator
-from vi_kit.language import Objective, Program, iid
-from vi_kit.objectives import elbo
-from vi_kit.pyro.backend import PyroBackend
-from vi_kit.run import Plan, Replan, Run, explanation, make_plan
-from vi_kit.select import Selection
+from vi_kit.language import Objective, Program
+from vi_kit.plan import Findings, Plan, Replan, explanation
+from vi_kit.pyro.backend import Probe, PyroBackend
+from vi_kit.run import Run
+from vi_kit.settings import Settings, make_plan, not_finite
+
+MAX_PLANS = 16
+"""Pairs of model and guide whose plans one loss keeps."""
 
 
 class Loss(ELBO):
@@ -52,39 +56,13 @@ class Loss(ELBO):
         vectorize: bool = True,
     ):
         super().__init__(num_particles=num_samples, vectorize_particles=vectorize)
-        self.objective = elbo() if objective is None else objective
-        if not isinstance(self.objective, Objective):
-            raise ObjectiveError(
-                message(
-                    "the first argument of Loss is not an objective",
-                    got=repr(objective),
-                    expected="an Objective, such as vi.elbo() or vi.iwae(num_particles=5)",
-                    fix="call it with its settings, or decorate your program with @vi.objective",
-                )
-            )
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise ObjectiveError(
-                message(
-                    "Loss: num_samples must be a whole number of at least 1",
-                    got=f"num_samples={num_samples!r}",
-                    expected="num_samples >= 1",
-                    fix="num_samples=1",
-                )
-            )
-        self.estimators = estimators
-        self.num_samples = num_samples
-        self.vectorize = vectorize
-        self.nesting = max_plate_nesting
-        self.selection = Selection.of(estimators)
+        self.settings = Settings.of(
+            objective, estimators, num_samples, max_plate_nesting, vectorize
+        )
         self._plans: dict[Any, Plan] = {}
 
     def __repr__(self) -> str:
-        parts = [repr(self.objective)]
-        if self.estimators is not None:
-            parts.append(f"estimators={self.estimators!r}")
-        if self.num_samples != 1:
-            parts.append(f"num_samples={self.num_samples}")
-        return f"Loss({', '.join(parts)})"
+        return self.settings.describe()
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("vi_kit runs model and guide itself")
@@ -97,7 +75,7 @@ class Loss(ELBO):
             groups, run = self._estimate(model, guide, args, kwargs, with_gradient=False)
         value = self._value(groups).item()
         if math.isnan(value):
-            raise self._not_finite(run, value)
+            raise not_finite(value, run.first_not_finite())
         return value
 
     def differentiable_loss(
@@ -114,7 +92,7 @@ class Loss(ELBO):
         groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
         value = self._value(groups).item()
         if not math.isfinite(value):
-            raise self._not_finite(run, value)
+            raise not_finite(value, run.first_not_finite())
         loss = self._surrogate(groups, run)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -144,34 +122,18 @@ class Loss(ELBO):
 
     def _execute(self, run: Run, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[Any, Any]:
         programs = (Program(model, args, kwargs, "model"), Program(guide, args, kwargs, "guide"))
-        try:
-            with run.backend.session(run):
-                groups = run.execute(self._averaged, *programs)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if run.placed_dims:
-                error.add_note(
-                    f"vi_kit ran the program with {run.placed_dims} more batch dims on the left, for"
-                    " replicates and for the values of enumerated sites. Write it so that it broadcasts"
-                    " (index from the right, expand before torch.cat, no .view of a fixed shape), or give"
-                    " Loss vectorize=False and sites other estimators."
-                )
-            raise
+        groups = self.settings.execute(run, *programs)
         return {group: named.array for group, named in groups.items()}
-
-    def _averaged(self, model: Program, guide: Program) -> Any:
-        if self.num_samples == 1:
-            return self.objective(model, guide)
-        return iid(lambda: self.objective(model, guide), self.num_samples).mean()
 
     def _plan(self, model: Any, guide: Any, args: Any, kwargs: Any, again: bool = False) -> Plan:
         key = (model, guide)
         if again or key not in self._plans:
-            nesting = self.nesting
+            nesting = self.settings.max_plate_nesting
             if nesting is None:
                 nesting = _plate_nesting(model, guide, args, kwargs)
             previous = self._plans.get(key)
-            selection = self.selection if previous is None else previous.selection
-            draft = Plan(selection, nesting, self.vectorize)
+            selection = self.settings.selection if previous is None else previous.selection
+            draft = Plan(selection, nesting, self.settings.vectorize)
 
             def execute(run: Run) -> None:
                 try:
@@ -182,49 +144,51 @@ class Loss(ELBO):
                     ) from None
 
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                self._plans[key] = make_plan(PyroBackend(), draft, execute)
+                self._plans.pop(key, None)
+                if len(self._plans) >= MAX_PLANS:
+                    del self._plans[next(iter(self._plans))]
+                plan = make_plan(PyroBackend, draft, execute)
+                self._plans[key] = replace(plan, provenance=_untraceable(plan, execute))
         return self._plans[key]
 
     def _value(self, groups: Mapping[str | None, torch.Tensor]) -> torch.Tensor:
         reported = [v.detach() for g, v in groups.items() if g != "guide"]
-        return self._sign * torch.as_tensor(sum(reported))
-
-    @property
-    def _sign(self) -> float:
-        return -1.0 if self.objective.maximised else 1.0
+        return self.settings.sign * torch.as_tensor(sum(reported))
 
     def _surrogate(self, groups: Mapping[str | None, torch.Tensor], run: Run) -> torch.Tensor:
         if set(groups) <= {None}:
-            return self._sign * groups.get(None, torch.zeros(()))
+            return self.settings.sign * groups.get(None, torch.zeros(()))
         shared = groups.get(None)
         loss = self._value(groups)
         for role in ("model", "guide"):
             own = [v for v in (shared, groups.get(role)) if v is not None and v.requires_grad]
             assert isinstance(run.backend, PyroBackend)
-            params = [p for p in run.backend.params[role].values() if p.requires_grad]
+            leaves = {id(p): p for p in run.backend.params[role].values() if p.requires_grad}
+            params = list(leaves.values())
             if not own or not params:
                 continue
             grads = torch.autograd.grad(own, params, retain_graph=True, allow_unused=True)
             for p, g in zip(params, grads, strict=True):
                 if g is not None:
-                    loss = loss + self._sign * ((p - p.detach()) * g).sum()
+                    loss = loss + self.settings.sign * ((p - p.detach()) * g).sum()
         return loss
 
     def _advance(self, run: Run) -> None:
         for key, value in run.new_state.items():
             run.backend.set_state(key, value)
 
-    def _not_finite(self, run: Run, value: float) -> ObjectiveError:
-        where = run.first_not_finite()
-        return ObjectiveError(
-            message(
-                f"the loss is {value}"
-                + (f": the log density of {where} is not finite" if where else ""),
-                got=where or "finite log densities, so the objective itself overflows",
-                expected="a finite loss; no gradient was taken and no parameter was changed",
-                fix="check the data, the parameters and the supports at this site",
-            )
-        )
+
+def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
+    """Names of the sites whose provenance gets lost in the program, found by one more dry run."""
+    if not plan.tracked:
+        return frozenset()
+    backend = PyroBackend()
+    backend.probe = Probe()
+    try:
+        execute(Run(backend, plan, findings=Findings(), with_gradient=False))
+    except Exception:  # the program may object to values that require a gradient (`.numpy()`)
+        pass
+    return frozenset(backend.probe.untraceable)
 
 
 def _plate_nesting(model: Any, guide: Any, args: Any, kwargs: Any) -> int:

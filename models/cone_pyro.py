@@ -1,0 +1,59 @@
+"""The programs of the noisy cone (`cone.py`) in Pyro."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch.distributions import constraints
+
+import vi_kit as vi
+from models.cone import HIDDEN, PRIOR_SCALE, Z_OBS
+from vi_kit.pyro import Loss
+
+
+def model(z_obs: float = Z_OBS) -> None:
+    x = pyro.sample("x", dist.Normal(0.0, PRIOR_SCALE))
+    y = pyro.sample("y", dist.Normal(0.0, PRIOR_SCALE))
+    height = x**2 + y**2
+    pyro.sample("z", dist.Normal(height, 0.1 + height / 100), obs=torch.as_tensor(z_obs))
+
+
+def guide(z_obs: float = Z_OBS) -> None:
+    """Mean field: a Normal for x and one for y."""
+    del z_obs
+    for name, loc in (("x", 0.5), ("y", 2.0)):
+        loc = pyro.param(f"{name}_loc", torch.tensor(loc))
+        scale = pyro.param(f"{name}_scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample(name, dist.Normal(loc, scale))
+
+
+def guide_autoregressive(z_obs: float = Z_OBS) -> None:
+    """A Normal for x, then one for y whose location and scale are a small network of x.
+
+    Given x it has one mode, so it can follow half of the ring, not both halves.
+    """
+    del z_obs
+    x_loc = pyro.param("x_loc", torch.tensor(0.0))
+    x_scale = pyro.param("x_scale", torch.tensor(1.0), constraint=constraints.positive)
+    x = pyro.sample("x", dist.Normal(x_loc, x_scale))
+    slopes = pyro.param("slopes", lambda: torch.randn(HIDDEN))
+    offsets = pyro.param("offsets", lambda: torch.randn(HIDDEN))
+    weights = pyro.param("weights", lambda: 0.1 * torch.randn(HIDDEN, 2))
+    bias = pyro.param("bias", torch.tensor([1.5, 0.0]))
+    # The network acts on a new last dim, so x may have any batch shape.
+    out = torch.tanh(x[..., None] * slopes + offsets) @ weights + bias
+    scale = torch.nn.functional.softplus(out[..., 1]) + 1e-3
+    pyro.sample("y", dist.Normal(out[..., 0], scale))
+
+
+def fit(guide, objective: vi.Objective, num_steps: int) -> float:
+    """Train a guide from its start; the bound in nats."""
+    torch.set_num_threads(1)  # the arrays are small; a second thread only waits
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    optim = pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.1 ** (1 / num_steps)})
+    svi = pyro.infer.SVI(model, guide, optim, loss=Loss(objective, num_samples=8))
+    for _ in range(num_steps):
+        svi.step(Z_OBS)
+    return -Loss(objective, num_samples=4000).loss(model, guide, Z_OBS)

@@ -1,0 +1,68 @@
+"""What a gradient costs, without running it, next to the same written by hand; in single precision."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+import vi_kit as vi
+from vi_kit.numpyro import Loss
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "vae_overhead.py"
+
+
+@pytest.fixture(scope="module")
+def vae():
+    spec = importlib.util.spec_from_file_location("vae_overhead", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def costs(vae):
+    """Of the gradient of a loss, or of a function, on a batch of 64."""
+
+    def of(fn):
+        with jax.enable_x64(False):
+            x = vae.images(64)
+            return vae.static_cost(fn, jax.random.key(0), vae.initial_params(x), x)
+
+    return of
+
+
+def by_hand(vae):
+    """Minus the ELBO, with NumPyro's distributions."""
+    encode, decode = vae.encoder_net()[1], vae.decoder_net()[1]
+
+    def minus_elbo(key, params, x):
+        q = dist.Normal(*encode(params["encoder$params"], x)).to_event(1)
+        z = q.sample(key)
+        prior = dist.Normal(jnp.zeros(vae.NUM_LATENT), 1.0).to_event(1)
+        likelihood = dist.Bernoulli(logits=decode(params["decoder$params"], z)).to_event(1)
+        return (q.log_prob(z) - prior.log_prob(z) - likelihood.log_prob(x)).sum()
+
+    return minus_elbo
+
+
+@vi.objective
+def split_elbo(model, guide):
+    """The ELBO for both groups of parameters."""
+    z = vi.simulate(guide)
+    bound = vi.log_density(model, z) - z.log_density
+    return vi.split_gradients(model=bound, guide=bound)
+
+
+def test_elbo_costs_what_it_costs_by_hand(vae, costs):
+    ours, hand = costs(vae.through(Loss())), costs(by_hand(vae))
+    assert ours["equations"] <= 1.10 * hand["equations"]
+    assert ours["flops"] == pytest.approx(hand["flops"], rel=0.02)
+    assert ours["bytes"] == pytest.approx(hand["bytes"], rel=0.02)
+
+
+def test_split_gradients_take_one_forward_pass(vae, costs):
+    split, whole = costs(vae.through(Loss(split_elbo()))), costs(vae.through(Loss()))
+    assert split["flops"] <= 1.05 * whole["flops"]

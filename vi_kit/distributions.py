@@ -1,0 +1,174 @@
+"""Distributions of any library in the words that estimators use."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from array_api_compat import array_namespace, device
+
+from vi_kit._named import Array
+from vi_kit.backend import Elementary
+
+PARAMS = {
+    "Bernoulli": ("probs",),
+    "Categorical": ("probs",),
+    "OneHotCategorical": ("probs",),
+    "Normal": ("loc", "scale"),
+    "Exponential": ("rate",),
+    "Gamma": ("concentration", "rate"),
+    "Poisson": ("rate",),
+}
+
+
+@dataclass(frozen=True)
+class Wrappers:
+    """A library's classes of distributions around distributions."""
+
+    masked: type
+    independent: type
+    transformed: type
+    expanded: type
+
+
+class DistributionView(ABC):
+    """A library's distribution; implements `vi_kit.backend.Distribution`.
+
+    Args:
+        fn: the distribution. A mask around it is dropped: it changes the density, not the draw.
+
+    Attributes:
+        mask: what was dropped, `True` if there was none.
+    """
+
+    wrappers: ClassVar[Wrappers]
+
+    def __init__(self, fn: Any):
+        w = self.wrappers
+        self.mask: Any = True
+        while isinstance(fn, w.masked) or (
+            isinstance(fn, w.expanded) and isinstance(fn.base_dist, w.masked)
+        ):
+            batch = tuple(fn.batch_shape)
+            masked = fn if isinstance(fn, w.masked) else fn.base_dist
+            self.mask, fn = masked._mask & self.mask, masked.base_dist
+            fn = fn if tuple(fn.batch_shape) == batch else fn.expand(batch)
+        self.fn = fn
+        base = fn
+        while isinstance(base, w.independent | w.expanded):
+            base = base.base_dist
+        self.name = _family(base)
+        self.batch_shape: tuple[int, ...] = tuple(fn.batch_shape)
+        self.event_shape: tuple[int, ...] = tuple(fn.event_shape)
+        self.has_rsample = bool(fn.has_rsample)
+
+    @abstractmethod
+    def sample(self) -> Array: ...
+
+    @abstractmethod
+    def rsample(self) -> Array: ...
+
+    @abstractmethod
+    def sample_elements(self, fn: Any) -> Array:
+        """Draw without gradient from one of the library's own distributions."""
+
+    @abstractmethod
+    def as_array(self, value: Any) -> Array:
+        """A parameter as an array of the library, if it is a Python number."""
+
+    @abstractmethod
+    def covers(self, other: Any, value: Array) -> bool:
+        """Whether the values of `other`, of which `value` is one, lie in this support."""
+
+    @property
+    def support_name(self) -> str:
+        return str(self.fn.support)
+
+    def log_prob(self, value: Array) -> Array:
+        return self.fn.log_prob(value)
+
+    def support_size(self) -> int | None:
+        fn, event_ndim, transforms = self._elements()
+        if transforms or not fn.has_enumerate_support:
+            return None
+        values = self._values(fn)
+        if values is None:
+            return None
+        return values.shape[0] ** math.prod(self.event_shape[:event_ndim])
+
+    def support(self) -> Array:
+        fn, event_ndim, _ = self._elements()
+        values = self._values(fn)
+        assert values is not None
+        values = values.reshape(values.shape[0], *fn.event_shape)
+        shape = self.event_shape[:event_ndim]
+        count, size = math.prod(shape), values.shape[0]
+        if event_ndim == 0:
+            return values
+        xp, on = array_namespace(values), device(values)
+        powers = size ** xp.arange(count, device=on)
+        digits = xp.arange(size**count, device=on)[:, None] // powers % size
+        return values[digits].reshape(size**count, *shape, *fn.event_shape)
+
+    def _values(self, fn: Any) -> Array | None:
+        """The values of one element, as many as dim 0 is long."""
+        try:
+            return fn.enumerate_support(expand=False)
+        except (NotImplementedError, TypeError):
+            return None
+
+    def elementary(self) -> Elementary | None:
+        fn, event_ndim, transforms = self._elements()
+        family = _family(fn)
+        if family not in PARAMS:
+            return None
+        one_hot = family == "OneHotCategorical"
+        shape = tuple(self.fn.batch_shape) + self.event_shape
+        shape = shape[:-1] if one_hot else shape
+        params = {}
+        for name in PARAMS[family]:
+            value = self.as_array(getattr(fn, name))
+            full = (*shape, value.shape[-1]) if "Categorical" in family else shape
+            if tuple(value.shape) != full:
+                value = array_namespace(value).broadcast_to(value, full)
+            params[name] = value
+        elements = fn if tuple(fn.batch_shape) == shape else fn.expand(shape)
+
+        def sample() -> Array:
+            value = self.sample_elements(elements)
+            return value.argmax(-1) if one_hot else value
+
+        def push(value: Array) -> Array:
+            if one_hot:
+                probs = params["probs"]
+                xp = array_namespace(probs)
+                categories = xp.arange(probs.shape[-1], device=device(probs))
+                return xp.astype(value[..., None] == categories, probs.dtype)
+            for transform in transforms:
+                value = transform(value)
+            return value
+
+        return Elementary("Categorical" if one_hot else family, params, event_ndim, sample, push)
+
+    def _elements(self) -> tuple[Any, int, tuple[Any, ...]]:
+        """What lies below `Independent` and elementwise transforms, and how many dims they reinterpret."""
+        w, fn, event_ndim, transforms = self.wrappers, self.fn, 0, ()
+        while True:
+            if isinstance(fn, w.independent):
+                event_ndim += fn.reinterpreted_batch_ndims
+            elif isinstance(fn, w.transformed):
+                if any(t.domain.event_dim or t.codomain.event_dim for t in fn.transforms):
+                    break
+                event_ndim += len(fn.event_shape) - len(fn.base_dist.event_shape)
+                transforms = (*fn.transforms, *transforms)
+            elif not isinstance(fn, w.expanded):
+                break
+            fn = fn.base_dist
+        return fn, event_ndim, transforms
+
+
+def _family(fn: Any) -> str:
+    """Class name without the parametrisation."""
+    return type(fn).__name__.removesuffix("Probs").removesuffix("Logits")

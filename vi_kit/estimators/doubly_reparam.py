@@ -1,0 +1,60 @@
+"""Double reparameterisation: no score term is left in the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vi_kit._named import combine
+from vi_kit.cost import gradient_term, grouped, own_sum, stopped
+from vi_kit.estimators.base import Estimator, Expansion
+
+if TYPE_CHECKING:
+    from vi_kit.backend import Distribution
+    from vi_kit.cost import Site, Term
+
+
+@dataclass(frozen=True)
+class DoublyReparam(Estimator):
+    r"""The pathwise gradient with the parameters of $\log q$ held fixed, for a cost $F(\log w_1, \dots, \log w_K)$:
+    $\sum_k (F_k - F_{kk})\, \partial_\theta \log w_k(z_k(\theta))$, with first and second derivatives of F.
+
+    $F_k$ is the pathwise part. The score part that it leaves out, $-E[F_k \nabla_\theta \log q(z_k)]$, is
+    reparameterised once more: it is the pathwise derivative of $-F_k$ as a function of $z_k$ alone. On `elbo`
+    this is sticking the landing, on `iwae` DReG; other objectives need no formula of their own. In a hierarchical
+    guide only parameters are held, the path through the sites before stays.
+
+    Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
+    Needs: a reparameterised sampler; no site of `Score` or `MeasureValued` drawn given this one; inside a
+        nonlinear function (`iwae`) one such site only, which may be a joint one.
+    Cost: two evaluations of model and guide, one of them with parameters held.
+    Variance: zero on `elbo` once the guide is the posterior; does not grow with the particles of `iwae`.
+
+    Example:
+        >>> DoublyReparam()
+        DoublyReparam()
+
+    References:
+        Roeder, Wu and Duvenaud 2017, Sticking the Landing.
+        Tucker et al. 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives.
+        Bauer and Mnih 2021, Generalized Doubly Reparameterized Gradient Estimators.
+    """
+
+    holds_params: ClassVar[bool] = True
+
+    def reason_against(self, dist: Distribution) -> str | None:
+        return (
+            None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
+        )
+
+    def expand(self, dist: Distribution) -> Expansion:
+        return Expansion(dist.rsample())
+
+    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
+        done = list(terms)
+        for group in grouped(t for t in terms if site in t.slopes):
+            slope = own_sum(group, site, lambda t: t.slopes[site])
+            change = combine(lambda x, y: x - y, slope, stopped(slope))
+            done.append(gradient_term(change, None, group[0]))
+        return done

@@ -1,0 +1,388 @@
+"""The NumPyro backend: programs run under one outermost messenger, replicates by `jax.vmap`."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.handlers import substitute
+from numpyro.infer.util import is_identically_one
+from numpyro.ops.pytree import PytreeTrace
+from numpyro.primitives import Messenger
+
+from vi_kit._errors import BackendError, message
+from vi_kit._named import PLATE, Axis
+from vi_kit.baselines import state_key
+from vi_kit.cost import Cost, Site
+from vi_kit.language import Draw, Program
+from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.plan import Replan
+from vi_kit.run import Run
+from vi_kit.statements import Replay, Simulation, Statement, split_scale
+
+Provenance = Mapping[Hashable, frozenset[str]]
+"""Names of the inputs on which each watched value depends."""
+
+PARAMS = "params"
+"""The name of the parameters among these inputs."""
+
+
+class NumPyroBackend:
+    """Implements `vi_kit.backend.Backend` for JAX and NumPyro.
+
+    Args:
+        key: random key of this step.
+        params: constrained values of the parameters, and mutable state.
+        provenance: on what each value depends, as far as that is known by now.
+        marks: a flag per site, to find that out: what depends on the flag depends on the site.
+        dry: whether values do not matter, only shapes.
+    """
+
+    name = "numpyro"
+    replicates_broadcast = False
+
+    def __init__(
+        self,
+        key: jax.Array,
+        params: Mapping[str, Any],
+        *,
+        provenance: Provenance | None = None,
+        marks: list[jax.Array] | None = None,
+        dry: bool = False,
+    ):
+        self.key = self.shared_key = key
+        self.num_keys = 0
+        self.params = dict(params)
+        self.provenance = provenance
+        self.marks = marks
+        self.dry = dry
+        self.handler: _Handler | None = None
+        self.watched: dict[Hashable, jax.Array] = {}
+        self.deepest_dim = 0
+        self.questions = 0
+        self.touched: dict[str, set[str]] = defaultdict(set)
+        self.mutable: dict[str, Any] = {}
+
+    def new_key(self) -> jax.Array:
+        self.num_keys += 1
+        return random.fold_in(self.key, self.num_keys)
+
+    # Arrays
+
+    def stop_gradient(self, array: jax.Array) -> jax.Array:
+        return lax.stop_gradient(array)
+
+    def may_need_gradient(self, array: jax.Array) -> bool:
+        key = ("gradient", self.questions)
+        self.questions += 1
+        self.watch(key, array)
+        return self.provenance is None or PARAMS in self.provenance.get(key, (PARAMS,))
+
+    def logsumexp(self, array: jax.Array, axis: int) -> jax.Array:
+        return jax.nn.logsumexp(array, axis=axis)
+
+    def cumulative_logsumexp(self, array: jax.Array, axis: int) -> jax.Array:
+        return lax.cumlogsumexp(array, axis=axis)
+
+    def jvp(
+        self, fn: Callable[..., jax.Array], primals: list[Any], tangents: list[Any]
+    ) -> tuple[jax.Array, jax.Array]:
+        return jax.jvp(fn, tuple(primals), tuple(tangents))
+
+    def uniform(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
+        return random.uniform(self.new_key(), shape, dtype=like.dtype)
+
+    # Provenance
+
+    def watch(self, key: Hashable, value: jax.Array) -> None:
+        if self.marks is not None:
+            self.watched[key] = value
+
+    def track(self, value: jax.Array, site: Site) -> jax.Array:
+        if self.marks is None:
+            return value
+        if site.order >= len(self.marks):
+            raise TooFewMarks
+        return jnp.where(self.marks[site.order], value, value)
+
+    def untracked(self, value: jax.Array) -> jax.Array:
+        return jnp.zeros_like(value) if self.dry else value
+
+    def upstream(self, run: Run, value: jax.Array, key: Hashable) -> frozenset[Site]:
+        self.watch(key, value)
+        if self.provenance is None or not run.plan.tracked:
+            return frozenset()
+        if key not in self.provenance:
+            raise Replan
+        sites = [s for order, s in run.by_order.items() if str(order) in self.provenance[key]]
+        if self.dry:
+            return frozenset(sites)
+        return frozenset(s for s in sites if s.estimator.tracked or s.world is not None)
+
+    # State
+
+    def get_state(self, key: str) -> jax.Array | None:
+        if key not in self.params and not self.dry:
+            warnings.warn(
+                f"nowhere to keep {key!r} from step to step, so it stays at zero; give SVI"
+                " loss.with_state(guide) for its guide",
+                stacklevel=2,
+            )
+        return self.params.get(key)
+
+    def set_state(self, key: str, value: jax.Array) -> None:
+        if key in self.params:
+            self.mutable[key] = value
+
+    # Programs
+
+    @contextmanager
+    def session(self, run: Run) -> Iterator[None]:
+        del run
+        with _Outermost(self):
+            yield
+
+    @contextmanager
+    def replicated(self, run: Run, axis: Axis) -> Iterator[None]:
+        raise NotImplementedError("replicates do not broadcast here")
+        yield
+
+    def map_copies(
+        self, run: Run, once: Callable[[], list[jax.Array]], num_copies: int
+    ) -> list[jax.Array]:
+        minibatches = dict(run.subsamples)
+        kept, keys = self.key, random.split(self.new_key(), num_copies)
+
+        def copy(key: jax.Array) -> list[jax.Array]:
+            self.key = key
+            return once()
+
+        try:
+            if run.plan.vectorize:
+                return jax.vmap(copy)(keys)
+            return lax.map(copy, keys)
+        finally:
+            self.key = kept
+            if (
+                not run.plan.vectorize
+            ):  # made inside the loop; outside they are made again, the same
+                run.subsamples = minibatches
+
+    def params_of(self, role: str) -> dict[Hashable, str]:
+        return {name: name for name in self.touched[role]}
+
+    def simulate(self, run: Run, program: Program) -> Draw:
+        return self._run(Simulation(run, program))
+
+    def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
+        return self._run(Replay(run, program, draw))
+
+    def _run(self, reading: Any) -> Any:
+        program = reading.program
+        outer, self.handler = self.handler, _Handler(self, reading)
+        try:
+            with substitute(data={**self.params, **self.mutable}):
+                program.fn(*program.args, **program.kwargs)
+        finally:
+            self.handler = outer
+        return reading.result()
+
+
+SEEDED = ("prng_key", "plate", "control_flow")
+"""Statements that need a random key, besides sample statements."""
+
+
+class TooFewMarks(Exception):
+    """The program has more sites than flags."""
+
+
+class _Outermost(Messenger):
+    """Gives every message to the handler of the program that runs. It must be entered before any
+    plate, so that the plates have expanded the distribution by the time it sees it."""
+
+    def __init__(self, backend: NumPyroBackend):
+        super().__init__()
+        self.backend = backend
+
+    def process_message(self, msg: Any) -> None:
+        if self.backend.handler is not None:
+            self.backend.handler.process(msg)
+
+    def postprocess_message(self, msg: Any) -> None:
+        if self.backend.handler is not None:
+            self.backend.handler.finish(msg)
+
+
+class _Handler:
+    """Brings the messages of one program to the reading that is made of it."""
+
+    def __init__(self, backend: NumPyroBackend, reading: Simulation | Replay):
+        self.backend = backend
+        self.reading = reading
+        self.run, self.program = reading.run, reading.program
+        self.full_sizes: dict[str, int] = {}
+        self.scanned: set[str] = set()
+
+    def process(self, msg: Any) -> None:
+        kind = msg["type"]
+        if kind in SEEDED and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
+            msg["kwargs"]["rng_key"] = self.new_key(kind)
+        if kind == "plate":
+            if msg["value"] is None:
+                msg["value"] = self.run.subsamples.get(msg["name"])
+        elif kind == "control_flow":
+            inside: Any = self.inside
+            if isinstance(self.reading, Replay):
+                inside = dict(self.reading.draw)
+                if self.reading.draw.held:
+                    inside = lax.stop_gradient(inside)
+            msg["kwargs"]["substitute_stack"].append(("substitute", inside))
+        elif kind == "sample" and not msg["is_observed"]:
+            if msg.get("_control_flow_done"):
+                self.came_out(msg)
+            elif msg["value"] is None:
+                self.latent(msg)
+
+    def finish(self, msg: Any) -> None:
+        kind, name = msg["type"], msg.get("name")
+        if kind == "plate":
+            self.full_sizes[name] = int(msg["args"][0])
+            self.run.subsamples.setdefault(name, msg["value"])
+        elif kind == "control_flow":
+            self.left(msg["value"])
+        elif kind == "param":
+            self.backend.touched[self.program.role].add(name)
+            if self.backend.dry:
+                msg["value"] = jax.tree.map(jnp.asarray, msg["value"])
+            if self.program.held:
+                msg["value"] = lax.stop_gradient(msg["value"])
+        elif kind == "mutable":
+            own = name.startswith(state_key(""))
+            if self.run.apart and self.run.findings is not None and not own:
+                self.run.findings.problem(
+                    message(
+                        f"mutable site {name!r} inside replicates",
+                        got="several copies of a state of which one can be kept",
+                        expected="num_samples=1 and an objective without iid",
+                        fix="num_samples=1, or take the mutable state out of the program",
+                    ),
+                    of_estimator=False,
+                )
+            self.backend.mutable[name] = msg["value"]
+        elif kind == "sample":
+            self.sampled(msg)
+
+    def new_key(self, kind: str) -> jax.Array:
+        """A key of its own, but for minibatches: all replicates share these."""
+        if kind == "plate":
+            return random.fold_in(self.backend.shared_key, 2**31 + len(self.run.subsamples))
+        return self.backend.new_key()
+
+    def latent(self, msg: Any) -> None:
+        fn, shape = msg["fn"], msg["kwargs"].get("sample_shape", ())
+        if shape:
+            fn = msg["fn"] = fn.expand((*shape, *fn.batch_shape))
+            msg["kwargs"]["sample_shape"] = ()
+        key = msg["kwargs"]["rng_key"]
+        if key is None and isinstance(self.reading, Simulation):
+            key = self.backend.new_key()
+        dist = NumPyroDistribution(fn, key)
+        value = self.reading.latent(Statement(msg["name"], dist, self.axes(msg), msg["infer"]))
+        if value is None:
+            value = dist.fn.sample(self.backend.new_key())
+        msg["value"], msg["intermediates"] = value, dist.intermediates
+
+    def sampled(self, msg: Any) -> None:
+        """Note the log density of a statement."""
+        fn, value, axes = msg["fn"], msg["value"], self.axes(msg)
+        unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]
+        plain = None
+        if unmasked.fn is fn:
+            plain = log_prob = fn.log_prob(value, kept) if kept else fn.log_prob(value)
+        else:
+            log_prob = fn.log_prob(value)
+            if not msg["is_observed"]:
+                plain = unmasked.log_prob(value)
+        plain = log_prob if plain is None else plain
+        if msg["name"] in self.scanned:
+            log_prob, plain = log_prob.sum(0), plain.sum(0)
+        log_prob, plain = (self.declared(x, axes) for x in (log_prob, plain))
+        scale = split_scale(msg["scale"], axes)
+        density = log_prob if is_identically_one(scale) else log_prob * scale
+
+        def factor() -> jax.Array:
+            return jnp.where(unmasked.mask, jnp.ones_like(plain) * scale, 0.0)
+
+        self.reading.record(msg["name"], axes, density, plain, factor)
+
+    def declared(self, log_prob: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
+        """Sum over batch dims that no plate declares, as NumPyro does."""
+        ndim, plates = jnp.ndim(log_prob), {a.order for a in axes}
+        self.backend.deepest_dim = max(self.backend.deepest_dim, ndim)
+        known = min(ndim, self.run.plan.max_plate_nesting)
+        dims = [-d for d in range(1, known + 1) if d not in plates and log_prob.shape[-d] > 1]
+        return jnp.sum(log_prob, axis=tuple(dims), keepdims=True) if dims else log_prob
+
+    def axes(self, msg: Any) -> tuple[Axis, ...]:
+        """Plates of a statement."""
+        axes = []
+        for frame in msg["cond_indep_stack"]:
+            self.backend.deepest_dim = max(self.backend.deepest_dim, -frame.dim)
+            if frame.dim < -self.run.plan.max_plate_nesting:
+                raise Replan
+            scale = self.full_sizes.get(frame.name, frame.size) / frame.size
+            axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
+        return tuple(axes)
+
+    # Control flow: the statements of a body come back as one each, with a dim in front after a scan.
+
+    def inside(self, msg: Any) -> jax.Array | None:
+        """The value of a latent site in the body of a scan or cond."""
+        assert isinstance(self.reading, Simulation)
+        if msg["value"] is not None or msg["is_observed"]:
+            return None
+        dist = NumPyroDistribution(msg["fn"], msg["kwargs"]["rng_key"])
+        return self.reading.latent_inside(
+            Statement(msg["name"], dist, self.axes(msg), msg["infer"])
+        )
+
+    def left(self, result: Any) -> None:
+        """Note which sites a scan brought back."""
+        is_scan = not isinstance(result[1], PytreeTrace)
+        sites = result[1][0].trace if is_scan else result[1].trace
+        if is_scan:
+            self.scanned.update(sites)
+
+    def came_out(self, msg: Any) -> None:
+        name = msg["name"]
+        if isinstance(self.reading, Simulation):
+            self.reading.came_out(name, msg["value"])
+        else:
+            dist = NumPyroDistribution(msg["fn"])
+            self.reading.latent(Statement(name, dist, self.axes(msg), msg["infer"]))
+
+
+IN_THE_DARK = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What JAX raises when a program looks at a traced value."""
+
+
+def refuse_in_the_dark(error: Exception) -> BackendError:
+    """The error about a program that looks at values while it is traced."""
+    return BackendError(
+        message(
+            "model or guide looks at a value that is not known while the program is traced",
+            got=str(error).splitlines()[0],
+            expected="a program that can be traced, as under jax.jit",
+            fix="jnp.where or numpyro.contrib.control_flow.cond instead of if",
+        )
+    )

@@ -1,0 +1,66 @@
+"""NumPyro's distributions in the words that estimators use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from numpyro.distributions import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    TransformedDistribution,
+    constraints,
+)
+
+from vi_kit.distributions import DistributionView, Wrappers
+
+
+class NumPyroDistribution(DistributionView):
+    """A view of a NumPyro distribution, with the key for its one draw.
+
+    Attributes:
+        intermediates: what NumPyro keeps of a reparameterised draw so as not to invert its transforms.
+    """
+
+    wrappers = Wrappers(
+        masked=MaskedDistribution,
+        independent=Independent,
+        transformed=TransformedDistribution,
+        expanded=ExpandedDistribution,
+    )
+
+    def __init__(self, fn: Any, key: jax.Array | None = None):
+        super().__init__(fn)
+        self.key = key
+        self.intermediates: list[Any] = []
+
+    def sample(self) -> jax.Array:
+        return self.sample_elements(self.fn)
+
+    def rsample(self) -> jax.Array:
+        value, self.intermediates = self.fn.sample_with_intermediates(self.key)
+        return value
+
+    def sample_elements(self, fn: Any) -> jax.Array:
+        return lax.stop_gradient(fn.sample(self.key))
+
+    def as_array(self, value: Any) -> jax.Array:
+        return jnp.asarray(value)
+
+    def covers(self, other: NumPyroDistribution, value: jax.Array) -> bool:
+        """By the kinds of supports only: values are not known when a program is traced."""
+        del value
+        own, theirs = _plain(self.fn.support), _plain(other.fn.support)
+        return not (theirs is constraints.real and own is not constraints.real) or (
+            other.name == "Delta"
+        )
+
+
+def _plain(support: Any) -> Any:
+    """A support without its event dims."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support

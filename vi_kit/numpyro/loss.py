@@ -1,0 +1,283 @@
+"""The loss that a NumPyro user hands to `SVI`."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.infer import ELBO
+from numpyro.infer.elbo import LossWithMutableState
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger, mutable
+from numpyro.util import not_jax_tracer
+
+from vi_kit._errors import BackendError
+from vi_kit.baselines import state_key
+from vi_kit.estimators import Enumerate, Estimator
+from vi_kit.language import Objective, Program
+from vi_kit.numpyro.backend import (
+    IN_THE_DARK,
+    PARAMS,
+    NumPyroBackend,
+    Provenance,
+    TooFewMarks,
+    refuse_in_the_dark,
+)
+from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.objectives import elbo
+from vi_kit.plan import Findings, Plan, Replan, explanation
+from vi_kit.run import Run
+from vi_kit.settings import Settings, make_plan, not_finite
+
+UNKNOWN_NESTING = 32
+"""Stands for the number of plate dims while it is being found."""
+
+
+class Loss(ELBO):
+    """An objective and a gradient estimator per sample site, as a NumPyro loss.
+
+    Replicates are mapped by `jax.vmap`; all planning happens while the step is traced.
+
+    Args:
+        objective: what is maximised (or minimised); `vi.elbo()` if left out.
+        estimators: estimators by pattern of site names, or one for all; a site that no pattern matches
+            takes `infer={"estimator": ...}` of its sample statement, else the default rule's.
+        num_samples: independent estimates that are averaged.
+        max_plate_nesting: dims reserved for plates; found by tracing model and guide if left out.
+        vectorize: whether replicates are mapped by `jax.vmap`, or one after the other by `jax.lax.map`.
+
+    Raises:
+        EstimatorError: at the first step, before any gradient, for all bad sites at once.
+        ObjectiveError: likewise, if model and guide disagree.
+
+    Example:
+        >>> import vi_kit as vi
+        >>> from vi_kit.numpyro import Loss
+        >>> Loss(vi.iwae(num_particles=5), estimators={"b": vi.MeasureValued()})
+        Loss(iwae(num_particles=5), estimators={'b': MeasureValued()})
+    """
+
+    can_infer_discrete = True
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        estimators: Mapping[str, Estimator] | Estimator | None = None,
+        *,
+        num_samples: int = 1,
+        max_plate_nesting: int | None = None,
+        vectorize: bool = True,
+    ):
+        self.settings = Settings.of(
+            objective, estimators, num_samples, max_plate_nesting, vectorize
+        )
+        super().__init__(num_particles=num_samples, vectorize_particles=vectorize)
+
+    def __repr__(self) -> str:
+        return self.settings.describe()
+
+    # NumPyro's interface
+
+    def loss_with_mutable_state(
+        self,
+        rng_key: jax.Array,
+        param_map: dict[str, Any],
+        model: Callable,
+        guide: Callable,
+        *args: Any,
+        **kwargs: Any,
+    ) -> LossWithMutableState:
+        """An estimate of the loss (nats) whose gradient is unbiased, and the mutable state after it.
+
+        Outside `jax.jit` and `jax.grad` a loss that is not finite is an error.
+        """
+        step = _Step(self.settings, rng_key, param_map, model, guide, args, kwargs)
+        plan, touched = step.plan()
+        groups, backend = step.run(plan)
+        loss = _total(groups, (None, "model"))
+        if groups.keys() - {None}:  # XLA finds that the forward passes are one
+            loss = lax.stop_gradient(loss)
+            for role in ("model", "guide"):
+                own = _total(step.holding(touched[role]).run(plan)[0], (None, role))
+                loss = loss + own - lax.stop_gradient(own)
+        loss = self.settings.sign * loss
+        if not_jax_tracer(loss) and not bool(jnp.isfinite(loss)):
+            raise not_finite(float(loss), step.first_not_finite(plan))
+        return {"loss": loss, "mutable_state": backend.mutable or None}
+
+    def with_state(self, guide: Callable) -> Callable:
+        """The guide with room in `SVI`'s mutable state for what baselines keep from step to step.
+
+        Example:
+            >>> import vi_kit as vi
+            >>> from vi_kit.numpyro import Loss
+            >>> loss = Loss(vi.elbo(), vi.Score(vi.MovingAverage()))
+            >>> # SVI(model, loss.with_state(guide), optax.adam(1e-2), loss)
+        """
+
+        @functools.wraps(guide)
+        def with_state(*args: Any, **kwargs: Any) -> Any:
+            with _Latents() as latents:
+                result = guide(*args, **kwargs)
+            for name, (fn, infer) in latents.items():
+                dist = NumPyroDistribution(fn)
+                choice = self.settings.selection.choose(name, dist, (), infer)
+                if choice.estimator.has_state or isinstance(choice.estimator, Enumerate):
+                    mutable(state_key(name), jnp.zeros(2))
+            return result
+
+        return with_state
+
+    def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
+        """Which estimator each latent site has, the rule that chose it, and why; nothing is computed."""
+        step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs)
+        return explanation(step.plan()[0].table)
+
+
+def _total(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...]) -> jax.Array:
+    """What the parameters of the wanted groups ascend or descend."""
+    return functools.reduce(operator.add, [groups[g] for g in wanted if g in groups])
+
+
+class _Latents(Messenger):
+    """Collects the latent sites of a program."""
+
+    def __enter__(self) -> dict[str, Any]:  # type: ignore[override]
+        super().__enter__()
+        self.found: dict[str, Any] = {}
+        return self.found
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            self.found[msg["name"]] = (msg["fn"], msg["infer"])
+
+
+class _Step:
+    """One evaluation of a loss: its arguments, and what is traced with them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        key: jax.Array,
+        params: Mapping[str, Any],
+        model: Callable,
+        guide: Callable,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ):
+        self.settings = settings
+        self.key = key
+        self.params = params
+        self.programs = (
+            Program(model, args, kwargs, "model"),
+            Program(guide, args, kwargs, "guide"),
+        )
+
+    def holding(self, names: set[str]) -> _Step:
+        """The step with all parameters but `names` as constants."""
+        params = {k: v if k in names else lax.stop_gradient(v) for k, v in self.params.items()}
+        model, guide = self.programs
+        return _Step(self.settings, self.key, params, model.fn, guide.fn, model.args, model.kwargs)
+
+    def run(self, plan: Plan) -> tuple[dict[str | None, jax.Array], NumPyroBackend]:
+        backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance)
+        run = Run(backend, plan)
+        try:
+            groups = self.settings.execute(run, *self.programs)
+        except Replan:
+            raise BackendError(
+                "the sites of model or guide change from one trace to the next; they may depend on nothing"
+                " but the arguments"
+            ) from None
+        for key, value in run.new_state.items():
+            backend.set_state(key, value)
+        return {group: named.array for group, named in groups.items()}, backend
+
+    def plan(self) -> tuple[Plan, dict[str, set[str]]]:
+        """Choose the estimators, find the provenance, and check everything; and who has which parameters.
+
+        Nothing is computed: the program is traced for its shapes.
+        """
+        settings = self.settings
+        nesting = settings.max_plate_nesting
+        found: dict[str, Any] = {}
+
+        def make_backend() -> NumPyroBackend:
+            return NumPyroBackend(self.key, self.params, dry=True)
+
+        def execute(run: Run) -> None:
+            given = run.plan
+            provenance, depth = self.provenance(given)
+            run.plan = replace(given, max_plate_nesting=depth if nesting is None else nesting)
+
+            def dry() -> None:
+                run.backend = NumPyroBackend(self.key, self.params, provenance=provenance, dry=True)
+                self.settings.execute(run, *self.programs)
+
+            try:
+                jax.eval_shape(dry)
+            except Replan:
+                raise BackendError(
+                    f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
+                ) from None
+            except IN_THE_DARK as error:
+                raise refuse_in_the_dark(error) from error
+            assert isinstance(run.backend, NumPyroBackend)
+            found.update(
+                provenance=provenance,
+                nesting=run.plan.max_plate_nesting,
+                touched=run.backend.touched,
+            )
+
+        draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize)
+        plan = make_plan(make_backend, draft, execute)
+        plan = replace(plan, max_plate_nesting=found["nesting"], provenance=found["provenance"])
+        return plan, found["touched"]
+
+    def provenance(self, plan: Plan) -> tuple[Provenance, int]:
+        """On which sites and parameters each watched value depends, and how deep plates lie."""
+        depth = 0
+
+        def watched(params: Any, **marks: jax.Array) -> dict[Any, jax.Array]:
+            nonlocal depth
+            flags = [marks[str(i)] for i in range(len(marks))]
+            backend = NumPyroBackend(self.key, params, marks=flags, dry=True)
+            scratch = Run(
+                backend,
+                replace(plan, max_plate_nesting=UNKNOWN_NESTING),
+                findings=Findings(),
+                with_gradient=False,
+            )
+            self.settings.execute(scratch, *self.programs)
+            depth = backend.deepest_dim
+            keys.extend(backend.watched)
+            return dict(enumerate(backend.watched.values()))
+
+        size = 32
+        while True:
+            keys: list[Any] = []
+            marks = {str(i): jnp.asarray(True) for i in range(size)}
+            try:
+                by_number = eval_provenance(watched, **{PARAMS: dict(self.params)}, **marks)
+            except TooFewMarks:
+                size *= 4
+                continue
+            except IN_THE_DARK as error:
+                raise refuse_in_the_dark(error) from error
+            return {keys[i]: names for i, names in by_number.items()}, depth
+
+    def first_not_finite(self, plan: Plan) -> str | None:
+        """The first statement whose log density is not finite, found in one plain draw."""
+        plain = replace(self.settings, objective=elbo(), num_samples=1)
+        run = Run(NumPyroBackend(self.key, self.params, provenance=plan.provenance), plan)
+        try:
+            plain.execute(run, *self.programs)
+        except Replan:
+            return None
+        return run.first_not_finite()

@@ -1,0 +1,150 @@
+"""f-divergences between the model's posterior and the guide."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from vi_kit._errors import ObjectiveError, message
+from vi_kit._named import Array
+from vi_kit.cost import Cost
+from vi_kit.language import Program, divergence, iid, log_mean_exp
+from vi_kit.objectives.importance_weighted import log_weight
+
+
+@dataclass(frozen=True)
+class Generator:
+    r"""The convex function of an f-divergence $D_f(p \| q) = E_q[f(p / q)]$, with $f(1) = 0$.
+
+    Args:
+        name: for printing.
+        fn: takes an array of positive density ratios and returns one of the same shape, by operators and
+            functions of the array API standard.
+        of_log: whether `fn` takes the logarithms of the ratios instead, which is safer.
+
+    Raises:
+        ObjectiveError: not zero at 1, or not convex, as far as a grid of ratios from 0.001 to 1000 tells.
+
+    Example:
+        >>> Generator("squared", lambda u: (u - 1) ** 2)
+        Generator('squared')
+    """
+
+    name: str
+    fn: Callable[[Array], Array]
+    of_log: bool = False
+
+    def __call__(self, log_u: Array) -> Array:
+        """The value at ratios that are given by their logarithms."""
+        return self.fn(log_u if self.of_log else array_namespace(log_u).exp(log_u))
+
+    def __post_init__(self) -> None:
+        u = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 401))
+        values = np.asarray(self(np.log(u)), dtype=float)
+        at_one = float(np.asarray(self(np.zeros(1)))[0])
+        slopes = np.diff(values) / np.diff(u)
+        rounding = 1e-9 * (1.0 + np.abs(slopes[:-1]))
+        problem = None
+        if not np.isfinite(values).all():
+            problem = "is not finite", "a finite value at every positive ratio"
+        elif abs(at_one) > 1e-9:
+            problem = f"is {at_one:.3g} at 1", "f(1) = 0; subtract the constant"
+        elif (np.diff(slopes) < -rounding).any():
+            where = u[1:-1][np.diff(slopes) < -rounding][0]
+            problem = f"is not convex near {where:.3g}", "a convex function"
+        if problem:
+            raise ObjectiveError(
+                message(
+                    f"generator {self.name!r} {problem[0]}",
+                    got=self.name,
+                    expected=problem[1],
+                    fix="one of vi.generators, or a convex function that is zero at 1",
+                )
+            )
+
+    def __repr__(self) -> str:
+        return f"Generator({self.name!r})"
+
+
+def _exp(v: Array) -> Array:
+    return array_namespace(v).exp(v)
+
+
+def _expm1(v: Array) -> Array:
+    return array_namespace(v).expm1(v)
+
+
+def _jensen_shannon(v: Array) -> Array:
+    xp = array_namespace(v)
+    log_middle = xp.logaddexp(v, xp.zeros_like(v)) - math.log(2.0)
+    return 0.5 * (_exp(v) * (v - log_middle) - log_middle)
+
+
+forward_kl = Generator("forward_kl", lambda v: _exp(v) * v, of_log=True)
+reverse_kl = Generator("reverse_kl", lambda v: -v, of_log=True)
+jensen_shannon = Generator("jensen_shannon", _jensen_shannon, of_log=True)
+squared_hellinger = Generator("squared_hellinger", lambda v: _expm1(0.5 * v) ** 2, of_log=True)
+pearson = Generator("pearson", lambda v: _expm1(v) ** 2, of_log=True)
+neyman = Generator("neyman", lambda v: _expm1(v) ** 2 * _exp(-v), of_log=True)
+total_variation = Generator("total_variation", lambda v: 0.5 * abs(_expm1(v)), of_log=True)
+
+
+def alpha(a: float) -> Generator:
+    """The alpha-divergence $f(u) = (u^a - 1 - a (u - 1)) / (a (a - 1))$; `a = 1` is the forward KL divergence and
+    `a = 0` the reverse one."""
+    if a == 1.0:
+        return forward_kl
+    if a == 0.0:
+        return reverse_kl
+    return Generator(
+        f"alpha({a:g})",
+        lambda v: (_expm1(a * v) - a * _expm1(v)) / (a * (a - 1.0)),
+        of_log=True,
+    )
+
+
+def tsallis(q: float) -> Generator:
+    """The Tsallis relative entropy $f(u) = (u^q - u) / (q - 1)$ for positive q; `q = 1` is the forward KL
+    divergence."""
+    if q == 1.0:
+        return forward_kl
+    return Generator(f"tsallis({q:g})", lambda v: (_exp(q * v) - _exp(v)) / (q - 1.0), of_log=True)
+
+
+@divergence
+def f_divergence(
+    model: Program,
+    guide: Program,
+    *,
+    generator: Generator,
+    num_particles: int,
+    normalized: bool = False,
+) -> Cost:
+    r"""$E_q[f(p / q)]$, without units; minimised. One per element of the plates that all terms share.
+
+    With `normalized`, the model is a normalised program with the guide's sites and nothing observed: value
+    and gradient are unbiased. Without, $p$ is the posterior and the ratios are self-normalised,
+    $u_k = K w_k / \sum_j w_j$: the gradient is unbiased for the expected value of that estimate, which is only
+    consistent for the divergence as `num_particles` grows.
+
+    Args:
+        generator: one of `vi.generators`, or a `vi.Generator` of your own.
+        num_particles: draws from the guide.
+        normalized: whether the model's density integrates to one.
+
+    Example:
+        >>> f_divergence(generator=squared_hellinger, num_particles=10)
+        f_divergence(generator=Generator('squared_hellinger'), num_particles=10, normalized=False)
+
+    References:
+        Wan, Li and Hovakimyan 2020, f-Divergence Variational Inference.
+    """
+
+    def mean(log_w: Array) -> Array:
+        xp = array_namespace(log_w)
+        log_u = log_w if normalized else log_w - log_mean_exp(log_w)
+        return xp.mean(generator(log_u), axis=0)
+
+    return iid(lambda: log_weight(model, guide), num_particles).reduce(mean)

@@ -1,0 +1,88 @@
+"""What is known about a program before its gradient is taken, and what a dry run found wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vi_kit._errors import EstimatorError, ObjectiveError
+from vi_kit.select import Choice, Selection
+
+if TYPE_CHECKING:
+    from vi_kit.cost import Site
+
+
+class Replan(Exception):
+    """The program has another structure than the plan was made for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What must be known about a program before it is run with worlds and alternatives.
+
+    Attributes:
+        selection: estimators by site.
+        max_plate_nesting: dims that plates take.
+        vectorize: whether replicates are drawn in one pass, or in turn.
+        num_slots: one plus the alternatives of all sites.
+        tracked: whether provenance is needed.
+        table: rows for `explain`.
+        provenance: what a backend that traces programs found out about dependence.
+    """
+
+    selection: Selection
+    max_plate_nesting: int
+    vectorize: bool = True
+    num_slots: int = 1
+    tracked: bool = True
+    table: tuple[Row, ...] = ()
+    provenance: Any = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of `explain`."""
+
+    site: str
+    distribution: str
+    plates: str
+    estimator: str
+    rule: str
+    why: str
+
+
+@dataclass
+class Findings:
+    """What a dry run collects instead of raising at the first site."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
+    estimator_problems: list[str] = field(default_factory=list)
+    program_problems: list[str] = field(default_factory=list)
+    num_slots: int = 1
+    sizes: dict[Site, int] = field(default_factory=dict)
+    all_at_once: set[Site] = field(default_factory=set)
+    split: bool = False
+    over_bound: tuple[str, int, tuple[Site, ...]] | None = None
+
+    def problem(self, text: str, *, of_estimator: bool) -> None:
+        problems = self.estimator_problems if of_estimator else self.program_problems
+        if text not in problems:
+            problems.append(text)
+
+    def raise_if_any(self) -> None:
+        """One error for all bad sites."""
+        texts = self.estimator_problems + self.program_problems
+        if texts:
+            kind = EstimatorError if self.estimator_problems else ObjectiveError
+            raise kind("\n".join(texts))
+
+
+def explanation(table: Sequence[Row]) -> str:
+    """The site table as text."""
+    head = Row("site", "distribution", "plates", "estimator", "chosen by", "why")
+    rows = [tuple(vars(r).values()) for r in (head, *table)]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

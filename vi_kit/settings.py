@@ -1,0 +1,200 @@
+"""What a loss was given, checked, and what it does the same way for every library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from vi_kit._errors import ObjectiveError, message
+from vi_kit._named import Named
+from vi_kit.backend import Backend
+from vi_kit.cost import Cost
+from vi_kit.estimators import Estimator
+from vi_kit.language import Objective, Program, iid
+from vi_kit.objectives import elbo
+from vi_kit.plan import Findings, Plan
+from vi_kit.run import Run
+from vi_kit.select import Selection
+
+BROADCAST_NOTE = (
+    "vi_kit ran the program with {dims} more batch dims on the left, for replicates and for the values"
+    " of enumerated sites. Write it so that it broadcasts (index from the right, expand before"
+    " concatenating, no reshape to a fixed shape), or give {remedy}sites other estimators."
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a `Loss`.
+
+    Attributes:
+        objective: what is maximised or minimised.
+        estimators: as the user gave them.
+        num_samples: independent estimates that are averaged.
+        max_plate_nesting: dims reserved for plates, `None` to find out.
+        vectorize: whether replicates are drawn in one pass.
+        selection: the estimators by pattern.
+    """
+
+    objective: Objective
+    estimators: Mapping[str, Estimator] | Estimator | None
+    num_samples: int
+    max_plate_nesting: int | None
+    vectorize: bool
+    selection: Selection
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective | None,
+        estimators: Mapping[str, Estimator] | Estimator | None,
+        num_samples: int,
+        max_plate_nesting: int | None,
+        vectorize: bool,
+    ) -> Settings:
+        """Check what a user gave.
+
+        Raises:
+            ObjectiveError: not an objective, or fewer than one sample.
+            EstimatorError: not estimators.
+        """
+        objective = elbo() if objective is None else objective
+        if not isinstance(objective, Objective):
+            raise ObjectiveError(
+                message(
+                    "the first argument of Loss is not an objective",
+                    got=repr(objective),
+                    expected="an Objective, such as vi.elbo() or vi.iwae(num_particles=5)",
+                    fix="call it with its settings, or decorate your program with @vi.objective",
+                )
+            )
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ObjectiveError(
+                message(
+                    "Loss: num_samples must be a whole number of at least 1",
+                    got=f"num_samples={num_samples!r}",
+                    expected="num_samples >= 1",
+                    fix="num_samples=1",
+                )
+            )
+        selection = Selection.of(estimators)
+        return cls(objective, estimators, num_samples, max_plate_nesting, vectorize, selection)
+
+    def describe(self) -> str:
+        """As the call that makes it."""
+        parts = [repr(self.objective)]
+        if self.estimators is not None:
+            parts.append(f"estimators={self.estimators!r}")
+        if self.num_samples != 1:
+            parts.append(f"num_samples={self.num_samples}")
+        return f"Loss({', '.join(parts)})"
+
+    @property
+    def sign(self) -> float:
+        """What makes a loss of the objective."""
+        return -1.0 if self.objective.maximised else 1.0
+
+    def averaged(self, model: Program, guide: Program) -> Cost:
+        """The objective program, averaged over `num_samples` replicates."""
+        if self.num_samples == 1:
+            return self.objective(model, guide)
+        return iid(lambda: self.objective(model, guide), self.num_samples).mean()
+
+    def execute(self, run: Run, model: Program, guide: Program) -> dict[str | None, Named]:
+        """Run the objective, and say what to change if the program does not broadcast."""
+        try:
+            with run.backend.session(run):
+                return run.execute(self.averaged, model, guide)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if run.placed_dims:
+                remedy = "Loss vectorize=False and " if run.backend.replicates_broadcast else ""
+                error.add_note(BROADCAST_NOTE.format(dims=run.placed_dims, remedy=remedy))
+            raise
+
+
+def make_plan(
+    make_backend: Callable[[], Backend], plan: Plan, execute: Callable[[Run], None]
+) -> Plan:
+    """Dry runs until every estimator is settled; raises one error for all problems.
+
+    Args:
+        make_backend: of the library.
+        plan: the user's selection and the plate nesting.
+        execute: runs the objective program in a given run.
+
+    Raises:
+        EstimatorError: a site that its estimator cannot handle, a pattern that matches no site, too
+            many joint values.
+        ObjectiveError: model and guide disagree.
+    """
+    while True:
+        findings = Findings()
+        run = Run(make_backend(), plan, findings=findings, with_gradient=False)
+        execute(run)
+        if findings.over_bound is None:
+            break
+        what, worlds, sites = findings.over_bound
+        names = {s.name for s in sites if findings.choices[s.name].rule == "default"}
+        if not names:
+            bound = max(getattr(s.estimator, "max_worlds", 0) for s in sites)
+            each = ", ".join(f"{s.name!r} has {findings.sizes[s]}" for s in sites)
+            findings.problem(
+                message(
+                    f"{what} depends on {worlds} joint values of enumerated sites, above"
+                    f" max_worlds={bound}",
+                    got=each,
+                    expected=f"at most {bound} joint values in one term",
+                    fix=f"vi.Enumerate(max_worlds={worlds}), or another estimator for one of them",
+                ),
+                of_estimator=True,
+            )
+            break
+        last = max((s for s in sites if s.name in names), key=lambda s: s.order)
+        selection = replace(plan.selection, sampled=plan.selection.sampled | {last.name})
+        plan = replace(plan, selection=selection)
+    for pattern in plan.selection.unmatched(findings.rows):
+        findings.problem(
+            message(
+                f"estimators[{pattern!r}] matches no latent site",
+                got=repr(pattern),
+                expected=f"a pattern for one of {sorted(findings.rows)}",
+                fix="correct the pattern or leave it out",
+            ),
+            of_estimator=True,
+        )
+    if findings.split:
+        model, guide = run.backend.params_of("model"), run.backend.params_of("guide")
+        both = sorted({model[p] for p in model.keys() & guide.keys()})
+        if both:
+            findings.problem(
+                message(
+                    f"split_gradients: parameters {both} belong to model and guide",
+                    got="parameters that would ascend both bounds",
+                    expected="parameters of the model only or of the guide only",
+                    fix="separate parameters, or one bound for all",
+                ),
+                of_estimator=False,
+            )
+    findings.raise_if_any()
+    resolved = {**plan.selection.resolved, **findings.choices}
+    return replace(
+        plan,
+        selection=replace(plan.selection, resolved=resolved),
+        num_slots=findings.num_slots,
+        tracked=any(c.estimator.tracked for c in resolved.values())
+        or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
+        table=tuple(findings.rows.values()),
+    )
+
+
+def not_finite(value: float, where: str | None) -> ObjectiveError:
+    """The error about a loss that is not finite, with the first statement whose log density is not."""
+    return ObjectiveError(
+        message(
+            f"the loss is {value}"
+            + (f": the log density of {where} is not finite" if where else ""),
+            got=where or "finite log densities, so the objective itself overflows",
+            expected="a finite loss; no gradient was taken and no parameter was changed",
+            fix="check the data, the parameters and the supports at this site",
+        )
+    )

@@ -1,0 +1,205 @@
+"""What happens at the sample statements of a program, the same for every library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vi_kit._errors import BackendError, message
+from vi_kit._named import PLATE, Array, Axis, Named
+from vi_kit.cost import Cost, Site, Term
+from vi_kit.language import Draw, Program
+
+if TYPE_CHECKING:
+    from vi_kit.backend import Distribution
+    from vi_kit.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A sample statement as a library met it.
+
+    Attributes:
+        name: of the site.
+        dist: its distribution, expanded to its plates.
+        axes: its plates and replicate axes.
+        infer: its annotations.
+    """
+
+    name: str
+    dist: Distribution
+    axes: tuple[Axis, ...]
+    infer: Mapping[str, Any]
+
+
+@dataclass(eq=False)
+class Simulation:
+    """Offers every latent site of a program to its estimator."""
+
+    run: Run
+    program: Program
+    terms: list[Term] = field(default_factory=list)
+    values: dict[str, Array] = field(default_factory=dict)
+    sites: dict[str, Site] = field(default_factory=dict)
+    inside: dict[str, Site] = field(default_factory=dict)
+    details: dict[str, Statement] = field(default_factory=dict)
+    factors: dict[str, Named] = field(default_factory=dict)
+
+    def latent(self, statement: Statement) -> Array:
+        """The value of a latent site."""
+        name, infer = statement.name, statement.infer
+        value, site = self.run.draw(name, statement.dist, statement.axes, infer)
+        self.values[name], self.sites[name], self.details[name] = value, site, statement
+        return value
+
+    def latent_inside(self, statement: Statement) -> Array | None:
+        """The value of a latent site in the body of a library's control flow, which may be traced more
+        than once; `None` for the library's own reparameterised one."""
+        name, infer = statement.name, statement.infer
+        again = self.inside.get(name)
+        value, site = self.run.draw_inside(name, statement.dist, statement.axes, infer, again)
+        self.inside[name], self.details[name] = site, statement
+        return value
+
+    def came_out(self, name: str, value: Array) -> None:
+        """Note the value of a site after the control flow in whose body it is."""
+        self.values[name], self.sites[name] = value, self.inside.pop(name)
+
+    def record(
+        self,
+        name: str,
+        axes: tuple[Axis, ...],
+        density: Array,
+        plain: Array,
+        factor: Callable[[], Array],
+    ) -> None:
+        """Note a log density.
+
+        Args:
+            name: of the site, latent or observed.
+            axes: its plates and replicate axes.
+            density: scaled (but for subsampling) and masked (nats).
+            plain: neither scaled nor masked.
+            factor: the one divided by the other.
+        """
+        what = f"{self.program.role} site {name!r}"
+        if name in self.sites:
+            site = self.sites[name]
+            site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
+            if site.estimator.holds_params:
+                untracked = self.run.backend.untracked(factor())
+                self.factors[name] = self.run.named(untracked, axes, site.log_q.upstream, what)
+        self.terms.append(self.run.term(density, axes, what))
+
+    def result(self) -> Draw:
+        cost = Cost(self.terms)
+        return Draw(self.values, dict(self.sites), cost, self.details, self.factors)
+
+
+@dataclass(eq=False)
+class Replay:
+    """Evaluates a program at the values of a draw."""
+
+    run: Run
+    program: Program
+    draw: Draw
+    terms: list[Term] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+    def latent(self, statement: Statement) -> Array | None:
+        """The value of a latent site; `None` if it has to be sampled, so that a dry run can go on."""
+        name = statement.name
+        if name not in self.draw:
+            self._problem(
+                f"{self.program.role} site {name!r} is not in the draw",
+                got=f"latent sites of the draw: {sorted(self.draw)}",
+                expected=f"a guide site named {name!r}",
+                fix=f"add {name!r} to the guide"
+                + (
+                    "; sites enumerated in the model are not marginalised here"
+                    if statement.infer.get("enumerate")
+                    else ", or condition the model on it"
+                ),
+            )
+            return None
+        value = self.draw[name]
+        if self.draw.held:
+            value = self.run.backend.stop_gradient(value)
+        self.names.add(name)
+        if self.run.findings is not None and not self._agrees(statement, value):
+            return None
+        return value
+
+    def record(
+        self,
+        name: str,
+        axes: tuple[Axis, ...],
+        density: Array,
+        plain: Array,
+        factor: Callable[[], Array],
+    ) -> None:
+        """Note a log density. See `Simulation.record`."""
+        del plain, factor
+        what = f"{self.program.role} site {name!r}"
+        self.terms.append(self.run.term(density, axes, what, held=self.draw.held))
+
+    def result(self) -> Cost:
+        """The log density, once every site of the draw was met."""
+        for name in self.draw:
+            if name in self.names or self.draw.details[name].infer.get("is_auxiliary"):
+                continue
+            self._problem(
+                f"guide site {name!r} is not a latent site of the {self.program.role}",
+                got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
+                expected="every guide site in the model, or marked as auxiliary",
+                fix=f"sample({name!r}, ..., infer={{'is_auxiliary': True}})",
+            )
+        return Cost(self.terms)
+
+    def _agrees(self, statement: Statement, value: Array) -> bool:
+        """Compare plates, shapes and supports of a site in model and guide."""
+        name, theirs = statement.name, self.draw.details[statement.name]
+        plates = [sorted(a.name for a in s.axes if a.kind == PLATE) for s in (statement, theirs)]
+        shapes = [tuple(s.dist.event_shape) for s in (statement, theirs)]
+        if (
+            plates[0] != plates[1] and theirs.dist.name != "Delta"
+        ):  # a guide may join sites and split them
+            self._problem(
+                f"site {name!r}: model and guide disagree about its plates",
+                got=f"model {plates[0]}, guide {plates[1]}",
+                expected="the same plates, with the same names",
+                fix="give the plates one name in both",
+            )
+        elif shapes[0] != shapes[1]:
+            self._problem(
+                f"site {name!r}: model and guide disagree about its event shape",
+                got=f"model {shapes[0]}, guide {shapes[1]}",
+                expected="the same event shape",
+                fix="use .to_event(n) alike in both",
+            )
+        elif not statement.dist.covers(theirs.dist, self.run.backend.untracked(value)):
+            self._problem(
+                f"site {name!r}: the guide draws values outside the model's support",
+                got=f"model {statement.dist.support_name}, guide {theirs.dist.support_name}",
+                expected="a guide whose support lies in the model's",
+                fix=f"a guide distribution on {statement.dist.support_name}",
+            )
+        else:
+            return True
+        return False
+
+    def _problem(self, headline: str, **parts: str) -> None:
+        text = message(headline, **parts)
+        if self.run.findings is None:
+            raise BackendError(text)
+        self.run.findings.problem(text, of_estimator=False)
+
+
+def split_scale(scale: float | Array | None, axes: tuple[Axis, ...]) -> float | Array:
+    """A statement's scale without the part that comes from its subsampled plates, which is kept pending."""
+    rest = 1.0 if scale is None else scale
+    for axis in axes:
+        if axis.scale != 1.0:
+            rest = rest / axis.scale
+    return 1.0 if isinstance(rest, float) and abs(rest - 1.0) < 1e-12 else rest
