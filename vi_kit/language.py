@@ -18,7 +18,8 @@ from array_api_compat import array_namespace
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array, Axis, Named, exclusive_scan
 from vi_kit.backend import current
-from vi_kit.cost import Cost, Reduction, Site, apply, held_fixed
+from vi_kit.cost import Cost, Site, held_fixed
+from vi_kit.nonlinear import Reduction, apply
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, exact
-from vi_kit import baselines, cost, language
+from vi_kit import baselines, cost, credit, language, nonlinear, worlds
 from vi_kit.estimators import enumerate as enumeration
 from vi_kit.estimators import score
 
@@ -47,7 +47,7 @@ def no_score_term(patch):
 
 
 def density_held_in_score(patch):
-    patch.setattr(score, "matched", lambda *args: cost.stopped(cost.matched(*args)))
+    patch.setattr(score, "matched", lambda *args: cost.stopped(credit.matched(*args)))
 
 
 def own_sample_kept(patch):
@@ -66,12 +66,13 @@ def all_swapped_at_once(patch):
         shape = xp.broadcast_arrays(*base, *other)[0].shape
         return xp.broadcast_to(self.fn(*other)[None], shape)
 
-    patch.setattr(cost.Reduction, "swap_one", swap_all)
+    patch.setattr(nonlinear.Reduction, "swap_one", swap_all)
     patch.setattr(language.LogMeanExp, "swap_one", swap_all)
 
 
 def no_stop_gradient(patch):
-    patch.setattr(cost, "stopped", lambda named: named)
+    for module in (cost, credit, nonlinear, worlds):
+        patch.setattr(module, "stopped", lambda named: named)
 
 
 def classical_surrogate(patch):
@@ -95,7 +96,9 @@ def sum_for_mean(patch):
 
 def scale_in_score(patch):
     def scaled(coefficients, site, drawn):
-        return cost.matched(coefficients, site, drawn).scaled(math.prod(a.scale for a in site.axes))
+        return credit.matched(coefficients, site, drawn).scaled(
+            math.prod(a.scale for a in site.axes)
+        )
 
     patch.setattr(score, "matched", scaled)
 

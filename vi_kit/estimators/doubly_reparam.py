@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vi_kit._named import combine
-from vi_kit.cost import gradient_term, grouped, own_sum, stopped
+from vi_kit.cost import stopped
+from vi_kit.credit import gradient_term, grouped, own_sum
 from vi_kit.estimators.base import Estimator, Expansion
 
 if TYPE_CHECKING:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from array_api_compat import array_namespace
 
 from vi_kit._named import Named
-from vi_kit.cost import contract_world, downstream, gradient_term, grouped, matched, stopped
+from vi_kit.cost import stopped
+from vi_kit.credit import downstream, gradient_term, grouped, matched
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.worlds import contract_world
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution

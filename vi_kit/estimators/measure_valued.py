@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 
 from vi_kit._named import Array, combine
 from vi_kit.backend import current
-from vi_kit.cost import downstream, gradient_term, grouped, matched
+from vi_kit.credit import downstream, gradient_term, grouped, matched
 from vi_kit.estimators.base import Estimator, Expansion
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from array_api_compat import array_namespace
 
 from vi_kit._named import Named, combine
 from vi_kit.baselines import Baseline, Constant
-from vi_kit.cost import downstream, gradient_term, grouped, matched, stopped, unit
+from vi_kit.cost import stopped
+from vi_kit.credit import downstream, gradient_term, grouped, matched, unit
 from vi_kit.estimators.base import Estimator, Expansion
 
 if TYPE_CHECKING:

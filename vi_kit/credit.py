@@ -1,0 +1,64 @@
+"""What a site is worth: the functions by which estimators act on the cost downstream of their site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vi_kit._named import SLOT, Named, combine, total
+from vi_kit.backend import current
+from vi_kit.cost import Site, Term, stopped
+from vi_kit.worlds import settle
+
+
+def downstream(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> Named:
+    """What each element of a site is worth, as a constant: the values of the terms, summed over other axes."""
+    return stopped(own_sum(terms, site, values))
+
+
+def own_sum(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> Named:
+    """The values of the terms for each element of a site, summed over other axes."""
+
+    def part(t: Term) -> Named:
+        named = values(t)
+        others = [a for a in named.axes if a.kind < SLOT and a not in site.axes]
+        return t.scaled(named.sum(others), t.pending)
+
+    return total(part(t) for t in terms)
+
+
+def unit(terms: Sequence[Term]) -> float:
+    """The factor by which a mean over replicates or a subsampled plate scales what a site is worth."""
+    factors = []
+    for t in terms:
+        if isinstance(t.weight, float | int) and t.weight != 0.0:
+            scales = [a.scale for a in t.pending]
+            factors.append(abs(t.weight) * math.prod(scales))
+    return max(factors, default=1.0)
+
+
+def matched(coefficients: Term, site: Site, drawn: frozenset[Site]) -> Named:
+    """Coefficients of a site in the worlds that were drawn for the sites before it."""
+    before = sorted((s for s in drawn if s is not site), key=lambda s: s.order)
+    return settle(coefficients, before).base
+
+
+def gradient_term(coefficient: Named, worth: Named | None, like: Term) -> Term:
+    """A term of value zero whose gradient is the coefficient's, times `worth`."""
+    product = coefficient
+    if worth is not None:
+        product = combine(lambda c, w: c * w, coefficient, worth)
+    product = product.sum([a for a in product.axes if a.kind == SLOT])
+    worlds = frozenset(
+        s for s in current().sites if s.world is not None and s.world in product.axes
+    )
+    return Term(product, upstream=worlds, drawn=like.drawn, group=like.group, label=like.label)
+
+
+def grouped(terms: Iterable[Term]) -> list[list[Term]]:
+    """Terms that may share one gradient term."""
+    groups: dict[Any, list[Term]] = {}
+    for t in terms:
+        groups.setdefault((t.group, t.drawn), []).append(t)
+    return list(groups.values())

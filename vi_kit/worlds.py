@@ -1,0 +1,101 @@
+"""The worlds of enumerated sites: summed exactly, or replaced by one that is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from array_api_compat import array_namespace, device
+
+from vi_kit._named import Axis, Named, union
+from vi_kit.backend import current
+from vi_kit.cost import Site, Term, held_fixed, lift, stopped
+
+
+def contract_world(site: Site, weights: Term, term: Term) -> Term:
+    """Replace a world axis by the sum over it, each world times its weight."""
+    assert site.world is not None
+    world = site.world
+
+    def weighted_sum(q: Named, value: Named) -> Named:
+        xp = array_namespace(q.array)
+        axes = union(q.axes, value.axes)
+        p, v = q.aligned(axes), value.aligned(axes)
+        v = xp.where(p == 0, xp.zeros_like(v), v)  # 0 * inf is 0: the world does not happen
+        return Named(p * v, axes).sum([world])
+
+    if site in term.held:
+        weights = held_fixed(weights)
+    base, alternatives = lift(weighted_sum, weights, term)
+    return replace(
+        term,
+        base=base,
+        alternatives=alternatives,
+        slopes={s: weighted_sum(weights.base, slope) for s, slope in term.slopes.items()},
+        upstream=(term.upstream | weights.upstream) - {site},
+        held=term.held | weights.held,
+    )
+
+
+def choose(site: Site, before: Sequence[Site]) -> Term:
+    """Draw one world of an enumerated site, as a one-hot array: the same draw whenever it is asked for.
+
+    One uniform number per element serves all worlds and alternatives of the sites before it, so
+    that what does not depend on them stays the same.
+    """
+    if site.chosen is None:
+        assert site.world is not None and site.log_q is not None
+        world, log_q = site.world, settle(site.log_q, before)
+        backend = current().backend
+        shape = tuple(a.size for a in site.axes)
+        noise = Named(backend.uniform(shape, like=log_q.base.array), site.axes)
+
+        def one_hot(log_q: Named) -> Named:
+            axes = union(log_q.axes, noise.axes)
+            dim = axes.index(world)
+            lq, u = log_q.aligned(axes), noise.aligned(axes)
+            xp = array_namespace(lq)
+            cdf = xp.cumulative_sum(xp.exp(backend.stop_gradient(lq)), axis=dim)
+            index = xp.sum(cdf <= u, axis=dim, keepdims=True)
+            index = xp.clip(index, max=world.size - 1)  # rounding may leave the last cdf below one
+            values = Named(xp.arange(world.size, device=device(lq)), (world,))
+            return Named(values.aligned(axes) == index, axes)
+
+        base, alternatives = lift(one_hot, log_q)
+        site.chosen = Term(base, alternatives, upstream=log_q.upstream, drawn=log_q.drawn)
+    return site.chosen
+
+
+def settle(term: Term, sites: Iterable[Site]) -> Term:
+    """Replace the worlds of `sites` by a draw, and keep the worlds as alternatives to it."""
+    sites = [s for s in sites if s.world is not None]
+    for i, site in enumerate(sites):
+        world, slots = site.world, site.slots
+        assert world is not None and slots is not None
+        if not any(world in n.axes for n in (term.base, *term.alternatives.values())):
+            continue
+        chosen = choose(site, sites[:i])
+        if site in term.held:
+            chosen = replace(chosen, alternatives={}, held=chosen.upstream)
+
+        def pick(one_hot: Named, value: Named, world: Axis = world) -> Named:
+            if world not in value.axes:
+                return value
+            axes = union(one_hot.axes, value.axes)
+            h, v = one_hot.aligned(axes), value.aligned(axes)
+            xp = array_namespace(v)
+            return Named(xp.where(h, v, xp.zeros_like(v)), axes).sum([world])
+
+        base, alternatives = lift(pick, chosen, term)
+        if site not in term.held and world in term.base.axes:
+            alternatives[site] = stopped(term.base.renamed(world, slots))
+        term = replace(
+            term,
+            base=base,
+            alternatives=alternatives,
+            slopes={s: pick(chosen.base, slope) for s, slope in term.slopes.items()},
+            upstream=term.upstream | chosen.upstream,
+            held=term.held | chosen.held,
+            drawn=term.drawn | {site},
+        )
+    return term
