@@ -7,7 +7,17 @@ import math
 
 import numpy as np
 
+import vi_kit as vi
 from tests import oracles
+
+DISCRETE = {
+    "score": vi.Score(),
+    "loo": vi.Score(vi.LeaveOneOut()),
+    "enumerate": vi.Enumerate(),
+    "local": vi.Enumerate(max_worlds=4),
+    "measure": vi.MeasureValued(),
+}
+"""The estimators of sites with few values, by the names of the tests."""
 
 
 def log_mean_exp(x):

@@ -269,7 +269,9 @@ class Run:
         event_ndim = len(dist.event_shape)
         if expansion.is_support:
             return self.backend.track(self._support(site, expansion, event_ndim), site), site
-        upstream = self.backend.upstream(self, expansion.value, ("site", site.order, name))
+        upstream: Iterable[Site] = ()
+        if self.plan.num_slots > 1:  # only slots ask for it, and it is not free
+            upstream = self.backend.upstream(self, expansion.value, ("site", site.order, name))
         if expansion.alternatives is not None:
             value = self._alternatives(site, expansion, event_ndim, upstream)
         else:

@@ -16,6 +16,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import (
+    DISCRETE,
     ConjugateNormal,
     LocalBernoulli,
     SubsampledBernoulli,
@@ -25,13 +26,6 @@ from tests.statistical_cases import (
     variance,
 )
 
-ESTIMATORS = {
-    "score": vi.Score(),
-    "loo": vi.Score(vi.LeaveOneOut()),
-    "enumerate": vi.Enumerate(),
-    "local": vi.Enumerate(max_worlds=4),
-    "measure": vi.MeasureValued(),
-}
 POWER = 0.5
 BETA = 0.3
 
@@ -239,19 +233,19 @@ PROGRAMS = [
 ]
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", DISCRETE)
 @pytest.mark.parametrize("written", PROGRAMS, ids=repr)
 def test_program_is_unbiased(written, estimator, lib, request):
-    loss = lib.Loss(written.program(), ESTIMATORS[estimator], num_samples=1000)
+    loss = lib.Loss(written.program(), DISCRETE[estimator], num_samples=1000)
     draws = written.case(lib).gradients(loss, 50, oracles.seed_of(request.node.name))
     oracles.check_unbiased(draws, written.gradient)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", DISCRETE)
 @pytest.mark.parametrize("num_particles", [1, 2])
 def test_minibatches_of_bounds_per_datum(num_particles, estimator, lib, request):
     program = vi.iwae(num_particles=num_particles)
-    loss = lib.Loss(program, ESTIMATORS[estimator], num_samples=1000)
+    loss = lib.Loss(program, DISCRETE[estimator], num_samples=1000)
     draws = SubsampledBernoulli(lib).gradients(loss, 200, oracles.seed_of(request.node.name))
     oracles.check_unbiased(draws, exact(SubsampledBernoulli, num_particles))
 

@@ -11,15 +11,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.libraries import Renamed
-from tests.statistical_cases import ConjugateNormal, exact, expectation, variance
-
-ESTIMATORS = {
-    "score": vi.Score(),
-    "loo": vi.Score(vi.LeaveOneOut()),
-    "enumerate": vi.Enumerate(),
-    "local": vi.Enumerate(max_worlds=4),
-    "measure": vi.MeasureValued(),
-}
+from tests.statistical_cases import DISCRETE, ConjugateNormal, exact, expectation, variance
 
 
 def gradients(lib, case, loss, num_draws, request):
@@ -84,14 +76,14 @@ def two_level(program):
     return own_gradients(5, iwae, elbo)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", DISCRETE)
 @pytest.mark.parametrize(
     "program",
     [one_set_of_draws, two_sets_of_draws, two_nonlinear, with_shared_cost],
     ids=lambda p: p.__name__,
 )
 def test_each_group_ascends_its_own_cost(program, estimator, lib, request):
-    loss = lib.Loss(program(), ESTIMATORS[estimator], num_samples=1000)
+    loss = lib.Loss(program(), DISCRETE[estimator], num_samples=1000)
     draws = gradients(lib, TwoLevelBernoulli, loss, 40, request)
     oracles.check_unbiased(draws, two_level(program))
 

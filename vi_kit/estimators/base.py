@@ -31,6 +31,11 @@ class Expansion:
     coefficients: Array | None = None
 
 
+def lacks_sampler(dist: Distribution) -> str | None:
+    """Why a distribution has no pathwise gradient; `None` if it has one."""
+    return None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
+
+
 class Estimator(ABC):
     """A way to differentiate the expected value of a cost through one sample site.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from vi_kit._named import combine
 from vi_kit.cost import stopped
 from vi_kit.credit import gradient_term, grouped, own_sum
-from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -45,9 +45,7 @@ class DoublyReparam(Estimator):
     holds_params: ClassVar[bool] = True
 
     def reason_against(self, dist: Distribution) -> str | None:
-        return (
-            None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
-        )
+        return lacks_sampler(dist)
 
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.rsample())

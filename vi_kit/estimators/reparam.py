@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -34,9 +34,7 @@ class Reparam(Estimator):
     tracked: ClassVar[bool] = False
 
     def reason_against(self, dist: Distribution) -> str | None:
-        return (
-            None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
-        )
+        return lacks_sampler(dist)
 
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.rsample())

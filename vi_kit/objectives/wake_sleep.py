@@ -9,6 +9,7 @@ from vi_kit.language import (
     Program,
     iid,
     log_density,
+    log_mean_exp,
     objective,
     simulate,
     split_gradients,
@@ -46,9 +47,7 @@ def wake_sleep(model: Program, guide: Program, *, num_particles: int) -> Cost:
 
 def bound(log_p: Array, log_q: Array) -> Array:
     """The IWAE bound."""
-    xp = array_namespace(log_p)
-    log_w = log_p - log_q
-    return current().backend.logsumexp(log_w, 0) - xp.log(xp.zeros_like(log_w[0]) + log_w.shape[0])
+    return log_mean_exp(log_p - log_q)
 
 
 def weighted(log_p: Array, log_q: Array) -> Array:

@@ -63,9 +63,8 @@ class PyroBackend:
     def jvp(
         self, fn: Callable[..., torch.Tensor], primals: list[Any], tangents: list[Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with (
-            torch.enable_grad()
-        ):  # reverse mode twice: forward mode cannot be differentiated everywhere
+        # Reverse mode twice: what forward mode gives cannot be differentiated everywhere.
+        with torch.enable_grad():
             steps = [torch.zeros_like(p).requires_grad_() for p in primals]
             value = fn(*(p + step for p, step in zip(primals, steps, strict=True)))
             weights = torch.ones_like(value).requires_grad_()
