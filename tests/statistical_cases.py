@@ -114,6 +114,39 @@ class ConjugateNormal(Case):
         return prior + likelihood + 0.5 * np.log(2 * np.pi * np.e) + theta[1]
 
 
+class TwoNormals(Case):
+    """A chain of two. theta: guide mean and log scale of the first; slope, mean and log scale of the second."""
+
+    values = np.array([0.3, 0.1, 0.5, 0.4, -0.2])
+    x = 1.5
+
+    def model(self):
+        lib = self.lib
+        first = lib.sample("first", lib.dist.Normal(lib.array(0.0), 1.0))
+        second = lib.sample("second", lib.dist.Normal(first, 1.0))
+        lib.sample("x", lib.dist.Normal(second, 0.8), obs=lib.array(self.x))
+
+    def guide(self):
+        lib, theta = self.lib, self.lib.theta(self.values)
+        first = lib.sample("first", lib.dist.Normal(theta[0], lib.xp.exp(theta[1])))
+        loc = theta[2] * first + theta[3]
+        lib.sample("second", lib.dist.Normal(loc, lib.xp.exp(theta[4])))
+
+    @classmethod
+    def tables(cls, theta):
+        """A trapezoidal rule in both, which is exact to 1e-7."""
+        noise, step = np.arange(-5.5, 5.6, 0.55), 0.55
+        first = theta[0] + np.exp(theta[1]) * noise[:, None]
+        loc = theta[2] * first + theta[3]
+        second = loc + np.exp(theta[4]) * noise
+        log_q = oracles.log_normal(first, theta[0], np.exp(theta[1]))
+        log_q = log_q + oracles.log_normal(second, loc, np.exp(theta[4]))
+        log_p = oracles.log_normal(first, 0.0, 1.0) + oracles.log_normal(second, first, 1.0)
+        log_p = log_p + oracles.log_normal(cls.x, second, 0.8)
+        mass = log_q + 2 * np.log(step) + theta[1] + theta[4]
+        return [(mass.ravel(), (log_p - log_q).ravel())]
+
+
 class GammaPoisson(Case):
     """Global rate, plate of 3 counts. theta: log rate of the guide, log concentration."""
 

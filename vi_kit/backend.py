@@ -13,7 +13,7 @@ from vi_kit._errors import ObjectiveError
 if TYPE_CHECKING:
     from vi_kit._named import Array, Axis
     from vi_kit.cost import Site
-    from vi_kit.language import Draw, Program
+    from vi_kit.programs import Draw, Program
     from vi_kit.run import Run
 
 

@@ -9,72 +9,21 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from array_api_compat import array_namespace
 
 from vi_kit._errors import ObjectiveError, message
-from vi_kit._named import Array, Axis, Named, exclusive_scan
+from vi_kit._named import Array, Axis, exclusive_scan
 from vi_kit.backend import current
-from vi_kit.cost import Cost, Site, held_fixed
+from vi_kit.cost import Cost, held_fixed
 from vi_kit.nonlinear import Reduction, apply
+from vi_kit.programs import Draw, Program
+from vi_kit.varied import held_densities, vary, with_alternatives
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A model or guide with the arguments of this step.
-
-    Attributes:
-        fn: the user's callable.
-        args: positional arguments, data included.
-        kwargs: keyword arguments.
-        role: `"model"`, `"guide"` or `"reference"`.
-        held: whether its parameters are to be taken as constants.
-    """
-
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    role: str
-    held: bool = False
-
-    def running(self, fn: Callable[..., Any]) -> Program:
-        """Another program with the same arguments, for instance one to draw from."""
-        return replace(self, fn=fn, role="reference")
-
-
-@dataclass(frozen=True, eq=False)
-class Draw(Mapping[str, Any]):
-    """Values of the latent sites of one simulation, by name.
-
-    Attributes:
-        by_name: the values, as the program saw them.
-        sites: the sites by name; observed sites are not among them.
-        log_density: log density of the draw under the program that made it (nats).
-        details: what the backend needs to know of each site.
-        factors: by which scale and mask multiply a site's log density, where that is asked for.
-        held: whether the values are to be taken as constants.
-    """
-
-    by_name: dict[str, Any]
-    sites: dict[str, Site | None]
-    log_density: Cost
-    details: dict[str, Any]
-    factors: dict[str, Named] = field(default_factory=dict)
-    held: bool = False
-
-    def __getitem__(self, name: str) -> Any:
-        return self.by_name[name]
-
-    def __iter__(self) -> Any:
-        return iter(self.by_name)
-
-    def __len__(self) -> int:
-        return len(self.by_name)
 
 
 def simulate(program: Program) -> Draw:
@@ -85,17 +34,7 @@ def simulate(program: Program) -> Draw:
     """
     run = current()
     draw = run.backend.simulate(run, program)
-    held = _held_densities(program, draw, draw.log_density)
-    if not held:
-        return draw
-    own = {f"{program.role} site {n!r}": n for n in draw.factors}
-    terms = []
-    for t in _varied(draw.log_density, draw, held).terms:
-        if t.label in own:
-            name = own[t.label]
-            t = replace(t, base=held[t.label], slopes={draw.sites[name]: draw.factors[name]})
-        terms.append(t)
-    return replace(draw, log_density=Cost(terms))
+    return vary(draw) if draw.factors else draw
 
 
 def log_density(program: Program, draw: Draw) -> Cost:
@@ -106,34 +45,9 @@ def log_density(program: Program, draw: Draw) -> Cost:
     """
     run = current()
     cost = run.backend.log_density(run, program, draw)
-    held = {} if draw.held else _held_densities(program, draw, cost)
-    return _varied(cost, draw, held) if held else cost
-
-
-def _held_densities(program: Program, draw: Draw, cost: Cost) -> dict[str, Named]:
-    """For a draw with sites whose estimator asks for it (`Estimator.holds_params`): the log densities of a
-    program with its parameters held fixed, by label."""
-    if not draw.factors:
-        return {}
-    if not program.held:
-        run = current()
-        cost = run.backend.log_density(run, replace(program, held=True), draw)
-    return {t.label: t.base for t in cost.terms}
-
-
-def _varied(cost: Cost, draw: Draw, held: Mapping[str, Named]) -> Cost:
-    """The cost, with what it would be if one element of such a site alone were varied."""
-    sites = [draw.sites[name] for name in draw.factors]
-    return Cost(
-        replace(
-            t,
-            alternatives={
-                **t.alternatives,
-                **{s: held[t.label] for s in sites if s is not None and s in t.upstream},
-            },
-        )
-        for t in cost.terms
-    )
+    if draw.held or draw.varied is None:
+        return cost
+    return with_alternatives(cost, draw, held_densities(program, draw, cost))
 
 
 def stop_gradient(x: T) -> T:

@@ -10,6 +10,7 @@ from array_api_compat import array_namespace, device
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import PLATE, SLOT, Array, Axis, Named, combine, ordered, total, union
 from vi_kit.backend import current
+from vi_kit.checks import note_nonlinear, refuse_half_held, refuse_varied
 from vi_kit.cost import Cost, Site, Term, merge, stopped
 from vi_kit.unfold import unfold, with_elements
 from vi_kit.worlds import settle
@@ -104,8 +105,8 @@ def apply(
         for a in n.axes
         if a.kind < SLOT and a not in keep and a != over
     }
-    run.note_nonlinear(summed)
-    run.refuse_half_held(t for c in costs for t in c.terms)
+    note_nonlinear(run, summed)
+    refuse_half_held(run, [t for c in costs for t in c.terms])
     reduced = summed | ({over} if over else set())
     local = [s for s in run.sites if s.world is not None and reduced.intersection(s.axes)]
     costs = tuple(Cost(merge(c.terms)) for c in costs)
@@ -119,7 +120,7 @@ def apply(
         arguments = [_collected(ts, summed, over) for ts in settled]
     reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
 
-    run.refuse_several_varied({s: None for _, alts, _ in arguments for s in alts})
+    refuse_varied(run, {s: None for _, alts, _ in arguments for s in alts})
     base = _evaluate(reduction, [b for b, _, _ in arguments], over)
     constants = [stopped(b) for b, _, _ in arguments]
     alternatives: dict[Site, Named] = {}

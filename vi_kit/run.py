@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +20,7 @@ from vi_kit._named import (
     from_layout,
 )
 from vi_kit.backend import Backend, Distribution, _current
+from vi_kit.checks import refuse_draws_below_held
 from vi_kit.copies import Copy, merged
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
@@ -29,7 +29,8 @@ from vi_kit.select import Choice
 from vi_kit.transform import contract
 
 if TYPE_CHECKING:
-    from vi_kit.language import Program
+    from vi_kit.programs import Program
+    from vi_kit.varied import Varied
 
 
 ALTERNATIVES: tuple[Estimator, ...] = (Reparam(), Enumerate(), MeasureValued(), Score())
@@ -71,6 +72,8 @@ class Run:
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
         self.slot_dim = -1 - plan.max_plate_nesting
         self.slots: dict[Site, range] = {}
+        self.varied: dict[Site, Varied] = {}
+        self.varied_in_nonlinear: set[Site] = set()
         self.next_slot = 1
         self.num_sites = 0
         self.by_order: dict[int, Site] = {}
@@ -92,7 +95,7 @@ class Run:
         try:
             cost = objective(model, guide)
             if self.findings is not None:
-                self.refuse_scores_below_held()
+                refuse_draws_below_held(self)
                 self.findings.split = any(t.group is not None for t in cost.terms)
                 return {}
             if self.next_slot != self.plan.num_slots:
@@ -178,73 +181,11 @@ class Run:
             layout[dim] = axis
         return layout
 
-    def note_nonlinear(self, summed: Iterable[Axis]) -> None:
-        """Warn, in the dry run, of minibatches inside a nonlinear function."""
-        plates = {a.name for a in summed if a.kind == PLATE and a.scale != 1.0}
-        plates = sorted(plates | self.sequential)
-        if self.findings is not None and plates:
-            warnings.warn(
-                f"subsampled plates {plates} are summed inside a nonlinear function (some terms are"
-                " outside them): the bound of a minibatch is not an unbiased estimate of that of all"
-                " the data",
-                stacklevel=2,
-            )
-
-    def refuse_half_held(self, terms: Iterable[Term]) -> None:
-        """Refuse a nonlinear function that sees one draw both as a constant and as a draw."""
-        terms = list(terms)
-        held = {s for t in terms for s in t.held}
-        live = {s for t in terms for s in t.upstream - t.held}
-        sizes = self.findings.sizes if self.findings is not None else {}
-        for site in sorted(held & live, key=lambda s: s.order):
-            if not (site.estimator.tracked or site.world or sizes.get(site, 1) > 1):
-                continue
-            text = message(
-                f"site {site.name!r}: a nonlinear function sees its draw both with stop_gradient and"
-                " without",
-                got=f"{type(site.estimator).__name__}(), which compares whole values of the site",
-                expected="the draw held in all arguments or in none",
-                fix="stop_gradient on the draw, on neither, or on a program (its parameters only)",
-            )
-            self.refuse(text)
-
-    def refuse_several_varied(self, sites: Iterable[Site]) -> None:
-        """Refuse a nonlinear function of two sites whose scores are reparameterised: each would have to be
-        varied with the other fixed."""
-        names = sorted({s.name for s in sites if s.estimator.holds_params})
-        if len(names) > 1:
-            self.refuse(
-                message(
-                    f"sites {names}: a nonlinear function sees several sites of DoublyReparam()",
-                    got=f"{len(names)} sites",
-                    expected="DoublyReparam() at one site (a joint one), or a linear objective such as elbo()",
-                    fix=f'estimators={{"{names[0]}": vi.DoublyReparam(), "*": vi.Reparam()}}',
-                )
-            )
-
     def refuse(self, text: str) -> None:
         """Raise an error about an estimator, in a dry run once all are known."""
         if self.findings is None:
             raise EstimatorError(text)
         self.findings.problem(text, of_estimator=True)
-
-    def refuse_scores_below_held(self) -> None:
-        """Refuse single draws given a site whose score is reparameterised: theirs would be left out."""
-        for site in self.sites:
-            if site.log_q is None or not site.estimator.tracked or site.estimator.holds_params:
-                continue
-            for above in sorted(site.log_q.upstream, key=lambda s: s.order):
-                if above.estimator.holds_params:
-                    name = type(above.estimator).__name__
-                    self.refuse(
-                        message(
-                            f"site {above.name!r}: {name}() with {type(site.estimator).__name__}() at"
-                            f" site {site.name!r}, which is drawn given it",
-                            got=f"a density of {site.name!r} that depends on {above.name!r}",
-                            expected="Reparam(), DoublyReparam() or Enumerate() for sites drawn given it",
-                            fix=f'estimators={{"{above.name}": vi.Reparam()}}',
-                        )
-                    )
 
     # Sites
 
@@ -384,7 +325,7 @@ class Run:
         findings.rows[site.name] = Row(
             site.name, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
         )
-        pathwise = (isinstance(estimator, Reparam) or estimator.holds_params) and not reason
+        pathwise = estimator.pathwise and not reason
         value = dist.rsample() if pathwise else dist.sample()
         self.backend.upstream(self, value, ("site", site.order, site.name))
         if pathwise and not estimator.tracked:

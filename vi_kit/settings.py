@@ -10,9 +10,10 @@ from vi_kit._named import Named
 from vi_kit.backend import Backend
 from vi_kit.cost import Cost
 from vi_kit.estimators import Estimator
-from vi_kit.language import Objective, Program, iid
+from vi_kit.language import Objective, iid
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan
+from vi_kit.programs import Program
 from vi_kit.run import Run
 from vi_kit.select import Selection
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vi_kit._errors import BackendError, message
-from vi_kit._named import PLATE, Array, Axis, Named
+from vi_kit._named import PLATE, Array, Axis
 from vi_kit.cost import Cost, Site, Term
-from vi_kit.language import Draw, Program
+from vi_kit.programs import Draw, Factor, Program
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -44,7 +44,7 @@ class Simulation:
     sites: dict[str, Site] = field(default_factory=dict)
     inside: dict[str, Site] = field(default_factory=dict)
     details: dict[str, Statement] = field(default_factory=dict)
-    factors: dict[str, Named] = field(default_factory=dict)
+    factors: dict[str, Factor] = field(default_factory=dict)
 
     def latent(self, statement: Statement) -> Array:
         """The value of a latent site."""
@@ -73,6 +73,7 @@ class Simulation:
         density: Array,
         plain: Array,
         factor: Callable[[], Array],
+        number: float | None,
     ) -> None:
         """Note a log density.
 
@@ -82,6 +83,7 @@ class Simulation:
             density: scaled (but for subsampling) and masked (nats).
             plain: neither scaled nor masked.
             factor: the one divided by the other.
+            number: the same, if it is one known number for all elements.
         """
         what = f"{self.program.role} site {name!r}"
         if name in self.sites:
@@ -89,12 +91,13 @@ class Simulation:
             site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
             if site.estimator.holds_params:
                 untracked = self.run.backend.untracked(factor())
-                self.factors[name] = self.run.named(untracked, axes, site.log_q.upstream, what)
+                values = self.run.named(untracked, axes, site.log_q.upstream, what)
+                self.factors[name] = Factor(values, number)
         self.terms.append(self.run.term(density, axes, what))
 
     def result(self) -> Draw:
         cost = Cost(self.terms)
-        return Draw(self.values, dict(self.sites), cost, self.details, self.factors)
+        return Draw(self.program, self.values, dict(self.sites), cost, self.details, self.factors)
 
 
 @dataclass(eq=False)
@@ -124,12 +127,19 @@ class Replay:
             )
             return None
         value = self.draw[name]
+        if self._is_own_delta(statement):
+            value = self.draw.deltas[name] = statement.dist.rsample()
         if self.draw.held:
             value = self.run.backend.stop_gradient(value)
         self.names.add(name)
         if self.run.findings is not None and not self._agrees(statement, value):
             return None
         return value
+
+    def _is_own_delta(self, statement: Statement) -> bool:
+        """Whether a value is to be computed again, with parameters held, by the program that drew it."""
+        own = self.program.held and self.program.fn is self.draw.program.fn
+        return own and bool(self.draw.factors) and statement.dist.name == "Delta"
 
     def record(
         self,
@@ -138,9 +148,10 @@ class Replay:
         density: Array,
         plain: Array,
         factor: Callable[[], Array],
+        number: float | None,
     ) -> None:
         """Note a log density. See `Simulation.record`."""
-        del plain, factor
+        del plain, factor, number
         what = f"{self.program.role} site {name!r}"
         self.terms.append(self.run.term(density, axes, what, held=self.draw.held))
 
@@ -194,6 +205,12 @@ class Replay:
         if self.run.findings is None:
             raise BackendError(text)
         self.run.findings.problem(text, of_estimator=False)
+
+
+def one_number(scale: float | Array, *masks: Any) -> float | None:
+    """What a scale and masks multiply every element by, if that is known to be one number."""
+    plain = isinstance(scale, int | float) and all(m is None or m is True for m in masks)
+    return float(scale) if plain else None
 
 
 def split_scale(scale: float | Array | None, axes: tuple[Axis, ...]) -> float | Array:

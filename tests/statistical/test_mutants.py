@@ -14,8 +14,8 @@ from array_api_compat import array_namespace
 import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
-from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, exact
-from vi_kit import baselines, cost, credit, language, nonlinear, worlds
+from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, TwoNormals, exact
+from vi_kit import baselines, cost, credit, language, nonlinear, varied, worlds
 from vi_kit.estimators import enumerate as enumeration
 from vi_kit.estimators import score
 
@@ -90,6 +90,11 @@ def weights_held(patch):
     patch.setattr(enumeration, "_exp", lambda named: cost.stopped(weights(named)))
 
 
+def slope_of_every_site(patch):
+    slopes = varied._slopes
+    patch.setattr(varied, "_slopes", lambda draw, name: slopes(draw, next(iter(draw.factors))))
+
+
 def sum_for_mean(patch):
     patch.setattr(language.Replicates, "mean", language.Replicates.sum)
 
@@ -140,6 +145,7 @@ MUTANTS = [
     Mutant(worth_with_gradient, ELBO, SCORE, correct=classical_surrogate),
     Mutant(weights_held, ELBO, LOCAL),
     Mutant(weights_held, IWAE, LOCAL),
+    Mutant(slope_of_every_site, IWAE, vi.DoublyReparam(), TwoNormals),
     Mutant(sum_for_mean, mean_of_two(), LOO),
     Mutant(scale_in_score, ELBO, LOO, SubsampledBernoulli, num_draws=500),
 ]

@@ -13,6 +13,7 @@ from tests.libraries import Renamed
 from tests.statistical_cases import (
     ConjugateNormal,
     LocalBernoulli,
+    TwoNormals,
     expectation,
     log_mean_exp,
     variance,
@@ -135,6 +136,14 @@ def test_normal_site(name, estimator, lib, request):
     loss = lib.Loss(objective, CONTINUOUS[estimator], num_samples=1000)
     draws = ConjugateNormal(lib).gradients(loss, 60, oracles.seed_of(request.node.name))
     oracles.check_unbiased(draws, gradient_of_loss(ConjugateNormal, objective, num_copies, fn))
+
+
+@pytest.mark.parametrize("name", ["renyi_zero", "ciwae"])
+def test_double_reparameterisation_of_two_sites(name, lib, request):
+    objective, num_copies, fn = OF_WEIGHTS[name]
+    loss = lib.Loss(objective, vi.DoublyReparam(), num_samples=1000)
+    draws = TwoNormals(lib).gradients(loss, 60, oracles.seed_of(request.node.name))
+    oracles.check_unbiased(draws, gradient_of_loss(TwoNormals, objective, num_copies, fn))
 
 
 OF_LOG_DENSITIES = {

@@ -45,6 +45,9 @@ class Estimator(ABC):
     tracked: ClassVar[bool] = True
     """Whether it must be known which terms depend on the site. Not needed where a world axis shows it."""
 
+    pathwise: ClassVar[bool] = False
+    """Whether the site's value has a gradient, through its sampler."""
+
     holds_params: ClassVar[bool] = False
     """Whether its site's log density in a simulation is taken with the program's parameters held fixed. The
     alternatives to a term are then its values with parameters held and one element of the site live."""

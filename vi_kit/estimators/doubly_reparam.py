@@ -24,11 +24,12 @@ class DoublyReparam(Estimator):
     $F_k$ is the pathwise part. The score part that it leaves out, $-E[F_k \nabla_\theta \log q(z_k)]$, is
     reparameterised once more: it is the pathwise derivative of $-F_k$ as a function of $z_k$ alone. On `elbo`
     this is sticking the landing, on `iwae` DReG; other objectives need no formula of their own. In a hierarchical
-    guide only parameters are held, the path through the sites before stays.
+    guide only parameters are held, the path through the sites before stays; $z_k$ is then all sites of the draw.
 
     Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
-    Needs: a reparameterised sampler; no site of `Score` or `MeasureValued` drawn given this one; inside a
-        nonlinear function (`iwae`) one such site only, which may be a joint one.
+    Needs: a reparameterised sampler; no site of `Score` or `MeasureValued` drawn given this one. Inside a
+        nonlinear function (`iwae`): all reparameterised sites of the guide, unmasked and scaled alike if there are
+        several, and no enumerated site drawn given one.
     Cost: two evaluations of model and guide, one of them with parameters held.
     Variance: zero on `elbo` once the guide is the posterior; does not grow with the particles of `iwae`.
 
@@ -43,6 +44,7 @@ class DoublyReparam(Estimator):
     """
 
     holds_params: ClassVar[bool] = True
+    pathwise: ClassVar[bool] = True
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_sampler(dist)

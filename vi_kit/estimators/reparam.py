@@ -32,6 +32,7 @@ class Reparam(Estimator):
     """
 
     tracked: ClassVar[bool] = False
+    pathwise: ClassVar[bool] = True
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_sampler(dist)

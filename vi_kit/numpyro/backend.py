@@ -20,11 +20,11 @@ from vi_kit._errors import BackendError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.baselines import state_key
 from vi_kit.cost import Cost, Site
-from vi_kit.language import Draw, Program
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.plan import Replan
+from vi_kit.programs import Draw, Program
 from vi_kit.run import Run
-from vi_kit.statements import Replay, Simulation, Statement, split_scale
+from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
 
 Provenance = Mapping[Hashable, frozenset[str]]
 """Names of the inputs on which each watched value depends."""
@@ -319,7 +319,8 @@ class _Handler:
         def factor() -> jax.Array:
             return jnp.where(unmasked.mask, jnp.ones_like(plain) * scale, 0.0)
 
-        self.reading.record(msg["name"], axes, density, plain, factor)
+        number = one_number(scale, unmasked.mask)
+        self.reading.record(msg["name"], axes, density, plain, factor, number)
 
     def declared(self, log_prob: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
         """Sum over batch dims that no plate declares, as NumPyro does."""

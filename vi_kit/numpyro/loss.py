@@ -20,7 +20,7 @@ from numpyro.util import not_jax_tracer
 from vi_kit._errors import BackendError
 from vi_kit.baselines import state_key
 from vi_kit.estimators import Enumerate, Estimator
-from vi_kit.language import Objective, Program
+from vi_kit.language import Objective
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
     PARAMS,
@@ -32,6 +32,7 @@ from vi_kit.numpyro.backend import (
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
+from vi_kit.programs import Program
 from vi_kit.run import Run
 from vi_kit.settings import Settings, make_plan, not_finite
 

@@ -1,7 +1,8 @@
 """The evidence lower bound."""
 
 from vi_kit.cost import Cost
-from vi_kit.language import Program, log_density, objective, simulate
+from vi_kit.language import log_density, objective, simulate
+from vi_kit.programs import Program
 
 
 @objective

@@ -10,8 +10,9 @@ from array_api_compat import array_namespace
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array
 from vi_kit.cost import Cost
-from vi_kit.language import Program, divergence, iid, log_mean_exp
+from vi_kit.language import divergence, iid, log_mean_exp
 from vi_kit.objectives.importance_weighted import log_weight
+from vi_kit.programs import Program
 
 
 @dataclass(frozen=True)

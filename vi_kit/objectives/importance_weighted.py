@@ -4,7 +4,6 @@ from typing import Annotated
 
 from vi_kit.cost import Cost
 from vi_kit.language import (
-    Program,
     Range,
     Replicates,
     iid,
@@ -13,6 +12,7 @@ from vi_kit.language import (
     simulate,
     split_gradients,
 )
+from vi_kit.programs import Program
 
 
 def log_weight(model: Program, guide: Program) -> Cost:

@@ -5,7 +5,6 @@ from typing import Any
 
 from vi_kit.cost import Cost
 from vi_kit.language import (
-    Program,
     Replicates,
     divergence,
     iid,
@@ -13,6 +12,7 @@ from vi_kit.language import (
     simulate,
     stop_gradient,
 )
+from vi_kit.programs import Program
 
 Reference = str | Callable[..., Any]
 

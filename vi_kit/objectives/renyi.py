@@ -8,8 +8,9 @@ from array_api_compat import array_namespace
 
 from vi_kit._named import Array
 from vi_kit.cost import Cost
-from vi_kit.language import Program, Range, divergence, iid, objective
+from vi_kit.language import Range, divergence, iid, objective
 from vi_kit.objectives.importance_weighted import log_weight, log_weights
+from vi_kit.programs import Program
 
 
 def tempered(model: Program, guide: Program, power: float, num_particles: int) -> Cost:

@@ -6,7 +6,6 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.cost import Cost
 from vi_kit.language import (
-    Program,
     iid,
     log_density,
     log_mean_exp,
@@ -16,6 +15,7 @@ from vi_kit.language import (
     stop_gradient,
 )
 from vi_kit.objectives.renyi import softmax
+from vi_kit.programs import Program
 
 
 @objective

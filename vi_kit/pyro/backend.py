@@ -25,11 +25,11 @@ from torch.overrides import TorchFunctionMode
 from vi_kit._errors import message
 from vi_kit._named import PLATE, Axis
 from vi_kit.cost import Cost, Site
-from vi_kit.language import Draw, Program
 from vi_kit.plan import Replan
+from vi_kit.programs import Draw, Program
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.run import Run
-from vi_kit.statements import Replay, Simulation, Statement, split_scale
+from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
 
 
 class PyroBackend:
@@ -362,7 +362,8 @@ class _Handler:
             ones = torch.ones_like(plain)
             return scale_and_mask(scale_and_mask(ones, scale, mask), 1.0, unmasked.mask)
 
-        self.reading.record(name, axes, density, plain, factor)
+        number = one_number(scale, mask, unmasked.mask)
+        self.reading.record(name, axes, density, plain, factor, number)
 
     def axes(self, msg: Any) -> tuple[Axis, ...]:
         """Plates and replicates of a statement."""

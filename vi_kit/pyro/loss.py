@@ -14,8 +14,9 @@ from pyro.poutine.util import prune_subsample_sites
 
 from vi_kit._errors import BackendError
 from vi_kit.estimators import Estimator
-from vi_kit.language import Objective, Program
+from vi_kit.language import Objective
 from vi_kit.plan import Findings, Plan, Replan, explanation
+from vi_kit.programs import Program
 from vi_kit.pyro.backend import Probe, PyroBackend
 from vi_kit.run import Run
 from vi_kit.settings import Settings, make_plan, not_finite

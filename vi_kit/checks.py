@@ -1,0 +1,98 @@
+"""What a run refuses, or warns of, for the sake of unbiasedness."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from vi_kit._errors import message
+from vi_kit._named import PLATE, Axis
+
+if TYPE_CHECKING:
+    from vi_kit.cost import Site, Term
+    from vi_kit.run import Run
+
+
+def note_nonlinear(run: Run, summed: Iterable[Axis]) -> None:
+    """Warn, in the dry run, of minibatches inside a nonlinear function."""
+    plates = {a.name for a in summed if a.kind == PLATE and a.scale != 1.0}
+    plates = sorted(plates | run.sequential)
+    if run.findings is not None and plates:
+        warnings.warn(
+            f"subsampled plates {plates} are summed inside a nonlinear function (some terms are"
+            " outside them): the bound of a minibatch is not an unbiased estimate of that of all"
+            " the data",
+            stacklevel=2,
+        )
+
+
+def refuse_half_held(run: Run, terms: Sequence[Term]) -> None:
+    """Refuse a nonlinear function that sees one draw both as a constant and as a draw."""
+    held = {s for t in terms for s in t.held}
+    live = {s for t in terms for s in t.upstream - t.held}
+    sizes = run.findings.sizes if run.findings is not None else {}
+    for site in sorted(held & live, key=lambda s: s.order):
+        if not (site.estimator.tracked or site.world or sizes.get(site, 1) > 1):
+            continue
+        text = message(
+            f"site {site.name!r}: a nonlinear function sees its draw both with stop_gradient and"
+            " without",
+            got=f"{type(site.estimator).__name__}(), which compares whole values of the site",
+            expected="the draw held in all arguments or in none",
+            fix="stop_gradient on the draw, on neither, or on a program (its parameters only)",
+        )
+        run.refuse(text)
+
+
+def refuse_varied(run: Run, sites: Iterable[Site]) -> None:
+    """Refuse a nonlinear function that cannot vary the sites whose scores are reparameterised alone."""
+    varied = [s for s in sites if s.estimator.holds_params]
+    for site in varied:
+        name = type(site.estimator).__name__
+        together = run.varied[site]
+        run.varied_in_nonlinear.update(together.sites)
+        if len(varied) > 1:
+            problem = "and the draws of another simulation meet in one nonlinear function"
+            expected = f"one simulation with {name}() per copy of iid"
+        elif together.apart:
+            problem = f"with Reparam() at {sorted(together.apart)} in a nonlinear function"
+            expected = f"{name}() at all reparameterised sites of the program, or at none"
+        elif not together.uniform:
+            problem = "in a nonlinear function, with unequal scales or with masks"
+            expected = "one scale for all these sites and no mask, or one such site"
+        else:
+            continue
+        run.refuse(
+            message(
+                f"site {site.name!r}: {name}() {problem}",
+                got=f"{name}() at {sorted(s.name for s in together.sites)}",
+                expected=expected,
+                fix=f'estimators={{"*": vi.{name}()}}'
+                if together.apart
+                else f'estimators={{"{together.sites[0].name}": vi.Reparam()}}',
+            )
+        )
+
+
+def refuse_draws_below_held(run: Run) -> None:
+    """Refuse draws given a site whose score is reparameterised, where theirs would be left out."""
+    for site in run.sites:
+        if site.log_q is None or site.estimator.pathwise:
+            continue
+        for above in sorted(site.log_q.upstream, key=lambda s: s.order):
+            enumerated = not site.estimator.tracked
+            if enumerated and above not in run.varied_in_nonlinear:
+                continue
+            if above.estimator.holds_params:
+                name = type(above.estimator).__name__
+                run.refuse(
+                    message(
+                        f"site {above.name!r}: {name}() with {type(site.estimator).__name__}() at"
+                        f" site {site.name!r}, which is drawn given it",
+                        got=f"a density of {site.name!r} that depends on {above.name!r}",
+                        expected=f"{name}() for sites drawn given it"
+                        + ("" if enumerated else ", or Enumerate() in a linear objective"),
+                        fix=f'estimators={{"{above.name}": vi.Reparam()}}',
+                    )
+                )

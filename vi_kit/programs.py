@@ -1,0 +1,82 @@
+"""Programs with the arguments of a step, and draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vi_kit._named import Named
+from vi_kit.cost import Cost, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A model or guide with the arguments of this step.
+
+    Attributes:
+        fn: the user's callable.
+        args: positional arguments, data included.
+        kwargs: keyword arguments.
+        role: `"model"`, `"guide"` or `"reference"`.
+        held: whether its parameters are to be taken as constants.
+    """
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    role: str
+    held: bool = False
+
+    def running(self, fn: Callable[..., Any]) -> Program:
+        """Another program with the same arguments, for instance one to draw from."""
+        return replace(self, fn=fn, role="reference")
+
+
+@dataclass(frozen=True, eq=False)
+class Draw(Mapping[str, Any]):
+    """Values of the latent sites of one simulation, by name.
+
+    Attributes:
+        program: what was simulated.
+        by_name: the values, as the program saw them.
+        sites: the sites by name; observed sites are not among them.
+        log_density: log density of the draw under the program that made it (nats).
+        details: what the backend needs to know of each site.
+        factors: by which scale and mask multiply a site's log density, where its estimator asks for that.
+        varied: the site that stands for all those in `factors`, which nonlinear functions vary together.
+        deltas: values of sites with a Delta, with the program's parameters held.
+        held: whether the values are to be taken as constants.
+    """
+
+    program: Program
+    by_name: dict[str, Any]
+    sites: dict[str, Site]
+    log_density: Cost
+    details: dict[str, Any]
+    factors: dict[str, Factor] = field(default_factory=dict)
+    varied: Site | None = None
+    deltas: dict[str, Any] = field(default_factory=dict)
+    held: bool = False
+
+    def __getitem__(self, name: str) -> Any:
+        return self.by_name[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """By what scale and mask multiply a log density.
+
+    Attributes:
+        values: for each element of the site.
+        number: the one number that all of them are, `None` if that is not known.
+    """
+
+    values: Named
+    number: float | None

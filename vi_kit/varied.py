@@ -1,0 +1,98 @@
+"""Sites whose estimator asks for parameters to be held (`Estimator.holds_params`): what a cost would be if
+their values alone changed, as functions of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vi_kit._named import Named
+from vi_kit.backend import current
+from vi_kit.cost import Cost, Site
+from vi_kit.programs import Draw, Program
+
+
+@dataclass(frozen=True, eq=False)
+class Varied:
+    """What one site stands for that is varied inside nonlinear functions.
+
+    Attributes:
+        sites: of one simulation, varied together.
+        apart: names of the others of that simulation whose values have a gradient.
+        uniform: whether their log densities are all scaled alike.
+    """
+
+    sites: tuple[Site, ...]
+    apart: tuple[str, ...]
+    uniform: bool
+
+
+def vary(draw: Draw) -> Draw:
+    """A new draw, ready for that: its own log densities have their parameters held."""
+    draw = replace(draw, varied=_together(draw))
+    own = {f"{draw.program.role} site {n!r}": n for n in draw.factors}
+    held, terms = held_densities(draw.program, draw, draw.log_density), []
+    for t in with_alternatives(draw.log_density, draw, held).terms:
+        if t.label in own:
+            t = replace(t, base=held[t.label], slopes=_slopes(draw, own[t.label]))
+        terms.append(t)
+    return replace(draw, log_density=Cost(terms))
+
+
+def _together(draw: Draw) -> Site:
+    """One site for all that hold parameters: their joint draw is a function of the parameters."""
+    run, sites = current(), [draw.sites[name] for name in draw.factors]
+    site = sites[0]
+    if len(sites) > 1:
+        axes = tuple(a for a in site.axes if all(a in s.axes for s in sites))
+        site = Site(", ".join(draw.factors), site.order, axes, site.estimator)
+        run.sites.insert(run.sites.index(sites[0]), site)
+    apart = [
+        name
+        for name, other in draw.sites.items()
+        if other.estimator.pathwise
+        and name not in draw.factors
+        and draw.details[name].dist.name != "Delta"
+    ]
+    numbers = {f.number for f in draw.factors.values()}
+    pending = {t.pending for t in draw.log_density.terms if t.upstream.intersection(sites)}
+    uniform = len(sites) == 1 or (numbers != {None} and len(numbers) == len(pending) == 1)
+    run.varied[site] = Varied(tuple(sites), tuple(apart), uniform)
+    return site
+
+
+def _slopes(draw: Draw, name: str) -> dict[Site, Named]:
+    """The derivative of a site's own term by the log density of what is varied: noted once per draw."""
+    assert draw.varied is not None
+    if name != next(iter(draw.factors)):
+        return {}
+    slope = draw.factors[name].values
+    for axis in slope.axes:
+        if axis not in draw.varied.axes:  # the same number at every index
+            slope = slope.index(axis, 0)
+    return {draw.varied: slope}
+
+
+def held_densities(program: Program, draw: Draw, cost: Cost) -> dict[str, Named]:
+    """The log densities of a program with its parameters held fixed, by label."""
+    if not program.held or draw.deltas:
+        run = current()
+        at = replace(draw, by_name={**draw.by_name, **draw.deltas})
+        cost = run.backend.log_density(run, replace(program, held=True), at)
+    return {t.label: t.base for t in cost.terms}
+
+
+def with_alternatives(cost: Cost, draw: Draw, held: Mapping[str, Named]) -> Cost:
+    """The cost, with what it would be if one element of the varied sites alone changed."""
+    assert draw.varied is not None
+    site, sites = draw.varied, {draw.sites[name] for name in draw.factors}
+    return Cost(
+        replace(
+            t,
+            alternatives={**t.alternatives, site: held[t.label]},
+            upstream=t.upstream | {site},
+        )
+        if t.upstream & sites
+        else t
+        for t in cost.terms
+    )
