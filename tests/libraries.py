@@ -47,9 +47,10 @@ class PyroWords:
         num_draws: int,
         seed: int,
         names: tuple[str, ...] = ("theta",),
+        args: tuple[Any, ...] = (),
     ) -> np.ndarray:
         """Independent gradient estimates of the loss by the parameters `names`, all of them `values` at
-        first, shape `(num_draws, len(names) * len(values))`."""
+        first, shape `(num_draws, len(names) * len(values))`. `args` are those of the step."""
         import pyro
 
         pyro.clear_param_store()
@@ -61,7 +62,7 @@ class PyroWords:
         for _ in range(num_draws):
             for leaf in leaves:
                 leaf.grad = self.xp.zeros_like(leaf)
-            loss.loss_and_grads(model, guide)
+            loss.loss_and_grads(model, guide, *args)
             draws.append(np.concatenate([leaf.grad.numpy() for leaf in leaves]))
         return np.array(draws)
 
@@ -112,6 +113,7 @@ class NumPyroWords:
         num_draws: int,
         seed: int,
         names: tuple[str, ...] = ("theta",),
+        args: tuple[Any, ...] = (),
     ) -> np.ndarray:
         """See `PyroWords.gradients`."""
         import jax
@@ -119,13 +121,13 @@ class NumPyroWords:
 
         guide = loss.with_state(guide)
         with handlers.trace() as trace, handlers.seed(rng_seed=0):
-            guide()
+            guide(*args)
         state = {n: site["value"] for n, site in trace.items() if site["type"] == "mutable"}
 
         @jax.jit
         def gradient(key: Any, state: Any) -> Any:
             def value(params: Any) -> Any:
-                result = loss.loss_with_mutable_state(key, {**params, **state}, model, guide)
+                result = loss.loss_with_mutable_state(key, {**params, **state}, model, guide, *args)
                 return result["loss"], result["mutable_state"] or {}
 
             return jax.grad(value, has_aux=True)({n: self.xp.asarray(values) for n in names})

@@ -29,6 +29,7 @@ class Site:
         order: position among the sites of the run.
         axes: its plates and replicate axes; one element of the site per index.
         estimator: the one chosen for it.
+        role: of the program that sampled it: `"model"`, `"guide"` or `"reference"`.
         log_q: log density of its value, neither scaled nor masked (nats).
         world: axis of its support, if its value is all of the support.
         slots: axis of the alternatives to its drawn value.
@@ -41,6 +42,7 @@ class Site:
     order: int
     axes: tuple[Axis, ...]
     estimator: Estimator
+    role: str = "guide"
     log_q: Term | None = None
     world: Axis | None = None
     slots: Axis | None = None
@@ -48,8 +50,17 @@ class Site:
     chosen: Term | None = field(default=None, repr=False)
     elements: dict[tuple[int, ...], Site] = field(default_factory=dict, repr=False)
 
+    @property
+    def label(self) -> str:
+        return label(self.name, self.role)
+
     def __repr__(self) -> str:
         return f"Site({self.name!r})"
+
+
+def label(name: str, role: str) -> str:
+    """The name of a site, told apart from that of a site of the guide."""
+    return name if role == "guide" else f"{name} ({role})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,59 @@ def log_density(program: Program, draw: Draw) -> Cost:
     return with_alternatives(cost, draw, held_densities(program, draw, cost))
 
 
+def uncondition(program: Program) -> Program:
+    """The program with its observed sites drawn too: simulated data, as by the library's `uncondition` handler.
+
+    Its draws have the observed sites among their values. It may not contain factors.
+    """
+    return replace(program, joint=True)
+
+
+def given(program: Program, draw: Draw) -> Program:
+    """The program with simulated data in the place of the data.
+
+    Args:
+        program: usually the guide.
+        draw: from an unconditioned program. Wherever what one of its sites observed is an argument, alone
+            or inside a list, tuple or dict of arguments, `program` gets the simulated value.
+
+    Raises:
+        ObjectiveError: what a site observed is not an argument.
+    """
+    run, simulated = current(), {}
+    for name, observed in draw.data.items():
+        value = run.backend.stop_gradient(draw[name]) if draw.held else draw[name]
+        if getattr(observed, "dtype", value.dtype) != value.dtype:
+            value = array_namespace(value).astype(value, observed.dtype)
+        simulated[id(observed)] = (name, value)
+    found: set[str] = set()
+
+    def replaced(argument: Any) -> Any:
+        if id(argument) in simulated:
+            name, value = simulated[id(argument)]
+            found.add(name)
+            return value
+        if isinstance(argument, dict):
+            return {k: replaced(v) for k, v in argument.items()}
+        if type(argument) in (list, tuple):
+            return type(argument)(map(replaced, argument))
+        return argument
+
+    args, kwargs = replaced(program.args), replaced(program.kwargs)
+    for name in sorted(draw.data.keys() - found):
+        run.refuse(
+            message(
+                f"{draw.program.role} site {name!r}: what it observes is not an argument of its own",
+                got=f"arguments {[type(a).__name__ for a in (*program.args, *program.kwargs.values())]}",
+                expected=f"the array that {name!r} observes, so that the {program.role} can be given"
+                " simulated data",
+                fix=f"sample({name!r}, ..., obs=x) with x just as it was given to the step",
+            ),
+            of_estimator=False,
+        )
+    return replace(program, args=args, kwargs=kwargs)
+
+
 def stop_gradient(x: T) -> T:
     """Take a cost, a draw or a program as a constant.
 

@@ -57,6 +57,7 @@ class Findings:
     """What a dry run collects instead of raising at the first site."""
 
     rows: dict[str, Row] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
     choices: dict[str, Choice] = field(default_factory=dict)
     estimator_problems: list[str] = field(default_factory=list)
     program_problems: list[str] = field(default_factory=list)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vi_kit._named import Named
+from vi_kit.backend import current
 from vi_kit.cost import Cost, Site
 
 
@@ -20,6 +21,7 @@ class Program:
         kwargs: keyword arguments.
         role: `"model"`, `"guide"` or `"reference"`.
         held: whether its parameters are to be taken as constants.
+        joint: whether its observed sites are to be drawn too.
     """
 
     fn: Callable[..., Any]
@@ -27,6 +29,7 @@ class Program:
     kwargs: dict[str, Any]
     role: str
     held: bool = False
+    joint: bool = False
 
     def running(self, fn: Callable[..., Any]) -> Program:
         """Another program with the same arguments, for instance one to draw from."""
@@ -41,7 +44,7 @@ class Draw(Mapping[str, Any]):
         program: what was simulated.
         by_name: the values, as the program saw them.
         sites: the sites by name; observed sites are not among them.
-        log_density: log density of the draw under the program that made it (nats).
+        density: log density of the draw under the program that made it, as the draw was made (nats).
         details: what the backend needs to know of each site.
         factors: by which scale and mask multiply a site's log density, where its estimator asks for that.
         varied: the site that stands for all those in `factors`, which nonlinear functions vary together.
@@ -52,12 +55,33 @@ class Draw(Mapping[str, Any]):
     program: Program
     by_name: dict[str, Any]
     sites: dict[str, Site]
-    log_density: Cost
+    density: Cost
     details: dict[str, Any]
     factors: dict[str, Factor] = field(default_factory=dict)
     varied: Site | None = None
     deltas: dict[str, Any] = field(default_factory=dict)
     held: bool = False
+
+    @property
+    def log_density(self) -> Cost:
+        """Log density of the draw under the program that made it (nats). Of a draw that is held it is
+        evaluated anew, as a function of the parameters only."""
+        if not self.held:
+            return self.density
+        run = current()
+        return run.backend.log_density(run, self.program, self)
+
+    @property
+    def log_likelihood(self) -> Cost:
+        """The part of `log_density` that observed sites and factors contribute (nats)."""
+        own = {f"{self.program.role} site {name!r}" for name in self}
+        return Cost(t for t in self.log_density.terms if t.label not in own)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the sites observed that were drawn all the same, by name."""
+        found = {n: d.infer for n, d in self.details.items()}
+        return {n: infer["obs"] for n, infer in found.items() if infer.get("was_observed")}
 
     def __getitem__(self, name: str) -> Any:
         return self.by_name[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from array_api_compat import array_namespace, device
@@ -22,7 +22,7 @@ from vi_kit._named import (
 from vi_kit.backend import Backend, Distribution, _current
 from vi_kit.checks import refuse_draws_below_held
 from vi_kit.copies import Copy, merged
-from vi_kit.cost import Cost, Site, Term
+from vi_kit.cost import Cost, Site, Term, label
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
 from vi_kit.plan import Findings, Plan, Replan, Row
 from vi_kit.select import Choice
@@ -30,6 +30,7 @@ from vi_kit.transform import contract
 
 if TYPE_CHECKING:
     from vi_kit.programs import Program
+    from vi_kit.statements import Statement
     from vi_kit.varied import Varied
 
 
@@ -181,29 +182,26 @@ class Run:
             layout[dim] = axis
         return layout
 
-    def refuse(self, text: str) -> None:
-        """Raise an error about an estimator, in a dry run once all are known."""
+    def refuse(self, text: str, *, of_estimator: bool = True) -> None:
+        """Raise an error about an estimator or a program, in a dry run once all are known."""
         if self.findings is None:
-            raise EstimatorError(text)
-        self.findings.problem(text, of_estimator=True)
+            raise (EstimatorError if of_estimator else ObjectiveError)(text)
+        self.findings.problem(text, of_estimator=of_estimator)
 
     # Sites
 
-    def draw(
-        self, name: str, dist: Distribution, plates: Sequence[Axis], infer: Mapping[str, Any]
-    ) -> tuple[Array, Site]:
+    def draw(self, statement: Statement, role: str) -> tuple[Array, Site]:
         """Offer a latent site to its estimator.
 
         Args:
-            name: of the site.
-            dist: its distribution, expanded to its plates.
-            plates: its plates and replicate axes.
-            infer: its annotations.
+            statement: where it is sampled.
+            role: of the program.
 
         Returns:
             The value for the program, and the site.
         """
-        site, choice = self._open(name, dist, plates, infer)
+        site, choice = self._open(statement, role)
+        dist = statement.dist
         if self.findings is not None:
             return self._try(site, dist, choice), site
         expansion = site.estimator.expand(dist)
@@ -212,7 +210,7 @@ class Run:
             return self.backend.track(self._support(site, expansion, event_ndim), site), site
         upstream: Iterable[Site] = ()
         if self.plan.num_slots > 1:  # only slots ask for it, and it is not free
-            upstream = self.backend.upstream(self, expansion.value, ("site", site.order, name))
+            upstream = self.backend.upstream(self, expansion.value, ("site", site.order, site.name))
         if expansion.alternatives is not None:
             value = self._alternatives(site, expansion, event_ndim, upstream)
         else:
@@ -220,54 +218,46 @@ class Run:
         return (self.backend.track(value, site) if site.estimator.tracked else value), site
 
     def draw_inside(
-        self,
-        name: str,
-        dist: Distribution,
-        plates: Sequence[Axis],
-        infer: Mapping[str, Any],
-        again: Site | None,
+        self, statement: Statement, role: str, again: Site | None
     ) -> tuple[Array | None, Site]:
         """Like `draw`, inside the control flow of a library: only single draws are possible there.
 
         Args:
-            name: of the site.
-            dist: its distribution.
-            plates: its plates.
-            infer: its annotations.
+            statement: where it is sampled.
+            role: of the program.
             again: the site, if the body of the control flow is traced once more.
 
         Returns:
             The value, or `None` for the library's own reparameterised one; and the site.
         """
-        site, choice = again, None
+        site, choice, dist = again, None, statement.dist
         if site is None:
-            site, choice = self._open(name, dist, plates, infer, inside=True)
+            site, choice = self._open(statement, role, inside=True)
         if self.findings is not None:
-            choice = choice or self.findings.choices[name]
+            choice = choice or self.findings.choices[site.label]
             return self._try(site, dist, choice, inside=True), site
         if not site.estimator.tracked:
             return None, site
         return self.backend.track(site.estimator.expand(dist).value, site), site
 
-    def _open(
-        self,
-        name: str,
-        dist: Distribution,
-        plates: Sequence[Axis],
-        infer: Mapping[str, Any],
-        inside: bool = False,
-    ) -> tuple[Site, Choice]:
+    def _open(self, statement: Statement, role: str, inside: bool = False) -> tuple[Site, Choice]:
         """Choose the estimator of a site."""
-        axes = tuple(sorted(plates, key=lambda a: a.key, reverse=True))
+        axes = tuple(sorted(statement.axes, key=lambda a: a.key, reverse=True))
+        name, dist = statement.name, statement.dist
+        why = "inside control flow" if inside else ""
+        if role != "guide":
+            why = f"a draw from the {role}"
         choice = self.plan.selection.choose(
-            name, dist, (*axes, *self.apart), infer, may_enumerate=not inside
+            name, label(name, role), dist, (*axes, *self.apart), statement.infer, why
         )
-        site = Site(name, self.num_sites, axes, choice.estimator)
+        site = Site(name, self.num_sites, axes, choice.estimator, role)
         self.num_sites += 1
         self.sites.append(site)
         self.by_order[site.order] = site
         if self.findings is None:
-            if name not in self.plan.selection.resolved:  # the structure changes from run to run
+            if (
+                site.label not in self.plan.selection.resolved
+            ):  # the structure changes from run to run
                 reason = self._reason_against(site, dist)
                 if reason:
                     raise EstimatorError(self._refusal(site, dist, choice, reason))
@@ -319,11 +309,12 @@ class Run:
             findings.sizes[site] = estimator.num_worlds(dist)
             if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
                 findings.all_at_once.add(site)
-        findings.choices[site.name] = choice
+        findings.choices[site.label] = choice
+        findings.names.add(site.name)
         plates = ", ".join(a.name for a in site.axes if a.kind == PLATE)
         event = f" {tuple(dist.event_shape)}" if dist.event_shape else ""
-        findings.rows[site.name] = Row(
-            site.name, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
+        findings.rows[site.label] = Row(
+            site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
         )
         pathwise = estimator.pathwise and not reason
         value = dist.rsample() if pathwise else dist.sample()

@@ -35,7 +35,7 @@ class Selection:
 
     Attributes:
         patterns: as the user gave them.
-        resolved: choices already made, by site name.
+        resolved: choices already made, by site label.
         sampled: sites that the default rule must not enumerate, since too many joint values meet.
     """
 
@@ -72,14 +72,24 @@ class Selection:
     def choose(
         self,
         name: str,
+        label: str,
         dist: Distribution,
         axes: Sequence[Axis],
         infer: Mapping[str, Any],
-        may_enumerate: bool = True,
+        not_enumerated: str = "",
     ) -> Choice:
-        """The estimator of one site: pattern, then annotation, then default."""
-        if name in self.resolved:
-            return self.resolved[name]
+        """The estimator of one site: pattern, then annotation, then default.
+
+        Args:
+            name: of the site, to be matched.
+            label: the name by which choices are kept.
+            dist: its distribution.
+            axes: its plates and replicate axes.
+            infer: its annotations.
+            not_enumerated: why the default rule must not enumerate the site, if so.
+        """
+        if label in self.resolved:
+            return self.resolved[label]
         if dist.name == "Delta":
             return Choice(Reparam(), "default", "a Delta is a differentiable value")
         for pattern, estimator in self.patterns:
@@ -90,21 +100,16 @@ class Selection:
         if dist.has_rsample:
             return Choice(Reparam(), "default", f"{dist.name} has a reparameterised sampler")
         size = dist.support_size()
-        may_enumerate = may_enumerate and name not in self.sampled
-        if size is not None and size <= DEFAULT_MAX_WORLDS and may_enumerate:
+        if label in self.sampled or (size or 0) > DEFAULT_MAX_WORLDS:
+            not_enumerated = not_enumerated or f"over {DEFAULT_MAX_WORLDS} joint values"
+        if size is not None and not not_enumerated:
             return Choice(
                 Enumerate(DEFAULT_MAX_WORLDS),
                 "default",
                 f"{size} values, at most {DEFAULT_MAX_WORLDS}",
             )
         many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
-        why = "no reparameterised sampler; " + (
-            "support is not finite"
-            if size is None
-            else f"over {DEFAULT_MAX_WORLDS} joint values"
-            if name in self.sampled or size > DEFAULT_MAX_WORLDS
-            else "inside control flow"
-        )
+        why = f"no reparameterised sampler; {not_enumerated or 'support is not finite'}"
         return Choice(Score(LeaveOneOut() if many else MovingAverage()), "default", why)
 
     def unmatched(self, names: Iterable[str]) -> list[str]:

@@ -135,7 +135,7 @@ def make_plan(
         if findings.over_bound is None:
             break
         what, worlds, sites = findings.over_bound
-        names = {s.name for s in sites if findings.choices[s.name].rule == "default"}
+        names = {s.label for s in sites if findings.choices[s.label].rule == "default"}
         if not names:
             bound = max(getattr(s.estimator, "max_worlds", 0) for s in sites)
             each = ", ".join(f"{s.name!r} has {findings.sizes[s]}" for s in sites)
@@ -150,15 +150,15 @@ def make_plan(
                 of_estimator=True,
             )
             break
-        last = max((s for s in sites if s.name in names), key=lambda s: s.order)
-        selection = replace(plan.selection, sampled=plan.selection.sampled | {last.name})
+        last = max((s for s in sites if s.label in names), key=lambda s: s.order)
+        selection = replace(plan.selection, sampled=plan.selection.sampled | {last.label})
         plan = replace(plan, selection=selection)
-    for pattern in plan.selection.unmatched(findings.rows):
+    for pattern in plan.selection.unmatched(findings.names):
         findings.problem(
             message(
                 f"estimators[{pattern!r}] matches no latent site",
                 got=repr(pattern),
-                expected=f"a pattern for one of {sorted(findings.rows)}",
+                expected=f"a pattern for one of {sorted(findings.names)}",
                 fix="correct the pattern or leave it out",
             ),
             of_estimator=True,

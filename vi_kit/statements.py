@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vi_kit._errors import BackendError, message
+from vi_kit._errors import message
 from vi_kit._named import PLATE, Array, Axis
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.programs import Draw, Factor, Program
@@ -48,23 +48,37 @@ class Simulation:
 
     def latent(self, statement: Statement) -> Array:
         """The value of a latent site."""
-        name, infer = statement.name, statement.infer
-        value, site = self.run.draw(name, statement.dist, statement.axes, infer)
+        name = statement.name
+        self._refuse_factor(statement)
+        value, site = self.run.draw(statement, self.program.role)
         self.values[name], self.sites[name], self.details[name] = value, site, statement
         return value
 
     def latent_inside(self, statement: Statement) -> Array | None:
         """The value of a latent site in the body of a library's control flow, which may be traced more
         than once; `None` for the library's own reparameterised one."""
-        name, infer = statement.name, statement.infer
+        name = statement.name
         again = self.inside.get(name)
-        value, site = self.run.draw_inside(name, statement.dist, statement.axes, infer, again)
+        value, site = self.run.draw_inside(statement, self.program.role, again)
         self.inside[name], self.details[name] = site, statement
         return value
 
     def came_out(self, name: str, value: Array) -> None:
         """Note the value of a site after the control flow in whose body it is."""
         self.values[name], self.sites[name] = value, self.inside.pop(name)
+
+    def _refuse_factor(self, statement: Statement) -> None:
+        """In a joint simulation: a factor, which says nothing of what to draw."""
+        if statement.dist.name == "Unit":
+            self.run.refuse(
+                message(
+                    f"{self.program.role} factor {statement.name!r}: one cannot draw from a program with factors",
+                    got="an unnormalised log density",
+                    expected="sample statements only, where data are simulated",
+                    fix="an observed sample statement instead of the factor",
+                ),
+                of_estimator=False,
+            )
 
     def record(
         self,
@@ -117,8 +131,8 @@ class Replay:
             self._problem(
                 f"{self.program.role} site {name!r} is not in the draw",
                 got=f"latent sites of the draw: {sorted(self.draw)}",
-                expected=f"a guide site named {name!r}",
-                fix=f"add {name!r} to the guide"
+                expected=f"a {self.draw.program.role} site named {name!r}",
+                fix=f"add {name!r} to the {self.draw.program.role}"
                 + (
                     "; sites enumerated in the model are not marginalised here"
                     if statement.infer.get("enumerate")
@@ -157,54 +171,53 @@ class Replay:
 
     def result(self) -> Cost:
         """The log density, once every site of the draw was met."""
-        for name in self.draw:
-            if name in self.names or self.draw.details[name].infer.get("is_auxiliary"):
+        drawn_by = self.draw.program.role
+        for name in self.draw.keys() - self.names - self.draw.data.keys():
+            if self.draw.details[name].infer.get("is_auxiliary"):
                 continue
             self._problem(
-                f"guide site {name!r} is not a latent site of the {self.program.role}",
+                f"{drawn_by} site {name!r} is not a latent site of the {self.program.role}",
                 got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
-                expected="every guide site in the model, or marked as auxiliary",
+                expected=f"every {drawn_by} site in the {self.program.role}, or marked as auxiliary",
                 fix=f"sample({name!r}, ..., infer={{'is_auxiliary': True}})",
             )
         return Cost(self.terms)
 
     def _agrees(self, statement: Statement, value: Array) -> bool:
-        """Compare plates, shapes and supports of a site in model and guide."""
+        """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
         name, theirs = statement.name, self.draw.details[statement.name]
+        own, other = self.program.role, self.draw.program.role
         plates = [sorted(a.name for a in s.axes if a.kind == PLATE) for s in (statement, theirs)]
         shapes = [tuple(s.dist.event_shape) for s in (statement, theirs)]
         if (
             plates[0] != plates[1] and theirs.dist.name != "Delta"
         ):  # a guide may join sites and split them
             self._problem(
-                f"site {name!r}: model and guide disagree about its plates",
-                got=f"model {plates[0]}, guide {plates[1]}",
+                f"site {name!r}: {own} and {other} disagree about its plates",
+                got=f"{own} {plates[0]}, {other} {plates[1]}",
                 expected="the same plates, with the same names",
                 fix="give the plates one name in both",
             )
         elif shapes[0] != shapes[1]:
             self._problem(
-                f"site {name!r}: model and guide disagree about its event shape",
-                got=f"model {shapes[0]}, guide {shapes[1]}",
+                f"site {name!r}: {own} and {other} disagree about its event shape",
+                got=f"{own} {shapes[0]}, {other} {shapes[1]}",
                 expected="the same event shape",
                 fix="use .to_event(n) alike in both",
             )
         elif not statement.dist.covers(theirs.dist, self.run.backend.untracked(value)):
             self._problem(
-                f"site {name!r}: the guide draws values outside the model's support",
-                got=f"model {statement.dist.support_name}, guide {theirs.dist.support_name}",
-                expected="a guide whose support lies in the model's",
-                fix=f"a guide distribution on {statement.dist.support_name}",
+                f"site {name!r}: the {other} draws values outside the {own}'s support",
+                got=f"{own} {statement.dist.support_name}, {other} {theirs.dist.support_name}",
+                expected=f"a {other} whose support lies in the {own}'s",
+                fix=f"a {other} distribution on {statement.dist.support_name}",
             )
         else:
             return True
         return False
 
     def _problem(self, headline: str, **parts: str) -> None:
-        text = message(headline, **parts)
-        if self.run.findings is None:
-            raise BackendError(text)
-        self.run.findings.problem(text, of_estimator=False)
+        self.run.refuse(message(headline, **parts), of_estimator=False)
 
 
 def one_number(scale: float | Array, *masks: Any) -> float | None:

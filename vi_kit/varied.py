@@ -31,12 +31,12 @@ def vary(draw: Draw) -> Draw:
     """A new draw, ready for that: its own log densities have their parameters held."""
     draw = replace(draw, varied=_together(draw))
     own = {f"{draw.program.role} site {n!r}": n for n in draw.factors}
-    held, terms = held_densities(draw.program, draw, draw.log_density), []
-    for t in with_alternatives(draw.log_density, draw, held).terms:
+    held, terms = held_densities(draw.program, draw, draw.density), []
+    for t in with_alternatives(draw.density, draw, held).terms:
         if t.label in own:
             t = replace(t, base=held[t.label], slopes=_slopes(draw, own[t.label]))
         terms.append(t)
-    return replace(draw, log_density=Cost(terms))
+    return replace(draw, density=Cost(terms))
 
 
 def _together(draw: Draw) -> Site:
@@ -55,7 +55,7 @@ def _together(draw: Draw) -> Site:
         and draw.details[name].dist.name != "Delta"
     ]
     numbers = {f.number for f in draw.factors.values()}
-    pending = {t.pending for t in draw.log_density.terms if t.upstream.intersection(sites)}
+    pending = {t.pending for t in draw.density.terms if t.upstream.intersection(sites)}
     uniform = len(sites) == 1 or (numbers != {None} and len(numbers) == len(pending) == 1)
     run.varied[site] = Varied(tuple(sites), tuple(apart), uniform)
     return site

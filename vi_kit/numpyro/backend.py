@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
-from numpyro.handlers import substitute
+from numpyro.handlers import substitute, uncondition
 from numpyro.infer.util import is_identically_one
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
@@ -187,7 +187,8 @@ class NumPyroBackend:
         program = reading.program
         outer, self.handler = self.handler, _Handler(self, reading)
         try:
-            with substitute(data={**self.params, **self.mutable}):
+            simulated = uncondition() if program.joint else nullcontext()
+            with substitute(data={**self.params, **self.mutable}), simulated:
                 program.fn(*program.args, **program.kwargs)
         finally:
             self.handler = outer

@@ -128,7 +128,7 @@ class Loss(ELBO):
                 result = guide(*args, **kwargs)
             for name, (fn, infer) in latents.items():
                 dist = NumPyroDistribution(fn)
-                choice = self.settings.selection.choose(name, dist, (), infer)
+                choice = self.settings.selection.choose(name, name, dist, (), infer)
                 if choice.estimator.has_state or isinstance(choice.estimator, Enumerate):
                     mutable(state_key(name), jnp.zeros(2))
             return result

@@ -5,7 +5,7 @@ from vi_kit.objectives.f_divergence import Generator, f_divergence
 from vi_kit.objectives.importance_weighted import ciwae, iwae, miwae, piwae
 from vi_kit.objectives.log_variance import log_variance, trajectory_balance
 from vi_kit.objectives.renyi import cubo, renyi, thermodynamic
-from vi_kit.objectives.wake_sleep import wake_sleep
+from vi_kit.objectives.wake_sleep import forward_kl, multi_trace, wake_sleep
 
 __all__ = [
     "Generator",
@@ -13,9 +13,11 @@ __all__ = [
     "cubo",
     "elbo",
     "f_divergence",
+    "forward_kl",
     "iwae",
     "log_variance",
     "miwae",
+    "multi_trace",
     "piwae",
     "renyi",
     "thermodynamic",

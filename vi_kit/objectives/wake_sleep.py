@@ -1,4 +1,6 @@
-"""Reweighted wake-sleep."""
+"""Objectives that fit the guide by a forward KL divergence: wake and sleep phases, and their like."""
+
+from typing import Annotated
 
 from array_api_compat import array_namespace
 
@@ -6,6 +8,9 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.cost import Cost
 from vi_kit.language import (
+    Range,
+    divergence,
+    given,
     iid,
     log_density,
     log_mean_exp,
@@ -13,36 +18,117 @@ from vi_kit.language import (
     simulate,
     split_gradients,
     stop_gradient,
+    uncondition,
 )
 from vi_kit.objectives.renyi import softmax
 from vi_kit.programs import Program
 
 
 @objective
-def wake_sleep(model: Program, guide: Program, *, num_particles: int) -> Cost:
-    r"""Both wake phases on one set of draws, in nats; maximised: the model's parameters ascend IWAE, the
-    guide's ascend $\sum_k \tilde w_k \log q(z_k)$ with self-normalised weights that are held fixed, as are the
-    draws. The value is the former.
+def wake_sleep(
+    model: Program,
+    guide: Program,
+    *,
+    num_particles: int,
+    insomnia: Annotated[float, Range(0.0, 1.0)] = 1.0,
+    num_sleep_particles: int = 1,
+) -> Cost:
+    r"""Reweighted wake-sleep, in nats; maximised: the model's parameters ascend IWAE, the guide's ascend
+    `insomnia` times the wake phase plus `1 - insomnia` times the sleep phase. The value is the former.
 
-    Unbiased for the model's parameters. For the guide's the gradient is that of
-    $-\mathrm{KL}(p \| q)$ only as `num_particles` grows. No site is differentiated through, so that every
-    estimator serves.
+    Wake: $\sum_k \tilde w_k \log q(z_k | x)$ with self-normalised weights. Sleep: $\log q(z | x)$ at latent
+    variables *and data* that are simulated from the model, as in `forward_kl`. Draws and weights are held
+    fixed, so that no site is differentiated through and every estimator serves.
+
+    Unbiased for the model's parameters, and in the sleep phase. In the wake phase the gradient is that of
+    $-\mathrm{KL}(p \| q)$ only as `num_particles` grows.
+
+    Args:
+        num_particles: draws from the guide.
+        insomnia: 1 for the wake phase of the guide only, 0 for the sleep phase only.
+        num_sleep_particles: draws from the model, where there is a sleep phase.
 
     Example:
         >>> wake_sleep(num_particles=10)
-        wake_sleep(num_particles=10)
+        wake_sleep(num_particles=10, insomnia=1.0, num_sleep_particles=1)
 
     References:
         Bornschein and Bengio 2015, Reweighted Wake-Sleep.
         Le et al. 2020, Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow.
     """
+    draws = iid(lambda: densities(model, guide), num_particles)
+    of_guide = []
+    if insomnia > 0.0:
+        of_guide.append(insomnia * draws.reduce(wake))
+    if insomnia < 1.0:
+        asleep = iid(lambda: log_density_of_simulated(model, guide), num_sleep_particles)
+        of_guide.append((1.0 - insomnia) * asleep.mean())
+    return split_gradients(model=draws.reduce(bound), guide=sum(of_guide[1:], of_guide[0]))
 
-    def densities() -> tuple[Cost, Cost]:
-        z = stop_gradient(simulate(stop_gradient(guide)))
-        return log_density(model, z), log_density(guide, z)
 
-    draws = iid(densities, num_particles)
-    return split_gradients(model=draws.reduce(bound), guide=draws.reduce(weighted))
+@divergence
+def forward_kl(model: Program, guide: Program, *, num_particles: int = 1) -> Cost:
+    r"""$-E_{p(x, z)}[\log q(z | x)]$ over joint simulations from the model, in nats; minimised.
+
+    Equals $E_{p(x)}[\mathrm{KL}(p(z|x) \| q(z|x))]$ but for a constant: neural posterior estimation, the sleep phase
+    of wake-sleep. The data are used for their shapes only. Wherever a model site observes an argument of the step,
+    the guide gets the simulated value in its place. Only the guide's parameters have a gradient; it is unbiased with
+    every estimator.
+
+    Args:
+        num_particles: joint simulations that are averaged, each as large as the data.
+
+    Raises:
+        ObjectiveError: what the model observes is not an argument of the step, or it has a factor.
+
+    Example:
+        >>> forward_kl(num_particles=4)
+        forward_kl(num_particles=4)
+
+    References:
+        Hinton et al. 1995, The Wake-Sleep Algorithm for Unsupervised Neural Networks.
+        Papamakarios and Murray 2016, Fast Epsilon-free Inference of Simulation Models.
+    """
+    return -iid(lambda: log_density_of_simulated(model, guide), num_particles).mean()
+
+
+@objective
+def multi_trace(model: Program, guide: Program, *, num_particles: int) -> Cost:
+    r"""The multi-trace bound with a forward-KL phase, in nats; maximised: the model's parameters ascend IWAE; the
+    guide's ascend $\sum_k \tilde w_k \log q(z_k | x)$ at draws from the model's prior $p(z)$, with
+    self-normalised weights $\tilde w_k \propto p(x | z_k)$. The value is the former.
+
+    Draws and weights are held fixed, so that every estimator serves. Unbiased for the model's parameters; for the
+    guide's the gradient is that of $-\mathrm{KL}(p \| q)$ only as `num_particles` grows.
+
+    Example:
+        >>> multi_trace(num_particles=8)
+        multi_trace(num_particles=8)
+
+    References:
+        Zhou et al. 2025, Variational Reasoning for Language Models.
+    """
+
+    def from_prior() -> tuple[Cost, Cost]:
+        z = simulate(stop_gradient(model))
+        return stop_gradient(z.log_likelihood), log_density(guide, stop_gradient(z))
+
+    draws = iid(lambda: densities(model, guide), num_particles)
+    return split_gradients(
+        model=draws.reduce(bound), guide=iid(from_prior, num_particles).reduce(weighted)
+    )
+
+
+def densities(model: Program, guide: Program) -> tuple[Cost, Cost]:
+    """Log densities of model and guide at a draw from the guide that is held fixed (nats)."""
+    z = stop_gradient(simulate(stop_gradient(guide)))
+    return log_density(model, z), log_density(guide, z)
+
+
+def log_density_of_simulated(model: Program, guide: Program) -> Cost:
+    """Log density of the guide, given simulated data, at what they were simulated from (nats)."""
+    joint = stop_gradient(simulate(uncondition(stop_gradient(model))))
+    return log_density(given(guide, joint), joint)
 
 
 def bound(log_p: Array, log_q: Array) -> Array:
@@ -50,7 +136,12 @@ def bound(log_p: Array, log_q: Array) -> Array:
     return log_mean_exp(log_p - log_q)
 
 
-def weighted(log_p: Array, log_q: Array) -> Array:
-    """The log density of the draws, weighted."""
-    weights = current().backend.stop_gradient(softmax(log_p - log_q))
+def wake(log_p: Array, log_q: Array) -> Array:
+    """The log density of draws from the guide, weighted."""
+    return weighted(log_p - log_q, log_q)
+
+
+def weighted(log_w: Array, log_q: Array) -> Array:
+    """The log density of draws, with self-normalised weights that are held fixed."""
+    weights = current().backend.stop_gradient(softmax(log_w))
     return array_namespace(log_q).sum(weights * log_q, axis=0)

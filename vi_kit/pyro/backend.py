@@ -20,6 +20,7 @@ from pyro.ops.provenance import (
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
 
 from vi_kit._errors import message
@@ -149,7 +150,8 @@ class PyroBackend:
         try:
             if program.held:
                 handler.hold(modules.values())
-            fn(*program.args, **program.kwargs)
+            with UnconditionMessenger() if program.joint else nullcontext():
+                fn(*program.args, **program.kwargs)
         finally:
             self.handler = outer
             for p in handler.released:
