@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ class PyroWords:
 
         self.dist = dist
         self.sample, self.plate, self.factor = pyro.sample, pyro.plate, pyro.factor
+        self.guide_factor = functools.partial(pyro.factor, has_rsample=True)
         self.handlers = SimpleNamespace(
             scale=poutine.scale, mask=poutine.mask, block=poutine.block, condition=poutine.condition
         )
@@ -91,6 +93,7 @@ class NumPyroWords:
         numpyro.enable_x64()
         self.dist = dist
         self.sample, self.plate, self.factor = numpyro.sample, numpyro.plate, numpyro.factor
+        self.guide_factor = numpyro.factor
         self.handlers = handlers
         self.Loss = Loss
         self.xp: Any = jnp

@@ -6,6 +6,7 @@
 from vi_kit import generators
 from vi_kit._errors import AnalyticError, BackendError, EstimatorError, ObjectiveError, ViKitError
 from vi_kit.baselines import Baseline, Constant, LeaveOneOut, MovingAverage
+from vi_kit.energy import from_log_density
 from vi_kit.estimators import (
     DoublyReparam,
     Enumerate,
@@ -16,8 +17,10 @@ from vi_kit.estimators import (
 )
 from vi_kit.language import (
     Objective,
+    OneOf,
     Range,
     divergence,
+    evaluate,
     given,
     iid,
     log_density,
@@ -32,6 +35,7 @@ from vi_kit.objectives import (
     ciwae,
     cubo,
     elbo,
+    expected_reward,
     f_divergence,
     forward_kl,
     iwae,
@@ -40,6 +44,8 @@ from vi_kit.objectives import (
     multi_trace,
     piwae,
     renyi,
+    sub_trajectory_balance,
+    tail_adaptive,
     thermodynamic,
     trajectory_balance,
     wake_sleep,
@@ -62,6 +68,7 @@ __all__ = [
     "MovingAverage",
     "Objective",
     "ObjectiveError",
+    "OneOf",
     "Range",
     "Reparam",
     "Score",
@@ -70,8 +77,11 @@ __all__ = [
     "cubo",
     "divergence",
     "elbo",
+    "evaluate",
+    "expected_reward",
     "f_divergence",
     "forward_kl",
+    "from_log_density",
     "generators",
     "given",
     "iid",
@@ -86,6 +96,8 @@ __all__ = [
     "simulate",
     "split_gradients",
     "stop_gradient",
+    "sub_trajectory_balance",
+    "tail_adaptive",
     "thermodynamic",
     "trajectory_balance",
     "uncondition",

@@ -1,5 +1,7 @@
 """Errors of vi_kit: what is wrong and where, then what was got, what was expected, and a fix."""
 
+from typing import Any
+
 
 class ViKitError(Exception):
     """Base class of every error that vi_kit raises on purpose."""
@@ -24,3 +26,14 @@ class BackendError(ViKitError):
 def message(headline: str, *, got: str, expected: str, fix: str) -> str:
     """The house form of an error text."""
     return f"{headline}\n  got:      {got}\n  expected: {expected}\n  fix:      {fix}"
+
+
+def count_error(where: str, name: str, value: Any, least: int = 1) -> ObjectiveError:
+    return ObjectiveError(
+        message(
+            f"{where}: {name} must be a whole number of at least {least}",
+            got=f"{name}={value!r}",
+            expected=f"{name} >= {least}",
+            fix=f"{name}={least}",
+        )
+    )

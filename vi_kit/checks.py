@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from vi_kit._errors import message
 from vi_kit._named import PLATE, Axis
+from vi_kit.backend import current
 
 if TYPE_CHECKING:
-    from vi_kit.cost import Site, Term
+    from vi_kit.cost import Cost, Site, Term
+    from vi_kit.programs import Draw
     from vi_kit.run import Run
 
 
@@ -96,3 +98,32 @@ def refuse_draws_below_held(run: Run) -> None:
                         fix=f'estimators={{"{above.name}": vi.Reparam()}}',
                     )
                 )
+
+
+def refuse_others(draw: Draw, what: str) -> None:
+    """Refuse estimators other than `Reparam` for a draw, for the sake of `what`."""
+    for name, site in draw.sites.items():
+        if site.estimator.pathwise and not site.estimator.holds_params:
+            continue
+        current().refuse(
+            message(
+                f"site {name!r}: {what} is biased with {type(site.estimator).__name__}()",
+                got=repr(site.estimator),
+                expected="Reparam() at every site: its weights are not differentiated",
+                fix=f"another objective, or estimators={{{name!r}: vi.Reparam()}}",
+            )
+        )
+
+
+def refuse_data(cost: Cost, draw: Draw) -> None:
+    """Refuse the log density of a program that has more in it than the sites of a draw: it is not normalised."""
+    for name in sorted({t.statement for t in cost.terms if t.statement not in draw}):
+        current().refuse(
+            message(
+                f"site {name!r} is observed or a factor, and the model is to be normalised",
+                got="a log density that does not integrate to one over the guide's sites",
+                expected="a model with the guide's sites and nothing else",
+                fix="normalized=False, or a model without data",
+            ),
+            of_estimator=False,
+        )

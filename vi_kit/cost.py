@@ -80,6 +80,7 @@ class Term:
         held: sites whose draw is to be taken as a constant.
         group: the parameters that ascend this term: `"model"`, `"guide"`, or all (`None`).
         label: where it comes from, for error messages.
+        statement: name of the sample statement whose log density it is.
     """
 
     base: Named
@@ -92,6 +93,7 @@ class Term:
     held: frozenset[Site] = frozenset()
     group: str | None = None
     label: str = ""
+    statement: str = ""
 
     def scaled(self, named: Named, scales: Iterable[Axis]) -> Named:
         """`named` times the weight and the pending scales among `scales`."""

@@ -6,22 +6,42 @@ estimators of the sites turn what it returned into an unbiased gradient of its e
 
 from __future__ import annotations
 
-import functools
-import inspect
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from array_api_compat import array_namespace
 
 from vi_kit._errors import ObjectiveError, message
-from vi_kit._named import Array, Axis, exclusive_scan
+from vi_kit._named import Array
 from vi_kit.backend import current
-from vi_kit.cost import Cost, held_fixed
-from vi_kit.nonlinear import Reduction, apply
+from vi_kit.cost import Cost, Term, held_fixed
+from vi_kit.nonlinear import apply
+from vi_kit.objective import Objective, OneOf, Range, divergence, objective
 from vi_kit.programs import Draw, Program
+from vi_kit.replicates import Replicates, iid, log_mean_exp
 from vi_kit.varied import held_densities, vary, with_alternatives
+
+__all__ = [
+    "Objective",
+    "OneOf",
+    "Range",
+    "Replicates",
+    "apply",
+    "divergence",
+    "evaluate",
+    "given",
+    "iid",
+    "log_density",
+    "log_mean_exp",
+    "objective",
+    "partial_log_densities",
+    "simulate",
+    "split_gradients",
+    "stop_gradient",
+    "uncondition",
+]
 
 T = TypeVar("T")
 
@@ -48,6 +68,57 @@ def log_density(program: Program, draw: Draw) -> Cost:
     if draw.held or draw.varied is None:
         return cost
     return with_alternatives(cost, draw, held_densities(program, draw, cost))
+
+
+def evaluate(fn: Callable[..., Array], draw: Draw) -> Cost:
+    """A cost that is any function of drawn values, for instance a reward.
+
+    Args:
+        fn: `fn(values, *args, **kwargs)` with the values of the draw by name, expanded to their plates, and the
+            arguments of the step. It returns an array with dims as in a program: those of the plates to which it
+            belongs, at their places from the right. A plate that it sums over leaves a dim of size one.
+        draw: what it is evaluated at.
+    """
+    run, program = current(), draw.program
+    values = {}
+    for name, statement in draw.details.items():
+        value = run.backend.stop_gradient(draw[name]) if draw.held else draw[name]
+        values[name] = run.expanded(value, statement.axes, len(statement.dist.event_shape))
+    axes = {a for d in draw.details.values() for a in d.axes}
+    what = f"function {getattr(fn, '__name__', 'of a draw')!r}"
+    array = fn(values, *program.args, **program.kwargs)
+    return Cost([run.value(array, axes, what, held=draw.held)])
+
+
+def partial_log_densities(
+    model: Program, guide: Program, draw: Draw
+) -> tuple[list[Cost], dict[int, Cost]]:
+    """Log weights of the first t sites of a draw, for t from 0 to their number (nats), and the guide's factors.
+
+    The sites are in the guide's order. A term of the model belongs to the last of the guide's sites that the model
+    had met by then, so that it depends on none of the later ones.
+
+    Returns:
+        The log densities of the model less those of the guide, summed up to site t; and by t the factors of the
+        guide between site t and the next.
+    """
+    of_guide, of_model = log_density(guide, draw), log_density(model, draw)
+    order = {t.statement: i for i, t in enumerate(t for t in of_guide.terms if t.statement in draw)}
+    steps: list[list[Term]] = [[] for _ in range(len(order) + 1)]
+    factors: dict[int, list[Term]] = {}
+    at = 0
+    for term in of_guide.terms:
+        if term.statement in order:
+            at = order[term.statement] + 1
+            steps[at] += (-Cost([term])).terms
+        else:
+            factors.setdefault(at, []).append(term)
+    at = 0
+    for term in of_model.terms:
+        at = max(at, order.get(term.statement, -1) + 1)
+        steps[at].append(term)
+    sums = [Cost(itertools.chain(*steps[: t + 1])) for t in range(len(steps))]
+    return sums, {t: Cost(terms) for t, terms in factors.items()}
 
 
 def uncondition(program: Program) -> Program:
@@ -141,254 +212,4 @@ def split_gradients(*, model: Cost, guide: Cost) -> Cost:
             for group, c in (("model", model), ("guide", guide))
             for t in c.terms
         ]
-    )
-
-
-def iid(fn: Callable[[], Any], num_replicates: int) -> Replicates:
-    """Independent copies of a computation.
-
-    Args:
-        fn: returns a cost, or a tuple of costs for `Replicates.reduce`.
-        num_replicates: number of copies, at least 1.
-
-    Returns:
-        The copies, to be reduced by one of the methods. They nest.
-
-    Raises:
-        ObjectiveError: fewer than one copy, or `fn` returns something else.
-    """
-    if not isinstance(num_replicates, int) or num_replicates < 1:
-        raise _count_error("iid", "num_replicates", num_replicates)
-    run = current()
-    axis = run.new_replicate_axis(num_replicates)
-    return Replicates(run.replicate(fn, axis), axis)
-
-
-class Replicates:
-    """What `iid` returns: costs along a replicate axis, to be reduced to one cost.
-
-    A nonlinear reduction is taken per element of the plates that *all* terms share (a bound per
-    datapoint), and summed over them; the other plates are summed inside. `plates` overrides this with
-    an explicit list of names, `[]` for one bound over everything.
-    """
-
-    def __init__(self, costs: tuple[Cost, ...], axis: Axis):
-        self.costs = costs
-        self.axis = axis
-
-    def sum(self) -> Cost:
-        """Sum over replicates."""
-        return self._linear(per_copy=1.0, constant=float(self.axis.size))
-
-    def mean(self) -> Cost:
-        """Mean over replicates."""
-        return self._linear(per_copy=1.0 / self.axis.size, constant=1.0)
-
-    def _linear(self, per_copy: float, constant: float) -> Cost:
-        (cost,) = self._single("mean and sum take")
-        return Cost(
-            replace(t, weight=t.weight * (per_copy if self.axis in t.base.axes else constant))
-            for t in cost.terms
-        )
-
-    def log_mean_exp(self, plates: Sequence[str] | None = None) -> Cost:
-        """Log of the mean of exponentials over replicates."""
-        return apply(
-            LogMeanExp(), *self._single("log_mean_exp takes"), over=self.axis, plates=plates
-        )
-
-    def variance(self, plates: Sequence[str] | None = None) -> Cost:
-        """Unbiased sample variance over replicates (divisor n - 1).
-
-        Raises:
-            ObjectiveError: fewer than two replicates.
-        """
-        if self.axis.size < 2:
-            raise _count_error("variance", "num_replicates", self.axis.size, least=2)
-        costs = self._single("variance takes")
-        return apply(Reduction(_variance), *costs, over=self.axis, plates=plates)
-
-    def reduce(self, fn: Callable[..., Array], plates: Sequence[str] | None = None) -> Cost:
-        """Any function along the replicate axis.
-
-        Args:
-            fn: takes one array of shape `(num_replicates, *rest)` per cost that the function given to
-                `iid` returned, and returns one of shape `(*rest,)`. It must be permutation-free in
-                `rest` and differentiable.
-            plates: as for the class.
-        """
-        return apply(Reduction(fn), *self.costs, over=self.axis, plates=plates)
-
-    def _single(self, what: str) -> tuple[Cost]:
-        if len(self.costs) != 1:
-            raise ObjectiveError(
-                message(
-                    f"{what} one cost",
-                    got=f"{len(self.costs)} costs from the function given to iid",
-                    expected="one",
-                    fix="use .reduce(fn), which gets one array per cost",
-                )
-            )
-        return (self.costs[0],)
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a setting may be: `beta: Annotated[float, Range(0.0, 1.0)]` in the signature of a program.
-
-    Attributes:
-        low: smallest value.
-        high: largest value.
-        above: whether `low` itself is excluded.
-    """
-
-    low: float
-    high: float
-    above: bool = False
-
-    def allows(self, value: Any) -> bool:
-        if not isinstance(value, int | float) or value != value:
-            return False
-        return self.low <= value <= self.high and not (self.above and value == self.low)
-
-    @property
-    def example(self) -> float:
-        return self.low + 1.0 if math.isinf(self.high) else (self.low + self.high) / 2
-
-    def __str__(self) -> str:
-        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
-
-
-class LogMeanExp(Reduction):
-    """Log-mean-exp along dim 0; swapping one entry costs the same order as one evaluation."""
-
-    def __init__(self) -> None:
-        super().__init__(log_mean_exp)
-
-    def swap_one(self, base: Sequence[Array], other: Sequence[Array]) -> Array:
-        (x,), (y,), backend = base, other, current().backend
-        xp = array_namespace(x)
-        rest = exclusive_scan(
-            x, lambda v: backend.cumulative_logsumexp(v, 0), xp.logaddexp, -float("inf")
-        )
-        top = backend.stop_gradient(xp.maximum(rest, y))
-        top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-        both = xp.exp(rest - top) + xp.exp(
-            y - top
-        )  # unlike logaddexp, also fit to differentiate twice
-        return xp.log(both) + top - xp.log(xp.zeros_like(y) + x.shape[0])
-
-
-def log_mean_exp(x: Array) -> Array:
-    """`log(mean(exp(x)))` along dim 0, shape `(*rest,)`."""
-    xp = array_namespace(x)
-    count = x.shape[0]
-    if count == 1:
-        return x[0]
-    lse = current().backend.logsumexp(x, 0)
-    return lse - xp.log(xp.zeros_like(lse) + count)
-
-
-def _variance(x: Array) -> Array:
-    xp = array_namespace(x)
-    return xp.var(x, axis=0, correction=1.0)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """An objective program with its settings: printable, equal by content.
-
-    Call it on `model` and `guide` inside another program to use it as a part.
-
-    Attributes:
-        program: the function that the user wrote.
-        settings: values of its keyword-only parameters.
-        maximised: whether it is a bound to ascend, or a divergence to descend.
-    """
-
-    program: Callable[..., Cost]
-    settings: tuple[tuple[str, Any], ...]
-    maximised: bool
-
-    def __call__(self, model: Program, guide: Program) -> Cost:
-        cost = self.program(model, guide, **dict(self.settings))
-        if not isinstance(cost, Cost):
-            raise ObjectiveError(
-                message(
-                    f"{self!r} must return one cost",
-                    got=type(cost).__name__,
-                    expected="a Cost, which is a scalar once its plates are summed",
-                    fix="reduce an iid by .mean(), .sum(), .log_mean_exp(), .variance() or .reduce(fn)",
-                )
-            )
-        return cost
-
-    def __repr__(self) -> str:
-        return f"{self.program.__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings)})"
-
-
-def objective(program: Callable[..., Cost]) -> Callable[..., Objective]:
-    """Make an objective, to be maximised, of a program.
-
-    Args:
-        program: `program(model, guide, *, setting, ...)`, returns a `Cost`.
-
-    Returns:
-        A function of the settings that returns an `Objective`.
-
-    Example:
-        >>> @objective
-        ... def my_elbo(model, guide, *, beta=1.0):
-        ...     z = simulate(guide)
-        ...     return log_density(model, z) - beta * z.log_density
-        >>> my_elbo(beta=0.5)
-        my_elbo(beta=0.5)
-    """
-    return _factory(program, maximised=True)
-
-
-def divergence(program: Callable[..., Cost]) -> Callable[..., Objective]:
-    """Make an objective, to be minimised, of a program. See `objective`."""
-    return _factory(program, maximised=False)
-
-
-def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Objective]:
-    parameters = [
-        p for p in inspect.signature(program).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    parameters.sort(key=lambda p: p.default is not p.empty)
-    annotations = {p.name: p.annotation for p in parameters}
-    signature = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
-
-    @functools.wraps(program)
-    def make(*args: Any, **kwargs: Any) -> Objective:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
-            if name.startswith("num_") and (not isinstance(value, int) or value < 1):
-                raise _count_error(program.__name__, name, value)
-            for requirement in getattr(annotations.get(name), "__metadata__", ()):
-                if not requirement.allows(value):
-                    raise ObjectiveError(
-                        message(
-                            f"{program.__name__}: {name} is out of range",
-                            got=f"{name}={value!r}",
-                            expected=f"{name} {requirement}",
-                            fix=f"{name}={requirement.example!r}",
-                        )
-                    )
-        return Objective(program, tuple(bound.arguments.items()), maximised)
-
-    make.__signature__ = signature  # type: ignore[attr-defined]
-    return make
-
-
-def _count_error(where: str, name: str, value: Any, least: int = 1) -> ObjectiveError:
-    return ObjectiveError(
-        message(
-            f"{where}: {name} must be a whole number of at least {least}",
-            got=f"{name}={value!r}",
-            expected=f"{name} >= {least}",
-            fix=f"{name}={least}",
-        )
     )

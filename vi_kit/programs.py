@@ -74,8 +74,7 @@ class Draw(Mapping[str, Any]):
     @property
     def log_likelihood(self) -> Cost:
         """The part of `log_density` that observed sites and factors contribute (nats)."""
-        own = {f"{self.program.role} site {name!r}" for name in self}
-        return Cost(t for t in self.log_density.terms if t.label not in own)
+        return Cost(t for t in self.log_density.terms if t.statement not in self)
 
     @property
     def data(self) -> dict[str, Any]:

@@ -317,7 +317,20 @@ class Run:
             site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
         )
         pathwise = estimator.pathwise and not reason
-        value = dist.rsample() if pathwise else dist.sample()
+        try:
+            value = dist.rsample() if pathwise else dist.sample()
+        except NotImplementedError:
+            findings.problem(
+                message(
+                    f"{site.role} site {site.name!r}: one cannot draw from {dist.name}",
+                    got=f"{dist.name}, which has no sampler",
+                    expected=f"a {site.role} that can be simulated",
+                    fix="an objective that draws from the guide only, or another distribution",
+                ),
+                of_estimator=False,
+            )
+            findings.raise_if_any()
+            raise
         self.backend.upstream(self, value, ("site", site.order, site.name))
         if pathwise and not estimator.tracked:
             return value
@@ -396,6 +409,16 @@ class Run:
         shape = (1,) * (need - value.ndim) + tuple(value.shape)
         return array_namespace(value).reshape(value, shape)
 
+    def expanded(self, value: Array, axes: Iterable[Axis], event_ndim: int) -> Array:
+        """A value that has all the plates of its site, at full size."""
+        plates = {a.order: a.size for a in axes if a.kind == PLATE}
+        shape = list(value.shape)
+        missing = max(plates, default=0) + event_ndim - len(shape)
+        shape = [1] * missing + shape
+        for order, size in plates.items():
+            shape[-order - event_ndim] = size
+        return array_namespace(value).broadcast_to(value, tuple(shape))
+
     def _first_slot(self, array: Array, event_ndim: int, lead: int) -> Array:
         """Values in slot 0, with a dim of size one kept; `lead` dims in front are not batch dims."""
         dim = array.ndim + self.slot_dim - event_ndim
@@ -436,6 +459,7 @@ class Run:
         held: bool = False,
         own: Site | None = None,
         counts: bool = True,
+        statement: str = "",
     ) -> Term:
         """A term from log densities.
 
@@ -446,6 +470,7 @@ class Run:
             held: whether the draw on which it depends is a constant.
             own: for a site's own density: the site, which is not upstream of it.
             counts: whether it is a term of the objective, to be searched if the loss is not finite.
+            statement: name of the sample statement.
         """
         known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
         self.num_terms += 1
@@ -470,10 +495,24 @@ class Run:
             pending=frozenset(a for a in axes if a.kind == PLATE and a.scale != 1.0),
             held=upstream if held else frozenset(),
             label=what,
+            statement=statement,
         )
         if counts:
             self.terms.append(term)
         return term
+
+    def value(self, array: Array, axes: Iterable[Axis], what: str, *, held: bool) -> Term:
+        """A term from an array that a function of drawn values returned.
+
+        Args:
+            array: with dims as in the program.
+            axes: plates and replicate axes that it may have.
+            what: for error messages.
+            held: whether the draw on which it depends is a constant.
+        """
+        shape = tuple(array.shape)
+        present = [a for a in axes if a.kind != PLATE or shape[-a.order :][:1] == (a.size,)]
+        return self.term(array, present, what, held=held)
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:
         """Refuse terms outside the plate of a site whose elements all change at once."""

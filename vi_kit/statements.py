@@ -107,7 +107,7 @@ class Simulation:
                 untracked = self.run.backend.untracked(factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
                 self.factors[name] = Factor(values, number)
-        self.terms.append(self.run.term(density, axes, what))
+        self.terms.append(self.run.term(density, axes, what, statement=name))
 
     def result(self) -> Draw:
         cost = Cost(self.terms)
@@ -147,6 +147,8 @@ class Replay:
             value = self.run.backend.stop_gradient(value)
         self.names.add(name)
         if self.run.findings is not None and not self._agrees(statement, value):
+            if statement.dist.name == "ImproperUniform":  # there is no way to go on
+                self.run.findings.raise_if_any()
             return None
         return value
 
@@ -167,7 +169,8 @@ class Replay:
         """Note a log density. See `Simulation.record`."""
         del plain, factor, number
         what = f"{self.program.role} site {name!r}"
-        self.terms.append(self.run.term(density, axes, what, held=self.draw.held))
+        term = self.run.term(density, axes, what, held=self.draw.held, statement=name)
+        self.terms.append(term)
 
     def result(self) -> Cost:
         """The log density, once every site of the draw was met."""

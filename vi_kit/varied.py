@@ -30,11 +30,10 @@ class Varied:
 def vary(draw: Draw) -> Draw:
     """A new draw, ready for that: its own log densities have their parameters held."""
     draw = replace(draw, varied=_together(draw))
-    own = {f"{draw.program.role} site {n!r}": n for n in draw.factors}
     held, terms = held_densities(draw.program, draw, draw.density), []
     for t in with_alternatives(draw.density, draw, held).terms:
-        if t.label in own:
-            t = replace(t, base=held[t.label], slopes=_slopes(draw, own[t.label]))
+        if t.statement in draw.factors:
+            t = replace(t, base=held[t.statement], slopes=_slopes(draw, t.statement))
         terms.append(t)
     return replace(draw, density=Cost(terms))
 
@@ -74,12 +73,12 @@ def _slopes(draw: Draw, name: str) -> dict[Site, Named]:
 
 
 def held_densities(program: Program, draw: Draw, cost: Cost) -> dict[str, Named]:
-    """The log densities of a program with its parameters held fixed, by label."""
+    """The log densities of a program with its parameters held fixed, by statement."""
     if not program.held or draw.deltas:
         run = current()
         at = replace(draw, by_name={**draw.by_name, **draw.deltas})
         cost = run.backend.log_density(run, replace(program, held=True), at)
-    return {t.label: t.base for t in cost.terms}
+    return {t.statement: t.base for t in cost.terms}
 
 
 def with_alternatives(cost: Cost, draw: Draw, held: Mapping[str, Named]) -> Cost:
@@ -89,7 +88,7 @@ def with_alternatives(cost: Cost, draw: Draw, held: Mapping[str, Named]) -> Cost
     return Cost(
         replace(
             t,
-            alternatives={**t.alternatives, site: held[t.label]},
+            alternatives={**t.alternatives, site: held[t.statement]},
             upstream=t.upstream | {site},
         )
         if t.upstream & sites

@@ -15,7 +15,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, TwoNormals, exact
-from vi_kit import baselines, cost, credit, language, nonlinear, varied, worlds
+from vi_kit import baselines, cost, credit, nonlinear, replicates, varied, worlds
 from vi_kit.estimators import enumerate as enumeration
 from vi_kit.estimators import score
 
@@ -67,7 +67,7 @@ def all_swapped_at_once(patch):
         return xp.broadcast_to(self.fn(*other)[None], shape)
 
     patch.setattr(nonlinear.Reduction, "swap_one", swap_all)
-    patch.setattr(language.LogMeanExp, "swap_one", swap_all)
+    patch.setattr(replicates.LogMeanExp, "swap_one", swap_all)
 
 
 def no_stop_gradient(patch):
@@ -96,7 +96,7 @@ def slope_of_every_site(patch):
 
 
 def sum_for_mean(patch):
-    patch.setattr(language.Replicates, "mean", language.Replicates.sum)
+    patch.setattr(replicates.Replicates, "mean", replicates.Replicates.sum)
 
 
 def scale_in_score(patch):

@@ -90,7 +90,7 @@ def test_every_word_of_the_language_is_public():
 
 
 def test_objectives_are_made_by_the_decorators():
-    given = {"beta": 0.5, "partition": (0.0,), "reference": "guide", "normalized": False}
+    given = {"beta": 0.5, "partition": (0.0,), "reference": "guide", "reward": len}
     given["generator"] = vi.generators.pearson
     for name in objectives.__all__:
         if name == "Generator":

@@ -3,14 +3,26 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array
+from vi_kit.backend import current
+from vi_kit.checks import refuse_others
 from vi_kit.cost import Cost
-from vi_kit.language import divergence, iid, log_mean_exp
+from vi_kit.language import (
+    Range,
+    divergence,
+    iid,
+    log_density,
+    log_mean_exp,
+    objective,
+    simulate,
+    stop_gradient,
+)
 from vi_kit.objectives.importance_weighted import log_weight
 from vi_kit.programs import Program
 
@@ -148,4 +160,49 @@ def f_divergence(
         log_u = log_w if normalized else log_w - log_mean_exp(log_w)
         return xp.mean(generator(log_u), axis=0)
 
-    return iid(lambda: log_weight(model, guide), num_particles).reduce(mean)
+    return iid(lambda: log_weight(model, guide, normalized), num_particles).reduce(mean)
+
+
+@objective
+def tail_adaptive(
+    model: Program,
+    guide: Program,
+    *,
+    num_particles: int,
+    beta: Annotated[float, Range(-10.0, 10.0)] = -1.0,
+) -> Cost:
+    r"""$\sum_k \gamma_k \log w_k$ with weights $\gamma_k \propto \hat F(w_k)^\beta$ that are held fixed, in nats;
+    maximised. $\hat F(w)$ is the share of draws whose weight is at least $w$.
+
+    The gradient goes along the path of the draws, with the guide's parameters held in $\log q$. It is that of an
+    f-divergence which adapts to the tail of the weights, so that its variance is finite whatever the tail, not
+    that of any one divergence. `beta = 0` is the reverse KL divergence.
+
+    Args:
+        num_particles: draws from the guide.
+        beta: power of the tail probabilities; negative ones put weight on large $w$, as mass-covering
+            divergences do.
+
+    Raises:
+        EstimatorError: a site with another estimator than `Reparam`, or `beta` out of range.
+
+    Example:
+        >>> tail_adaptive(num_particles=20)
+        tail_adaptive(num_particles=20, beta=-1.0)
+
+    References:
+        Wang, Liu and Liu 2018, Variational Inference with Tail-adaptive f-Divergence.
+    """
+
+    def log_weight_of_path() -> Cost:
+        z = simulate(guide)
+        refuse_others(z, "tail_adaptive")
+        return log_density(model, z) - log_density(stop_gradient(guide), z)
+
+    def weighted(log_w: Array) -> Array:
+        xp, held = array_namespace(log_w), current().backend.stop_gradient(log_w)
+        share = xp.mean(xp.astype(held[None] >= held[:, None], held.dtype), axis=1)
+        gamma = share**beta
+        return xp.sum(gamma / xp.sum(gamma, axis=0) * log_w, axis=0)
+
+    return iid(log_weight_of_path, num_particles).reduce(weighted)

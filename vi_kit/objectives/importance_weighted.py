@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from vi_kit.checks import refuse_data
 from vi_kit.cost import Cost
 from vi_kit.language import (
     Range,
@@ -15,10 +16,19 @@ from vi_kit.language import (
 from vi_kit.programs import Program
 
 
-def log_weight(model: Program, guide: Program) -> Cost:
-    """Log importance weight of one draw from the guide (nats)."""
+def log_weight(model: Program, guide: Program, normalized: bool = False) -> Cost:
+    """Log importance weight of one draw from the guide (nats).
+
+    Args:
+        model: its log density is the numerator.
+        guide: is drawn from.
+        normalized: whether it is an error that the model has data or factors.
+    """
     z = simulate(guide)
-    return log_density(model, z) - z.log_density
+    log_p = log_density(model, z)
+    if normalized:
+        refuse_data(log_p, z)
+    return log_p - z.log_density
 
 
 def log_weights(model: Program, guide: Program, num_particles: int) -> Replicates:

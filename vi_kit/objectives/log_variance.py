@@ -1,30 +1,42 @@
 """Losses whose gradient goes through log densities only; the draws may come from anywhere."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
+from array_api_compat import array_namespace, device
+
+from vi_kit._errors import message
+from vi_kit._named import Array
+from vi_kit.backend import current
 from vi_kit.cost import Cost
 from vi_kit.language import (
+    Range,
     Replicates,
     divergence,
     iid,
     log_density,
+    partial_log_densities,
     simulate,
     stop_gradient,
 )
-from vi_kit.programs import Program
+from vi_kit.programs import Draw, Program
 
 Reference = str | Callable[..., Any]
+
+
+def held_draw(guide: Program, reference: Reference) -> Draw:
+    """A draw from the reference that is held fixed."""
+    source = guide if reference == "guide" else guide.running(reference)  # type: ignore[arg-type]
+    return stop_gradient(simulate(stop_gradient(source)))
 
 
 def log_ratios(
     model: Program, guide: Program, reference: Reference, num_particles: int
 ) -> Replicates:
     """`log p(x, z) - log q(z)` at draws from the reference, which are held fixed (nats)."""
-    source = guide if reference == "guide" else guide.running(reference)  # type: ignore[arg-type]
 
     def log_ratio() -> Cost:
-        z = stop_gradient(simulate(stop_gradient(source)))
+        z = held_draw(guide, reference)
         return log_density(model, z) - log_density(guide, z)
 
     return iid(log_ratio, num_particles)
@@ -42,7 +54,8 @@ def log_variance(
 
     Args:
         num_particles: draws, at least 2.
-        reference: `"guide"`, or a program with the guide's sites and arguments to draw from.
+        reference: `"guide"`, or a program with the guide's sites and arguments to draw from, for instance a replay
+            buffer: a site for the row that is drawn, `infer={"is_auxiliary": True}`, and a Delta at its values.
 
     Example:
         >>> log_variance(num_particles=4)
@@ -62,8 +75,9 @@ def trajectory_balance(
     r"""$\frac12 E_r[(\log p(x, z) - \log q(z) - \log Z)^2]$, in nats squared; minimised.
 
     The second-moment loss. The learned log normaliser $\log Z$ is a factor of the guide: write
-    `factor("log_normaliser", log_z)` there, with `log_z` a parameter; without it the squared log ratio
-    itself is minimised. One square per element of the plates that all terms share.
+    `factor("log_normaliser", log_z)` there, with `log_z` a parameter (in Pyro with `has_rsample=True`, which
+    says that it hides no draw); without it the squared log ratio itself is minimised. One square per element of
+    the plates that all terms share.
 
     Args:
         num_particles: draws that are averaged.
@@ -80,5 +94,80 @@ def trajectory_balance(
     return 0.5 * log_ratios(model, guide, reference, num_particles).reduce(mean_square)
 
 
-def mean_square(x: Any) -> Any:
-    return (x * x).mean(0)
+@divergence
+def sub_trajectory_balance(
+    model: Program,
+    guide: Program,
+    *,
+    lambda_: Annotated[float, Range(0.0, 100.0, above=True)],
+    num_particles: int = 1,
+    reference: Reference = "guide",
+) -> Cost:
+    r"""$\frac12 E_r\left[\sum_{i<j} \lambda^{j-i} (c_j - c_i)^2 / \sum_{i<j} \lambda^{j-i}\right]$, in nats
+    squared; minimised.
+
+    The states are those after 0, 1, ..., T sites of the guide, and $c_t = \log p_{\le t} - \log q(z_{\le t}) + \psi_t$
+    with all terms of the model that need no later site. Learned log flows $\psi_t$ are factors of the guide
+    between its sites (in Pyro with `has_rsample=True`), relative to $p_{\le t}$; the first, before all sites, is
+    $\log Z$, and the last is zero.
+    Where the guide is the posterior and the flows are right all $c_t$ are $\log Z$. Large `lambda_` gives
+    `trajectory_balance`, small ones detailed balance of successive sites.
+
+    Args:
+        lambda_: weight of a sub-trajectory per site, positive.
+        num_particles: draws that are averaged.
+        reference: `"guide"`, or a program with the guide's sites and arguments to draw from.
+
+    Raises:
+        ObjectiveError: `lambda_` out of range, or a factor after the last site of the guide.
+
+    Example:
+        >>> sub_trajectory_balance(lambda_=0.9)
+        sub_trajectory_balance(lambda_=0.9, num_particles=1, reference='guide')
+
+    References:
+        Madan et al. 2022, Learning GFlowNets from Partial Episodes for Improved Convergence and Stability.
+        Pan et al. 2023, Better Training of GFlowNets with Local Credit and Incomplete Trajectories.
+    """
+
+    def states() -> tuple[Cost, ...]:
+        sums, flows = partial_log_densities(model, guide, held_draw(guide, reference))
+        refuse_last_flow(flows, num_sites=len(sums) - 1)
+        sums[0] = 0.0 * sums[-1]  # the flow of the first state is the normaliser alone
+        return tuple(c + flows.get(t, 0.0) for t, c in enumerate(sums))
+
+    return 0.5 * iid(states, num_particles).reduce(pairwise_mean_square(lambda_))
+
+
+def mean_square(x: Array) -> Array:
+    return array_namespace(x).mean(x * x, axis=0)
+
+
+def pairwise_mean_square(lambda_: float) -> Callable[..., Array]:
+    """The weighted mean of squared differences of states, as a function of the values of each."""
+
+    def fn(*states: Array) -> Array:
+        xp = array_namespace(*states)
+        c = xp.stack(xp.broadcast_arrays(*states))
+        steps = range(len(states))
+        table = [[lambda_ ** abs(i - j) * (i != j) for i in steps] for j in steps]
+        weights = xp.asarray(table, dtype=c.dtype, device=device(c)) / sum(map(sum, table))
+        weights = xp.reshape(weights, (*weights.shape, *(1,) * (c.ndim - 1)))
+        square = (c[:, None] - c[None]) ** 2
+        return xp.mean(xp.sum(weights * square, axis=(0, 1)), axis=0)
+
+    return fn
+
+
+def refuse_last_flow(flows: Mapping[int, Cost], num_sites: int) -> None:
+    """Refuse a factor after the last site: the flow of the last state is the model's density."""
+    for term in flows[num_sites].terms if num_sites in flows else ():
+        current().refuse(
+            message(
+                f"sub_trajectory_balance: guide factor {term.statement!r} is after the last site",
+                got=f"a flow of state {num_sites} of {num_sites}",
+                expected="factors before the guide's sites and between them; the last flow is zero",
+                fix="leave the factor out",
+            ),
+            of_estimator=False,
+        )

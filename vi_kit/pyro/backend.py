@@ -350,7 +350,7 @@ class _Handler:
                         f"guide factor {name!r} stands for a draw that the program hides",
                         got="pyro.factor(..., has_rsample=False), whose score nobody can know to add",
                         expected="a sample statement, so that its site can be given an estimator",
-                        fix=f"pyro.sample({name!r}, ...) instead of the factor",
+                        fix=f"pyro.sample({name!r}, ...); or pyro.factor(..., has_rsample=True) if no draw is hidden",
                     ),
                     of_estimator=True,
                 )

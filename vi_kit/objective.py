@@ -1,0 +1,154 @@
+"""What an objective is: a program with settings, and what these may be."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vi_kit._errors import ObjectiveError, count_error, message
+from vi_kit.cost import Cost
+from vi_kit.programs import Program
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a setting may be: `beta: Annotated[float, Range(0.0, 1.0)]` in the signature of a program.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        above: whether `low` itself is excluded.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, int | float) or value != value:
+            return False
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    @property
+    def example(self) -> float:
+        return self.low + 1.0 if math.isinf(self.high) else (self.low + self.high) / 2
+
+    def __str__(self) -> str:
+        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """What a setting may be: one of a few values.
+
+    Attributes:
+        values: all that are allowed.
+    """
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any):
+        object.__setattr__(self, "values", values)
+
+    def allows(self, value: Any) -> bool:
+        return value in self.values
+
+    @property
+    def example(self) -> Any:
+        return self.values[0]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.values))}"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective program with its settings: printable, equal by content.
+
+    Call it on `model` and `guide` inside another program to use it as a part.
+
+    Attributes:
+        program: the function that the user wrote.
+        settings: values of its keyword-only parameters.
+        maximised: whether it is a bound to ascend, or a divergence to descend.
+    """
+
+    program: Callable[..., Cost]
+    settings: tuple[tuple[str, Any], ...]
+    maximised: bool
+
+    def __call__(self, model: Program, guide: Program) -> Cost:
+        cost = self.program(model, guide, **dict(self.settings))
+        if not isinstance(cost, Cost):
+            raise ObjectiveError(
+                message(
+                    f"{self!r} must return one cost",
+                    got=type(cost).__name__,
+                    expected="a Cost, which is a scalar once its plates are summed",
+                    fix="reduce an iid by .mean(), .sum(), .log_mean_exp(), .variance() or .reduce(fn)",
+                )
+            )
+        return cost
+
+    def __repr__(self) -> str:
+        return f"{self.program.__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings)})"
+
+
+def objective(program: Callable[..., Cost]) -> Callable[..., Objective]:
+    """Make an objective, to be maximised, of a program.
+
+    Args:
+        program: `program(model, guide, *, setting, ...)`, returns a `Cost`.
+
+    Returns:
+        A function of the settings that returns an `Objective`.
+
+    Example:
+        >>> @objective
+        ... def my_elbo(model, guide, *, beta=1.0):
+        ...     z = simulate(guide)
+        ...     return log_density(model, z) - beta * z.log_density
+        >>> my_elbo(beta=0.5)
+        my_elbo(beta=0.5)
+    """
+    return _factory(program, maximised=True)
+
+
+def divergence(program: Callable[..., Cost]) -> Callable[..., Objective]:
+    """Make an objective, to be minimised, of a program. See `objective`."""
+    return _factory(program, maximised=False)
+
+
+def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Objective]:
+    parameters = [
+        p for p in inspect.signature(program).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
+    parameters.sort(key=lambda p: p.default is not p.empty)
+    annotations = {p.name: p.annotation for p in parameters}
+    signature = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
+
+    @functools.wraps(program)
+    def make(*args: Any, **kwargs: Any) -> Objective:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if name.startswith("num_") and (not isinstance(value, int) or value < 1):
+                raise count_error(program.__name__, name, value)
+            for requirement in getattr(annotations.get(name), "__metadata__", ()):
+                if not requirement.allows(value):
+                    raise ObjectiveError(
+                        message(
+                            f"{program.__name__}: {name} is out of range",
+                            got=f"{name}={value!r}",
+                            expected=f"{name} {requirement}",
+                            fix=f"{name}={requirement.example!r}",
+                        )
+                    )
+        return Objective(program, tuple(bound.arguments.items()), maximised)
+
+    make.__signature__ = signature  # type: ignore[attr-defined]
+    return make
