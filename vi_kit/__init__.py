@@ -3,6 +3,8 @@
 `import vi_kit as vi` imports neither torch nor jax; `vi_kit.pyro` and `vi_kit.numpyro` do.
 """
 
+from array_api_compat import array_namespace
+
 from vi_kit import generators
 from vi_kit._errors import AnalyticError, BackendError, EstimatorError, ObjectiveError, ViKitError
 from vi_kit.baselines import Baseline, Constant, LeaveOneOut, MovingAverage
@@ -16,9 +18,10 @@ from vi_kit.estimators import (
     Score,
 )
 from vi_kit.language import (
+    Must,
     Objective,
-    OneOf,
     Range,
+    apply,
     divergence,
     evaluate,
     given,
@@ -66,13 +69,15 @@ __all__ = [
     "LeaveOneOut",
     "MeasureValued",
     "MovingAverage",
+    "Must",
     "Objective",
     "ObjectiveError",
-    "OneOf",
     "Range",
     "Reparam",
     "Score",
     "ViKitError",
+    "apply",
+    "array_namespace",
     "ciwae",
     "cubo",
     "divergence",

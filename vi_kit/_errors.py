@@ -1,5 +1,6 @@
 """Errors of vi_kit: what is wrong and where, then what was got, what was expected, and a fix."""
 
+from numbers import Integral
 from typing import Any
 
 
@@ -28,12 +29,19 @@ def message(headline: str, *, got: str, expected: str, fix: str) -> str:
     return f"{headline}\n  got:      {got}\n  expected: {expected}\n  fix:      {fix}"
 
 
-def count_error(where: str, name: str, value: Any, least: int = 1) -> ObjectiveError:
-    return ObjectiveError(
+def whole_number(where: str, name: str, value: Any, least: int = 1) -> int:
+    """A setting that is a count.
+
+    Raises:
+        ObjectiveError: not a whole number, or below `least`.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+        return int(value)
+    raise ObjectiveError(
         message(
             f"{where}: {name} must be a whole number of at least {least}",
-            got=f"{name}={value!r}",
-            expected=f"{name} >= {least}",
+            got=f"{name}={value!r}, a {type(value).__name__}",
+            expected=f"an int, {name} >= {least}",
             fix=f"{name}={least}",
         )
     )

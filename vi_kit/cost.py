@@ -202,9 +202,30 @@ class Cost:
                     fix="scale sites by their plates with the scale handler of your library",
                 )
             )
+        if hasattr(factor, "ndim"):
+            run = current()
+            if run.depends_on_draws(factor):
+                raise ObjectiveError(
+                    message(
+                        "a cost can be scaled by a number, not by drawn values",
+                        got="an array that depends on a draw",
+                        expected="a float or an array that no draw has entered",
+                        fix="vi.evaluate(fn, draw) makes a cost of drawn values; costs can be multiplied",
+                    )
+                )
         return Cost(replace(t, weight=t.weight * factor) for t in self.terms)
 
     __rmul__ = __mul__
+
+    def __pow__(self, power: float) -> Cost:
+        from vi_kit.nonlinear import apply
+
+        return apply(lambda x: x**power, self)
+
+    def __abs__(self) -> Cost:
+        from vi_kit.nonlinear import apply
+
+        return apply(abs, self)
 
     def __truediv__(self, divisor: Any) -> Cost:
         return self * (1.0 / divisor)

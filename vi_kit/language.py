@@ -18,14 +18,14 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.cost import Cost, Term, held_fixed
 from vi_kit.nonlinear import apply
-from vi_kit.objective import Objective, OneOf, Range, divergence, objective
+from vi_kit.objective import Must, Objective, Range, divergence, objective
 from vi_kit.programs import Draw, Program
 from vi_kit.replicates import Replicates, iid, log_mean_exp
 from vi_kit.varied import held_densities, vary, with_alternatives
 
 __all__ = [
+    "Must",
     "Objective",
-    "OneOf",
     "Range",
     "Replicates",
     "apply",

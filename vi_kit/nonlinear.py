@@ -27,7 +27,11 @@ class Reduction:
     fn: Callable[..., Array]
 
     def __call__(self, *arrays: Array) -> Array:
-        return self.fn(*arrays)
+        return _of_shape([a.shape[1:] for a in arrays], self.fn(*arrays), self.fn)
+
+    def elementwise(self, *arrays: Array) -> Array:
+        """The function, where there is nothing to reduce."""
+        return _of_shape([a.shape for a in arrays], self.fn(*arrays), self.fn)
 
     def swap_one(self, base: Sequence[Array], other: Sequence[Array]) -> Array:
         """At index k of dim 0: the value when entry k of `base` is replaced by entry k of `other`.
@@ -42,7 +46,28 @@ class Reduction:
                 xp.eye(n, dtype=xp.bool, device=device(x)), (n, n, *(1,) * (x.ndim - 1))
             )
             arrays.append(xp.where(swapped, y[None], x[:, None]))
-        return self.fn(*arrays)
+        return self(*arrays)
+
+
+def _of_shape(shapes: Sequence[tuple[int, ...]], result: Array, fn: Callable) -> Array:
+    """What a user's function returned, which must have the shape to which the given ones broadcast."""
+    wanted = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    shape = getattr(result, "shape", None)
+    if shape is not None and tuple(shape) == wanted:
+        return result
+    if shape is not None and len(shape) == len(wanted):
+        if all(n in (1, m) for n, m in zip(shape, wanted, strict=True)):
+            return array_namespace(result).broadcast_to(result, wanted)
+    name = getattr(fn, "__name__", "fn")
+    raise ObjectiveError(
+        message(
+            f"function {name!r} of costs returned what is not an array of the right shape",
+            got=type(result).__name__ if shape is None else f"shape {tuple(shape)}",
+            expected=f"an array of shape {wanted}: along dim 0 reduced, where there are replicates, and"
+            " the other dims kept",
+            fix="reduce with axis=0, by functions of vi.array_namespace(array)",
+        )
+    )
 
 
 def shared_plates(terms: Iterable[Term]) -> frozenset[Axis]:
@@ -228,7 +253,7 @@ def _evaluate(
 ) -> Named:
     """Apply a function to arrays; with `constants`, to them with one replicate of `values` swapped in."""
     if over is None:
-        return combine(reduction.fn, *values)
+        return combine(reduction.elementwise, *values)
     axes = union(*(n.axes for n in (*values, *(constants or ()))), [over])
     dim = axes.index(over)
     rest = axes[:dim] + axes[dim + 1 :]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vi_kit._errors import ObjectiveError, count_error, message
+from vi_kit._errors import ObjectiveError, message, whole_number
 from vi_kit.cost import Cost
 from vi_kit.programs import Program
 
@@ -42,27 +42,24 @@ class Range:
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """What a setting may be: one of a few values.
+class Must:
+    """What a setting may be: `kl: Annotated[str, Must(lambda v: v in ("a", "b"), "be 'a' or 'b'", "a")]`.
 
     Attributes:
-        values: all that are allowed.
+        test: whether a value is allowed.
+        text: what the value must do, for the error.
+        example: a value that is allowed, as code.
     """
 
-    values: tuple[Any, ...]
-
-    def __init__(self, *values: Any):
-        object.__setattr__(self, "values", values)
+    test: Callable[[Any], bool]
+    text: str
+    example: str
 
     def allows(self, value: Any) -> bool:
-        return value in self.values
-
-    @property
-    def example(self) -> Any:
-        return self.values[0]
+        return bool(self.test(value))
 
     def __str__(self) -> str:
-        return f"one of {', '.join(map(repr, self.values))}"
+        return f"to {self.text}"
 
 
 @dataclass(frozen=True)
@@ -124,9 +121,12 @@ def divergence(program: Callable[..., Cost]) -> Callable[..., Objective]:
 
 
 def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Objective]:
-    parameters = [
-        p for p in inspect.signature(program).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
+    try:  # annotations are strings under `from __future__ import annotations`
+        everything = inspect.signature(program, eval_str=True).parameters.values()
+    except NameError:
+        everything = inspect.signature(program).parameters.values()
+    _check_form(program.__name__, list(everything))
+    parameters = [p for p in everything if p.kind is p.KEYWORD_ONLY]
     parameters.sort(key=lambda p: p.default is not p.empty)
     annotations = {p.name: p.annotation for p in parameters}
     signature = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
@@ -136,8 +136,8 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
-            if name.startswith("num_") and (not isinstance(value, int) or value < 1):
-                raise count_error(program.__name__, name, value)
+            if name.startswith("num_"):
+                bound.arguments[name] = whole_number(program.__name__, name, value)
             for requirement in getattr(annotations.get(name), "__metadata__", ()):
                 if not requirement.allows(value):
                     raise ObjectiveError(
@@ -145,10 +145,26 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
                             f"{program.__name__}: {name} is out of range",
                             got=f"{name}={value!r}",
                             expected=f"{name} {requirement}",
-                            fix=f"{name}={requirement.example!r}",
+                            fix=f"{name}={requirement.example}",
                         )
                     )
         return Objective(program, tuple(bound.arguments.items()), maximised)
 
     make.__signature__ = signature  # type: ignore[attr-defined]
     return make
+
+
+def _check_form(name: str, parameters: Sequence[inspect.Parameter]) -> None:
+    """A program takes `model` and `guide` by position, and its settings by keyword only."""
+    positional = [
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(positional) != 2:
+        raise ObjectiveError(
+            message(
+                f"{name}: an objective program takes model and guide, and settings by keyword only",
+                got=f"{name}({', '.join(map(str, parameters))})",
+                expected="two positional parameters; settings after a *",
+                fix=f"def {name}(model, guide, *, {', '.join(positional[2:]) or 'num_particles'})",
+            )
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import ObjectiveError, count_error, message
+from vi_kit._errors import ObjectiveError, message, whole_number
 from vi_kit._named import Array, Axis, exclusive_scan
 from vi_kit.backend import current
 from vi_kit.cost import Cost
@@ -28,8 +28,7 @@ def iid(fn: Callable[[], Any], num_replicates: int) -> Replicates:
     Raises:
         ObjectiveError: fewer than one copy, or `fn` returns something else.
     """
-    if not isinstance(num_replicates, int) or num_replicates < 1:
-        raise count_error("iid", "num_replicates", num_replicates)
+    num_replicates = whole_number("iid", "num_replicates", num_replicates)
     run = current()
     axis = run.new_replicate_axis(num_replicates)
     return Replicates(run.replicate(fn, axis), axis)
@@ -74,8 +73,7 @@ class Replicates:
         Raises:
             ObjectiveError: fewer than two replicates.
         """
-        if self.axis.size < 2:
-            raise count_error("variance", "num_replicates", self.axis.size, least=2)
+        whole_number("variance", "num_replicates", self.axis.size, least=2)
         costs = self._single("variance takes")
         return apply(Reduction(_variance), *costs, over=self.axis, plates=plates)
 

@@ -501,6 +501,12 @@ class Run:
             self.terms.append(term)
         return term
 
+    def depends_on_draws(self, array: Array) -> bool:
+        """Whether provenance leads from an array to a site, as far as sites are tracked."""
+        known = self.backend.upstream(self, array, ("weight", self.num_terms))
+        self.num_terms += 1
+        return bool(known)
+
     def value(self, array: Array, axes: Iterable[Axis], what: str, *, held: bool) -> Term:
         """A term from an array that a function of drawn values returned.
 

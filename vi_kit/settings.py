@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from vi_kit._errors import ObjectiveError, message
+from vi_kit._errors import ObjectiveError, message, whole_number
 from vi_kit._named import Named
 from vi_kit.backend import Backend
 from vi_kit.cost import Cost
@@ -69,15 +69,7 @@ class Settings:
                     fix="call it with its settings, or decorate your program with @vi.objective",
                 )
             )
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise ObjectiveError(
-                message(
-                    "Loss: num_samples must be a whole number of at least 1",
-                    got=f"num_samples={num_samples!r}",
-                    expected="num_samples >= 1",
-                    fix="num_samples=1",
-                )
-            )
+        num_samples = whole_number("Loss", "num_samples", num_samples)
         selection = Selection.of(estimators)
         return cls(objective, estimators, num_samples, max_plate_nesting, vectorize, selection)
 

@@ -385,6 +385,7 @@ def refuse_in_the_dark(error: Exception) -> BackendError:
             "model or guide looks at a value that is not known while the program is traced",
             got=str(error).splitlines()[0],
             expected="a program that can be traced, as under jax.jit",
-            fix="jnp.where or numpyro.contrib.control_flow.cond instead of if",
+            fix="jnp.where or numpyro.contrib.control_flow.cond instead of if; in functions of costs those of"
+            " vi.array_namespace(array) instead of numpy",
         )
     )

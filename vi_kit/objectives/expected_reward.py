@@ -1,5 +1,6 @@
 r"""Expected reward less a KL divergence from a reference."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from array_api_compat import array_namespace
@@ -8,7 +9,7 @@ from vi_kit._named import Array
 from vi_kit.checks import refuse_data
 from vi_kit.cost import Cost
 from vi_kit.language import (
-    OneOf,
+    Must,
     Range,
     apply,
     evaluate,
@@ -20,14 +21,16 @@ from vi_kit.language import (
 )
 from vi_kit.programs import Program
 
+KINDS = ("reverse", "forward")
+
 
 @objective
 def expected_reward(
     model: Program,
     guide: Program,
     *,
-    reward: Any,
-    kl: Annotated[str, OneOf("reverse", "forward")] = "reverse",
+    reward: Annotated[Callable[..., Any], Must(callable, "be a function", "reward")],
+    kl: Annotated[str, Must(KINDS.__contains__, f"be one of {KINDS}", repr(KINDS[0]))] = KINDS[0],
     normalized: bool = True,
     beta: Annotated[float, Range(0.0, 1e6)] = 1.0,
     num_particles: int = 1,

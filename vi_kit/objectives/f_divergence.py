@@ -1,6 +1,7 @@
 """f-divergences between the model's posterior and the guide."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,6 +15,7 @@ from vi_kit.backend import current
 from vi_kit.checks import refuse_others
 from vi_kit.cost import Cost
 from vi_kit.language import (
+    Must,
     Range,
     divergence,
     iid,
@@ -43,6 +45,8 @@ class Generator:
     Example:
         >>> Generator("squared", lambda u: (u - 1) ** 2)
         Generator('squared')
+        >>> Generator("kl", lambda u: u * array_namespace(u).log(u))  # vi.array_namespace
+        Generator('kl')
     """
 
     name: str
@@ -55,27 +59,51 @@ class Generator:
 
     def __post_init__(self) -> None:
         u = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 401))
-        values = np.asarray(self(np.log(u)), dtype=float)
-        at_one = float(np.asarray(self(np.zeros(1)))[0])
-        slopes = np.diff(values) / np.diff(u)
-        rounding = 1e-9 * (1.0 + np.abs(slopes[:-1]))
+        values, eps = self._evaluated(np.log(u))
+        at_one = self._evaluated(np.zeros(1))[0]
         problem = None
-        if not np.isfinite(values).all():
+        if values.shape != u.shape or at_one.shape != (1,):
+            problem = f"returns shape {values.shape} for {u.shape}", "an array of the same shape"
+        elif not np.isfinite(values).all():
             problem = "is not finite", "a finite value at every positive ratio"
-        elif abs(at_one) > 1e-9:
-            problem = f"is {at_one:.3g} at 1", "f(1) = 0; subtract the constant"
-        elif (np.diff(slopes) < -rounding).any():
-            where = u[1:-1][np.diff(slopes) < -rounding][0]
-            problem = f"is not convex near {where:.3g}", "a convex function"
+        elif abs(at_one[0]) > 1e-9 + 16 * eps:
+            problem = f"is {at_one[0]:.3g} at 1", "f(1) = 0; subtract the constant"
+        else:
+            change = np.diff(np.diff(values) / np.diff(u))
+            rounding = 64 * eps * (1 + np.abs(values[1:-1])) / np.diff(u)[:-1] + 1e-9
+            if (change < -rounding).any():
+                where = u[1:-1][change < -rounding][0]
+                problem = f"is not convex near {where:.3g}", "a convex function"
         if problem:
-            raise ObjectiveError(
-                message(
-                    f"generator {self.name!r} {problem[0]}",
-                    got=self.name,
-                    expected=problem[1],
-                    fix="one of vi.generators, or a convex function that is zero at 1",
-                )
+            raise self._error(*problem)
+
+    def _evaluated(self, log_u: np.ndarray) -> tuple[np.ndarray, float]:
+        """Values and the precision that they were computed with, by whichever arrays the function takes."""
+        libraries = {"torch": "from_numpy", "jax.numpy": "asarray"}
+        found = [(m, make) for m, make in libraries.items() if m in sys.modules]
+        makers = [np.asarray, *(getattr(sys.modules[module], make) for module, make in found)]
+        errors = []
+        for make in makers:
+            try:
+                values = self(make(log_u))
+                kind = str(getattr(values, "dtype", "float64")).removeprefix("torch.")
+                return np.asarray(values, dtype=float), float(np.finfo(kind).eps)
+            except Exception as error:  # of whatever library it is
+                errors.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        raise self._error(
+            f"cannot be evaluated: {errors[-1]}",
+            "a function of an array by operators, or by functions of vi.array_namespace(array)",
+        )
+
+    def _error(self, problem: str, expected: str) -> ObjectiveError:
+        return ObjectiveError(
+            message(
+                f"generator {self.name!r} {problem}",
+                got=self.name,
+                expected=expected,
+                fix="one of vi.generators, or a convex function that is zero at 1",
             )
+        )
 
     def __repr__(self) -> str:
         return f"Generator({self.name!r})"
@@ -126,12 +154,18 @@ def tsallis(q: float) -> Generator:
     return Generator(f"tsallis({q:g})", lambda v: (_exp(q * v) - _exp(v)) / (q - 1.0), of_log=True)
 
 
+def is_generator(value: object) -> bool:
+    return isinstance(value, Generator)
+
+
 @divergence
 def f_divergence(
     model: Program,
     guide: Program,
     *,
-    generator: Generator,
+    generator: Annotated[
+        Generator, Must(is_generator, "be a vi.Generator", "vi.generators.pearson")
+    ],
     num_particles: int,
     normalized: bool = False,
 ) -> Cost:

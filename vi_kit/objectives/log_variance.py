@@ -10,6 +10,7 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.cost import Cost
 from vi_kit.language import (
+    Must,
     Range,
     Replicates,
     divergence,
@@ -21,7 +22,10 @@ from vi_kit.language import (
 )
 from vi_kit.programs import Draw, Program
 
-Reference = str | Callable[..., Any]
+Reference = Annotated[
+    str | Callable[..., Any],
+    Must(lambda v: v == "guide" or callable(v), 'be "guide" or a program', '"guide"'),
+]
 
 
 def held_draw(guide: Program, reference: Reference) -> Draw:
