@@ -1,8 +1,13 @@
 """Every test starts from double precision, an empty param store and a known seed."""
 
+import os
+
 import pytest
 
 from tests.libraries import LIBRARIES
+
+# Compilation is most of the time of the tests: let XLA do it quickly rather than well.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(params=LIBRARIES)

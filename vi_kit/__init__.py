@@ -10,12 +10,15 @@ from vi_kit._errors import AnalyticError, BackendError, EstimatorError, Objectiv
 from vi_kit.baselines import Baseline, Constant, LeaveOneOut, MovingAverage
 from vi_kit.energy import from_log_density
 from vi_kit.estimators import (
+    DisARM,
     DoublyReparam,
     Enumerate,
     Estimator,
     MeasureValued,
     Reparam,
     Score,
+    SumAndSample,
+    WithoutReplacement,
 )
 from vi_kit.language import (
     Must,
@@ -61,6 +64,7 @@ __all__ = [
     "BackendError",
     "Baseline",
     "Constant",
+    "DisARM",
     "DoublyReparam",
     "Enumerate",
     "Estimator",
@@ -75,7 +79,9 @@ __all__ = [
     "Range",
     "Reparam",
     "Score",
+    "SumAndSample",
     "ViKitError",
+    "WithoutReplacement",
     "apply",
     "array_namespace",
     "ciwae",

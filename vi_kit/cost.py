@@ -31,7 +31,8 @@ class Site:
         estimator: the one chosen for it.
         role: of the program that sampled it: `"model"`, `"guide"` or `"reference"`.
         log_q: log density of its value, neither scaled nor masked (nats).
-        world: axis of its support, if its value is all of the support.
+        world: axis of its worlds, if its value is several at once, such as all of its support.
+        weights: of the worlds, where they are not their probabilities.
         slots: axis of the alternatives to its drawn value.
         coefficients: weights of the alternatives, of value zero and with a gradient.
         chosen: the world drawn for each element, once one had to be drawn.
@@ -45,6 +46,7 @@ class Site:
     role: str = "guide"
     log_q: Term | None = None
     world: Axis | None = None
+    weights: Term | None = None
     slots: Axis | None = None
     coefficients: Term | None = None
     chosen: Term | None = field(default=None, repr=False)

@@ -9,7 +9,7 @@ from typing import Any
 from vi_kit._named import SLOT, Named, combine, total
 from vi_kit.backend import current
 from vi_kit.cost import Site, Term, stopped
-from vi_kit.worlds import settle
+from vi_kit.worlds import contract_world, settle, world_weights
 
 
 def downstream(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> Named:
@@ -62,3 +62,31 @@ def grouped(terms: Iterable[Term]) -> list[list[Term]]:
     for t in terms:
         groups.setdefault((t.group, t.drawn), []).append(t)
     return list(groups.values())
+
+
+def contract_differences(site: Site, terms: Sequence[Term]) -> list[Term]:
+    """Add the gradient of a site with alternatives: coefficients times differences from the drawn value."""
+    assert site.coefficients is not None
+    done = list(terms)
+    for group in grouped(t for t in terms if site in t.alternatives):
+        coefficient = matched(site.coefficients, site, group[0].drawn)
+        other = downstream(group, site, lambda t: t.alternatives[site])
+        own = downstream(group, site, lambda t: t.base)
+        worth = combine(lambda x, y: x - y, other, own)
+        done.append(gradient_term(coefficient, worth, group[0]))
+    return done
+
+
+def contract_worlds(site: Site, terms: Sequence[Term]) -> list[Term]:
+    """Remove the worlds of a site: the sum over them, each times its weight; where one of them was drawn,
+    the gradient of the weights times what each world would be worth in its place."""
+    assert site.world is not None and site.slots is not None
+    world, weights, done = site.world, world_weights(site), []
+    for t in terms:
+        done.append(contract_world(site, weights, t) if world in t.base.axes else t)
+    for group in grouped(t for t in terms if site in t.alternatives):
+        w = matched(weights, site, group[0].drawn - {site}).renamed(world, site.slots)
+        coefficient = Named(w.array - stopped(w).array, w.axes)
+        worth = downstream(group, site, lambda t: t.alternatives[site])
+        done.append(gradient_term(coefficient, worth, group[0]))
+    return done

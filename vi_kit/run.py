@@ -206,8 +206,8 @@ class Run:
             return self._try(site, dist, choice), site
         expansion = site.estimator.expand(dist)
         event_ndim = len(dist.event_shape)
-        if expansion.is_support:
-            return self.backend.track(self._support(site, expansion, event_ndim), site), site
+        if expansion.is_worlds:
+            return self.backend.track(self._worlds(site, expansion, event_ndim), site), site
         upstream: Iterable[Site] = ()
         if self.plan.num_slots > 1:  # only slots ask for it, and it is not free
             upstream = self.backend.upstream(self, expansion.value, ("site", site.order, site.name))
@@ -334,7 +334,7 @@ class Run:
         self.backend.upstream(self, value, ("site", site.order, site.name))
         if pathwise and not estimator.tracked:
             return value
-        if findings.sizes.get(site, 1) > 1:  # its support depends on nothing
+        if estimator.is_support:
             value = self.backend.untracked(value)
         return self.backend.track(value, site)
 
@@ -344,14 +344,26 @@ class Run:
         sizes = reversed(dist.batch_shape)
         return [d for d, size in enumerate(sizes, 1) if size > 1 and d not in known]
 
-    def _support(self, site: Site, expansion: Expansion, event_ndim: int) -> Array:
-        values = expansion.value
-        size = values.shape[0]
+    def _worlds(self, site: Site, expansion: Expansion, event_ndim: int) -> Array:
+        """Put the worlds of a site along an axis of their own."""
+        size = expansion.value.shape[0]
+        key = ("site", site.order, site.name)
+        upstream: frozenset[Site] = frozenset()
+        if expansion.weights is not None:
+            upstream = self.backend.upstream(self, expansion.weights, key)
         site.world = Axis(WORLD, site.order, f"worlds of {site.name}", size)
         site.slots = Axis(SLOT, site.order, f"slots of {site.name}", size)
         dim = self.place(site.world)
-        event = tuple(values.shape)[values.ndim - event_ndim :]
-        return array_namespace(values).reshape(values, (size, *(1,) * (-dim - 1), *event))
+        value = _spread(expansion.value, dim, event_ndim)
+        if expansion.weights is None:
+            return value
+        weights = self._aligned_slots(_spread(expansion.weights, dim, 0), 0, upstream)
+        what = f"site {site.name!r}"
+        site.weights = self.term(weights, site.axes, what, own=site, counts=False, known=upstream)
+        if expansion.first_is_drawn:
+            order = array_namespace(weights).arange(size, device=device(weights))
+            site.chosen = Term(Named(order == 0, (site.world,)))
+        return self._aligned_slots(value, event_ndim, upstream)
 
     def _alternatives(
         self, site: Site, expansion: Expansion, event_ndim: int, upstream: Iterable[Site]
@@ -460,6 +472,7 @@ class Run:
         own: Site | None = None,
         counts: bool = True,
         statement: str = "",
+        known: frozenset[Site] | None = None,
     ) -> Term:
         """A term from log densities.
 
@@ -471,9 +484,11 @@ class Run:
             own: for a site's own density: the site, which is not upstream of it.
             counts: whether it is a term of the objective, to be searched if the loss is not finite.
             statement: name of the sample statement.
+            known: the sites on which it depends, if they are known already.
         """
-        known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
-        self.num_terms += 1
+        if known is None:
+            known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
+            self.num_terms += 1
         named = self.named(self.backend.untracked(log_prob), axes, known, what)
         upstream = known - {own}
         alternatives: dict[Site, Named] = {}
@@ -572,6 +587,13 @@ def _costs(result: Any) -> tuple[Cost, ...]:
             )
         )
     return costs
+
+
+def _spread(values: Array, dim: int, event_ndim: int) -> Array:
+    """Values whose dim in front is brought to `dim`, counted from the right of the batch dims."""
+    batch = tuple(values.shape)[1 : values.ndim - event_ndim]
+    ones = (1,) * (-dim - 1 - len(batch))
+    return array_namespace(values).reshape(values, (values.shape[0], *ones, *values.shape[1:]))
 
 
 def _repeated(base: Array, dim: int, times: int) -> Array:

@@ -44,26 +44,53 @@ def choose(site: Site, before: Sequence[Site]) -> Term:
     that what does not depend on them stays the same.
     """
     if site.chosen is None:
-        assert site.world is not None and site.log_q is not None
-        world, log_q = site.world, settle(site.log_q, before)
+        assert site.world is not None
+        world, probs = site.world, settle(world_weights(site), before)
         backend = current().backend
         shape = tuple(a.size for a in site.axes)
-        noise = Named(backend.uniform(shape, like=log_q.base.array), site.axes)
+        noise = Named(backend.uniform(shape, like=probs.base.array), site.axes)
 
-        def one_hot(log_q: Named) -> Named:
-            axes = union(log_q.axes, noise.axes)
+        def one_hot(probs: Named) -> Named:
+            axes = union(probs.axes, noise.axes)
             dim = axes.index(world)
-            lq, u = log_q.aligned(axes), noise.aligned(axes)
-            xp = array_namespace(lq)
-            cdf = xp.cumulative_sum(xp.exp(backend.stop_gradient(lq)), axis=dim)
+            p, u = probs.aligned(axes), noise.aligned(axes)
+            xp = array_namespace(p)
+            cdf = xp.cumulative_sum(backend.stop_gradient(p), axis=dim)
             index = xp.sum(cdf <= u, axis=dim, keepdims=True)
             index = xp.clip(index, max=world.size - 1)  # rounding may leave the last cdf below one
-            values = Named(xp.arange(world.size, device=device(lq)), (world,))
+            values = Named(xp.arange(world.size, device=device(p)), (world,))
             return Named(values.aligned(axes) == index, axes)
 
-        base, alternatives = lift(one_hot, log_q)
-        site.chosen = Term(base, alternatives, upstream=log_q.upstream, drawn=log_q.drawn)
+        base, alternatives = lift(one_hot, probs)
+        site.chosen = Term(base, alternatives, upstream=probs.upstream, drawn=probs.drawn)
     return site.chosen
+
+
+def _probs(site: Site) -> Term:
+    """With which probability each world is drawn."""
+    if site.weights is not None:
+        return site.weights
+    assert site.log_q is not None
+    log_q = site.log_q
+
+    def exp(named: Named) -> Named:
+        return Named(array_namespace(named.array).exp(named.array), named.axes)
+
+    alternatives = {s: exp(a) for s, a in log_q.alternatives.items()}
+    return replace(log_q, base=exp(log_q.base), alternatives=alternatives)
+
+
+def world_weights(site: Site) -> Term:
+    """What the expectation weights each world with: its probability, if the site has no other weights."""
+    if site.weights is not None:
+        return site.weights
+    assert site.log_q is not None
+    base, alternatives = lift(_exp, site.log_q)
+    return replace(site.log_q, base=base, alternatives=alternatives)
+
+
+def _exp(named: Named) -> Named:
+    return Named(array_namespace(named.array).exp(named.array), named.axes)
 
 
 def settle(term: Term, sites: Iterable[Site]) -> Term:

@@ -7,6 +7,7 @@ import vi_kit as vi
 from tests.conformance.families import FAMILIES
 from tests.conformance.shapes import Hierarchy, Independent, ObservedPlate, Subsampled, VectorEvent
 from tests.oracles import seed_of
+from tests.statistical.test_categorical import OF_CATEGORICAL
 from vi_kit.baselines import Baseline
 from vi_kit.estimators import REGISTRY
 
@@ -17,10 +18,12 @@ ESTIMATORS = {
     "average": vi.Score(vi.MovingAverage()),
     "enumerate": vi.Enumerate(),
     "measure": vi.MeasureValued(),
+    "disarm": vi.DisARM(),
+    "arm": vi.DisARM(arm=True),
     "reparam": vi.Reparam(),
     "doubly": vi.DoublyReparam(),
 }
-DISCRETE = ("score", "loo", "average", "enumerate", "measure")
+DISCRETE = ("score", "loo", "average", "enumerate", "measure", "disarm")
 CONTINUOUS = ("score", "loo", "measure", "reparam", "doubly")
 SHAPES = {
     "scalar": lambda family: Independent(family, sizes=()),
@@ -36,6 +39,7 @@ SHAPES = {
 }
 SITES = [
     *[(shape, "bernoulli", estimator) for shape in SHAPES for estimator in DISCRETE],
+    *[(shape, "bernoulli", "arm") for shape in ("plate", "vector")],
     *[(shape, "normal", estimator) for shape in SHAPES for estimator in CONTINUOUS],
     *[
         (shape, family, estimator)
@@ -75,7 +79,8 @@ def test_enumeration_is_exact(shape, lib):
 
 def test_every_estimator_has_cases():
     used = {type(ESTIMATORS[estimator]) for _, _, estimator, _ in CASES.values()}
-    assert used >= set(REGISTRY)
+    of_categorical = {type(estimator) for estimator in OF_CATEGORICAL.values()}
+    assert used | of_categorical >= set(REGISTRY)
 
 
 def test_every_baseline_has_cases():

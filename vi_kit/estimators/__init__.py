@@ -1,11 +1,14 @@
 """Gradient estimators, one strategy a file. A new one: its file, its line here, its row in the docs."""
 
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
 from vi_kit.estimators.enumerate import Enumerate
 from vi_kit.estimators.measure_valued import MeasureValued
 from vi_kit.estimators.reparam import Reparam
 from vi_kit.estimators.score import Score
+from vi_kit.estimators.sum_and_sample import SumAndSample
+from vi_kit.estimators.without_replacement import WithoutReplacement
 
 REGISTRY: tuple[type[Estimator], ...] = (
     Reparam,
@@ -13,10 +16,14 @@ REGISTRY: tuple[type[Estimator], ...] = (
     Score,
     Enumerate,
     MeasureValued,
+    DisARM,
+    SumAndSample,
+    WithoutReplacement,
 )
 
 __all__ = [
     "REGISTRY",
+    "DisARM",
     "DoublyReparam",
     "Enumerate",
     "Estimator",
@@ -24,4 +31,6 @@ __all__ = [
     "MeasureValued",
     "Reparam",
     "Score",
+    "SumAndSample",
+    "WithoutReplacement",
 ]

@@ -18,15 +18,21 @@ class Expansion:
     """What `Estimator.expand` hands back.
 
     Attributes:
-        value: drawn value, shape `(*batch, *event)`; for a `support`, all its values, with one more
-            dim in front, and ones for the batch dims.
-        is_support: whether `value` is the support.
+        value: drawn value, shape `(*batch, *event)`; for worlds, all their values, with one more dim in
+            front, and ones for the batch dims where it is the support.
+        is_worlds: whether `value` has several worlds in front.
+        weights: of the worlds, shape `(num_worlds, *batch)`, where they are not the probabilities of the
+            values: what the expectation weights them with, and its gradient.
+        first_is_drawn: whether the first world is a draw, for a nonlinear function that needs one; if not,
+            one is drawn by the weights.
         alternatives: values to compare with the drawn one, shape `(num_slots, *batch, *event)`.
         coefficients: their weights, shape `(num_slots, *batch)`: of value zero, with a gradient.
     """
 
     value: Array
-    is_support: bool = False
+    is_worlds: bool = False
+    weights: Array | None = None
+    first_is_drawn: bool = False
     alternatives: Array | None = None
     coefficients: Array | None = None
 
@@ -34,6 +40,18 @@ class Expansion:
 def lacks_sampler(dist: Distribution) -> str | None:
     """Why a distribution has no pathwise gradient; `None` if it has one."""
     return None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
+
+
+def reason_against_categorical(dist: Distribution, least: int) -> str | None:
+    """Why a distribution is not one Categorical of at least so many values; `None` if it is."""
+    elements, size = dist.elementary(), dist.support_size()
+    if elements is None or elements.family != "Categorical":
+        return f"needs a Categorical; {dist.name} is none"
+    if elements.event_ndim:
+        return "needs one Categorical per element of its plates, not an event of several"
+    if size is None or size < least:
+        return f"needs at least {least} values; {dist.name} has {size}"
+    return None
 
 
 class Estimator(ABC):
@@ -47,6 +65,9 @@ class Estimator(ABC):
 
     pathwise: ClassVar[bool] = False
     """Whether the site's value has a gradient, through its sampler."""
+
+    is_support: ClassVar[bool] = False
+    """Whether the site's value is its whole support, which depends on nothing."""
 
     holds_params: ClassVar[bool] = False
     """Whether its site's log density in a simulation is taken with the program's parameters held fixed. The

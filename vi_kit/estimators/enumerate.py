@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from array_api_compat import array_namespace
-
-from vi_kit._named import Named
-from vi_kit.cost import stopped
-from vi_kit.credit import downstream, gradient_term, grouped, matched
+from vi_kit.credit import contract_worlds
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.worlds import contract_world
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -47,6 +42,7 @@ class Enumerate(Estimator):
     """
 
     tracked: ClassVar[bool] = False
+    is_support: ClassVar[bool] = True
     max_worlds: int = 1024
 
     def num_worlds(self, dist: Distribution) -> int:
@@ -61,29 +57,7 @@ class Enumerate(Estimator):
         return None
 
     def expand(self, dist: Distribution) -> Expansion:
-        return Expansion(dist.support(), is_support=True)
+        return Expansion(dist.support(), is_worlds=True)
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        assert site.log_q and site.world and site.slots
-        world, done = site.world, []
-        probs = replace(
-            site.log_q,
-            base=_exp(site.log_q.base),
-            alternatives={s: _exp(a) for s, a in site.log_q.alternatives.items()},
-        )
-        for t in terms:
-            if world in t.base.axes:
-                done.append(contract_world(site, probs, t))
-            else:
-                done.append(t)
-        for group in grouped(t for t in terms if site in t.alternatives):
-            q = matched(probs, site, group[0].drawn - {site})
-            q = q.renamed(world, site.slots)
-            coefficient = Named(q.array - stopped(q).array, q.axes)
-            worth = downstream(group, site, lambda t: t.alternatives[site])
-            done.append(gradient_term(coefficient, worth, group[0]))
-        return done
-
-
-def _exp(named: Named) -> Named:
-    return Named(array_namespace(named.array).exp(named.array), named.axes)
+        return contract_worlds(site, terms)
