@@ -126,11 +126,14 @@ class NumPyroWords:
         with handlers.trace() as trace, handlers.seed(rng_seed=0):
             guide(*args)
         state = {n: site["value"] for n, site in trace.items() if site["type"] == "mutable"}
+        networks = {n: site["value"] for n, site in trace.items() if n.startswith("vi_kit.network")}
 
         @jax.jit
         def gradient(key: Any, state: Any) -> Any:
             def value(params: Any) -> Any:
-                result = loss.loss_with_mutable_state(key, {**params, **state}, model, guide, *args)
+                result = loss.loss_with_mutable_state(
+                    key, {**networks, **params, **state}, model, guide, *args
+                )
                 return result["loss"], result["mutable_state"] or {}
 
             return jax.grad(value, has_aux=True)({n: self.xp.asarray(values) for n in names})

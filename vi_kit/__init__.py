@@ -7,7 +7,14 @@ from array_api_compat import array_namespace
 
 from vi_kit import generators
 from vi_kit._errors import AnalyticError, BackendError, EstimatorError, ObjectiveError, ViKitError
-from vi_kit.baselines import Baseline, Constant, LeaveOneOut, MovingAverage
+from vi_kit.baselines import (
+    Baseline,
+    Constant,
+    LeaveOneOut,
+    MovingAverage,
+    NeuralBaseline,
+    Scaled,
+)
 from vi_kit.energy import from_log_density
 from vi_kit.estimators import (
     DisARM,
@@ -74,10 +81,12 @@ __all__ = [
     "MeasureValued",
     "MovingAverage",
     "Must",
+    "NeuralBaseline",
     "Objective",
     "ObjectiveError",
     "Range",
     "Reparam",
+    "Scaled",
     "Score",
     "SumAndSample",
     "ViKitError",

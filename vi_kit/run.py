@@ -66,6 +66,8 @@ class Run:
         self.sites: list[Site] = []
         self.terms: list[Term] = []
         self.new_state: dict[str, Array] = {}
+        self.own_losses: list[Array] = []
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
         self.subsamples: dict[str, Any] = {}
         self.sequential: set[str] = set()
@@ -92,6 +94,7 @@ class Run:
         self, objective: Callable[[Program, Program], Any], model: Program, guide: Program
     ) -> dict[str | None, Named]:
         """Run an objective program and contract its sites; scalars by group of parameters."""
+        self.arguments = (model.args, model.kwargs)
         token = _current.set(self)
         try:
             cost = objective(model, guide)

@@ -73,10 +73,10 @@ class Estimator(ABC):
     """Whether its site's log density in a simulation is taken with the program's parameters held fixed. The
     alternatives to a term are then its values with parameters held and one element of the site live."""
 
-    @property
-    def has_state(self) -> bool:
-        """Whether something is kept per site from step to step."""
-        return False
+    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
+        """Shape of what is kept per site from step to step; `None` for nothing. See `Baseline.state_shape`."""
+        del plates
+        return None
 
     def num_worlds(self, dist: Distribution) -> int:
         """By how much the site multiplies the number of times that the model is evaluated."""

@@ -47,9 +47,8 @@ class Score(Estimator):
 
     baseline: Baseline = field(default_factory=Constant)
 
-    @property
-    def has_state(self) -> bool:
-        return self.baseline.has_state
+    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
+        return self.baseline.state_shape(plates)
 
     def reason_against(self, dist: Distribution) -> str | None:
         if dist.name == "Delta":

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from numpyro import handlers
+from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.handlers import substitute, uncondition
 from numpyro.infer.util import is_identically_one
 from numpyro.ops.pytree import PytreeTrace
@@ -140,6 +142,18 @@ class NumPyroBackend:
         if key in self.params:
             self.mutable[key] = value
 
+    def predict(self, name: str, network: Any, inputs: Any) -> jax.Array | None:
+        with handlers.block(), substitute(data=self.params), handlers.trace() as trace:
+            with handlers.seed(rng_seed=random.key(0)):
+                values = predictions(name, network, inputs)
+        if any(s["type"] == "param" and n not in self.params for n, s in trace.items()):
+            warnings.warn(
+                f"nowhere to keep the parameters of {name!r}; give SVI loss.with_state(guide) for its guide",
+                stacklevel=2,
+            )
+            return None
+        return values
+
     # Programs
 
     @contextmanager
@@ -193,6 +207,22 @@ class NumPyroBackend:
         finally:
             self.handler = outer
         return reading.result()
+
+
+def predictions(name: str, network: Any, inputs: Any) -> jax.Array:
+    """What a network makes of inputs, with its parameters registered in the words of its library."""
+    root = {m for c in type(network).__mro__ for m in MODULES if c.__module__.startswith(m)}
+    if not root:
+        return network(inputs)
+    return MODULES[root.pop()](name, network, inputs)(inputs)
+
+
+MODULES: dict[str, Callable[..., Any]] = {
+    "flax.linen": lambda name, network, inputs: flax_module(name, network, inputs),
+    "flax.nnx": lambda name, network, inputs: nnx_module(name, network),
+    "equinox": lambda name, network, inputs: eqx_module(name, network),
+}
+"""How NumPyro registers a module, by the package of its class."""
 
 
 SEEDED = ("prng_key", "plate", "control_flow")

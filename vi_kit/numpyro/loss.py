@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger, mutable
 from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError
-from vi_kit.baselines import state_key
+from vi_kit.baselines import network_name, state_key
 from vi_kit.estimators import Enumerate, Estimator
 from vi_kit.language import Objective
 from vi_kit.numpyro.backend import (
@@ -27,6 +27,7 @@ from vi_kit.numpyro.backend import (
     NumPyroBackend,
     Provenance,
     TooFewMarks,
+    predictions,
     refuse_in_the_dark,
 )
 from vi_kit.numpyro.distributions import NumPyroDistribution
@@ -100,7 +101,7 @@ class Loss(ELBO):
         """
         step = _Step(self.settings, rng_key, param_map, model, guide, args, kwargs)
         plan, touched = step.plan()
-        groups, backend = step.run(plan)
+        groups, backend, own_losses = step.run(plan)
         loss = _total(groups, (None, "model"))
         if groups.keys() - {None}:  # XLA finds that the forward passes are one
             loss = lax.stop_gradient(loss)
@@ -108,6 +109,8 @@ class Loss(ELBO):
                 own = _total(step.holding(touched[role]).run(plan)[0], (None, role))
                 loss = loss + own - lax.stop_gradient(own)
         loss = self.settings.sign * loss
+        for own in own_losses:
+            loss = loss + own - lax.stop_gradient(own)
         if not_jax_tracer(loss) and not bool(jnp.isfinite(loss)):
             raise not_finite(float(loss), step.first_not_finite(plan))
         return {"loss": loss, "mutable_state": backend.mutable or None}
@@ -126,11 +129,17 @@ class Loss(ELBO):
         def with_state(*args: Any, **kwargs: Any) -> Any:
             with _Latents() as latents:
                 result = guide(*args, **kwargs)
-            for name, (fn, infer) in latents.items():
+            for name, (fn, infer, plates) in latents.items():
                 dist = NumPyroDistribution(fn)
-                choice = self.settings.selection.choose(name, name, dist, (), infer)
-                if choice.estimator.has_state or isinstance(choice.estimator, Enumerate):
-                    mutable(state_key(name), jnp.zeros(2))
+                estimator = self.settings.selection.choose(name, name, dist, (), infer).estimator
+                shape = estimator.state_shape(plates)
+                if isinstance(estimator, Enumerate):  # for where it has to be sampled
+                    shape = (2,)
+                if shape is not None:
+                    mutable(state_key(name), jnp.zeros(shape))
+                for baseline in getattr(getattr(estimator, "baseline", None), "networks", ()):
+                    inputs = baseline.given(args, kwargs)
+                    predictions(network_name(name), baseline.network, inputs)
             return result
 
         return with_state
@@ -156,7 +165,8 @@ class _Latents(Messenger):
 
     def postprocess_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and not msg["is_observed"]:
-            self.found[msg["name"]] = (msg["fn"], msg["infer"])
+            frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
+            self.found[msg["name"]] = (msg["fn"], msg["infer"], [int(f.size) for f in frames])
 
 
 class _Step:
@@ -186,7 +196,9 @@ class _Step:
         model, guide = self.programs
         return _Step(self.settings, self.key, params, model.fn, guide.fn, model.args, model.kwargs)
 
-    def run(self, plan: Plan) -> tuple[dict[str | None, jax.Array], NumPyroBackend]:
+    def run(
+        self, plan: Plan
+    ) -> tuple[dict[str | None, jax.Array], NumPyroBackend, list[jax.Array]]:
         backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance)
         run = Run(backend, plan)
         try:
@@ -198,7 +210,8 @@ class _Step:
             ) from None
         for key, value in run.new_state.items():
             backend.set_state(key, value)
-        return {group: named.array for group, named in groups.items()}, backend
+        values = {group: named.array for group, named in groups.items()}
+        return values, backend, run.own_losses
 
     def plan(self) -> tuple[Plan, dict[str, set[str]]]:
         """Choose the estimators, find the provenance, and check everything; and who has which parameters.

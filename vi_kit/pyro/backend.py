@@ -109,6 +109,11 @@ class PyroBackend:
     def set_state(self, key: str, value: torch.Tensor) -> None:
         pyro.get_param_store()[key] = value.detach()
 
+    def predict(self, name: str, network: Any, inputs: Any) -> Any:
+        if isinstance(network, torch.nn.Module):
+            network = pyro.module(name, network)
+        return network(inputs)
+
     # Programs
 
     @contextmanager

@@ -84,7 +84,7 @@ class Loss(ELBO):
     ) -> torch.Tensor:
         """A scalar whose value is an estimate of the loss and whose gradient is unbiased."""
         groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
-        loss = self._surrogate(groups, run)
+        loss = _with_own_losses(self._surrogate(groups, run), run)
         self._advance(run)
         return loss
 
@@ -94,7 +94,7 @@ class Loss(ELBO):
         value = self._value(groups).item()
         if not math.isfinite(value):
             raise not_finite(value, run.first_not_finite())
-        loss = self._surrogate(groups, run)
+        loss = _with_own_losses(self._surrogate(groups, run), run)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         self._advance(run)
@@ -177,6 +177,13 @@ class Loss(ELBO):
     def _advance(self, run: Run) -> None:
         for key, value in run.new_state.items():
             run.backend.set_state(key, value)
+
+
+def _with_own_losses(loss: torch.Tensor, run: Run) -> torch.Tensor:
+    """The loss with the gradients of the baselines' own losses, and its value as it was."""
+    for own in run.own_losses:
+        loss = loss + own - own.detach()
+    return loss
 
 
 def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
