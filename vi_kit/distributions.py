@@ -16,10 +16,16 @@ PARAMS = {
     "Bernoulli": ("probs",),
     "Categorical": ("probs",),
     "OneHotCategorical": ("probs",),
+    "Binomial": ("probs", "total_count"),
+    "Poisson": ("rate",),
+    "Geometric": ("probs",),
+    "NegativeBinomial": ("probs", "total_count"),
     "Normal": ("loc", "scale"),
+    "Laplace": ("loc", "scale"),
     "Exponential": ("rate",),
     "Gamma": ("concentration", "rate"),
-    "Poisson": ("rate",),
+    "Weibull": ("scale", "concentration"),
+    "Beta": ("concentration1", "concentration0"),
 }
 
 
@@ -129,7 +135,7 @@ class DistributionView(ABC):
         shape = shape[:-1] if one_hot else shape
         params = {}
         for name in PARAMS[family]:
-            value = self.as_array(getattr(fn, name))
+            value = self._param(fn, name)
             full = (*shape, value.shape[-1]) if "Categorical" in family else shape
             if tuple(value.shape) != full:
                 value = array_namespace(value).broadcast_to(value, full)
@@ -152,6 +158,13 @@ class DistributionView(ABC):
 
         return Elementary("Categorical" if one_hot else family, params, event_ndim, sample, push)
 
+    def _param(self, fn: Any, name: str) -> Array:
+        if name == "probs" and type(fn).__name__ == "NegativeBinomialLogits":  # NumPyro's has none
+            logits = self.as_array(fn.logits)
+            xp = array_namespace(logits)
+            return xp.exp(-xp.logaddexp(xp.zeros_like(logits), -logits))
+        return self.as_array(getattr(fn, name))
+
     def _elements(self) -> tuple[Any, int, tuple[Any, ...]]:
         """What lies below `Independent` and elementwise transforms, and how many dims they reinterpret."""
         w, fn, event_ndim, transforms = self.wrappers, self.fn, 0, ()
@@ -159,6 +172,8 @@ class DistributionView(ABC):
             if isinstance(fn, w.independent):
                 event_ndim += fn.reinterpreted_batch_ndims
             elif isinstance(fn, w.transformed):
+                if _family(fn) in PARAMS:  # Pyro's Weibull, an Exponential to a power
+                    break
                 if any(t.domain.event_dim or t.codomain.event_dim for t in fn.transforms):
                     break
                 event_ndim += len(fn.event_shape) - len(fn.base_dist.event_shape)

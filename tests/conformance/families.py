@@ -99,13 +99,43 @@ def counts(log_base_measure):
     return nodes
 
 
+def panels(num_nodes):
+    """Gauss-Legendre nodes between the places where the locations of these tests put kinks."""
+    edges = np.array([-32, -12, -5, -2, -0.2, 0.2, 0.5, 0.8, 2.5, 6, 13, 33])
+    u, weight = np.polynomial.legendre.leggauss(num_nodes // (len(edges) - 1))
+    half = np.diff(edges)[:, None] / 2
+    return (edges[:-1, None] + half * (1 + u)).ravel(), np.log(half * weight).ravel()
+
+
 REAL = trapezoid(-5.5, 6.5, lambda u: u, np.zeros_like)
 POSITIVE = trapezoid(-16, 5, np.exp, lambda u: u)
+WEIBULL = trapezoid(-14, 2.6, np.exp, lambda u: u)
 UNIT = trapezoid(-16, 16, sigmoid, log_sigmoid_slope)
 
 
 def normal_kernel(z, loc, log_scale):
     return -0.5 * ((z - loc) / np.exp(log_scale)) ** 2 - log_scale
+
+
+def laplace_kernel(z, loc, log_scale):
+    distance = (z - loc) * np.sign(z - np.real(loc))
+    return -distance / np.exp(log_scale) - log_scale
+
+
+def log_negative_binomial(z, logit):
+    log_choose = np.array([math.lgamma(k + 2.5) - math.lgamma(k + 1) for k in z])
+    return log_choose - z * np.log(1 + np.exp(-logit)) - 2.5 * np.log(1 + np.exp(logit))
+
+
+def weibull_kernel(z, log_scale, log_concentration):
+    log_power = np.exp(log_concentration) * (np.log(z) - log_scale)
+    return log_power - np.exp(log_power) + log_concentration - np.log(z)
+
+
+COUNTS = np.array([2, 5])
+LOG_CHOOSE = np.array(
+    [[math.log(math.comb(n, k)) if k <= n else -1e3 for k in range(6)] for n in COUNTS]
+)
 
 
 def softmax_kernel(z, *logits):
@@ -154,6 +184,16 @@ FAMILIES = {
         prior=(-0.3,),
         slope=0.4,
     ),
+    "binomial_counts": Family(  # a count for each of two elements
+        build=lambda lib, a: lib.dist.Binomial(
+            total_count=lib.array(COUNTS), probs=1 / (1 + lib.xp.exp(-a))
+        ),
+        log_density=lambda z, a: a * z - COUNTS[:, None] * np.log(1 + np.exp(a)) + LOG_CHOOSE,
+        nodes=finite(6),
+        guide=(0.6,),
+        prior=(-0.3,),
+        slope=0.4,
+    ),
     "poisson": Family(
         build=lambda lib, a: lib.dist.Poisson(lib.xp.exp(a)),
         log_density=lambda z, a: a * z,
@@ -168,6 +208,32 @@ FAMILIES = {
         nodes=counts(lambda k: 0.0),
         guide=(0.8,),
         prior=(0.1,),
+        slope=0.6,
+    ),
+    "geometric_probs": Family(
+        build=lambda lib, a: lib.dist.Geometric(probs=1 / (1 + lib.xp.exp(-a))),
+        log_density=lambda z, a: -z * np.log(1 + np.exp(a)),
+        nodes=counts(lambda k: 0.0),
+        guide=(0.8,),
+        prior=(0.1,),
+        slope=0.6,
+    ),
+    "negative_binomial": Family(
+        build=lambda lib, a: lib.dist.NegativeBinomial(lib.array(2.5), logits=a),
+        log_density=log_negative_binomial,
+        nodes=counts(lambda k: 0.0),
+        guide=(-0.7,),
+        prior=(-0.2,),
+        slope=0.6,
+    ),
+    "negative_binomial_probs": Family(
+        build=lambda lib, a: lib.dist.NegativeBinomial(
+            lib.array(2.5), probs=1 / (1 + lib.xp.exp(-a))
+        ),
+        log_density=log_negative_binomial,
+        nodes=counts(lambda k: 0.0),
+        guide=(-0.7,),
+        prior=(-0.2,),
         slope=0.6,
     ),
     "normal": Family(
@@ -198,6 +264,14 @@ FAMILIES = {
         prior=(-0.2, 0.1),
         slope=1.3,
     ),
+    "laplace": Family(
+        build=lambda lib, loc, log_scale: lib.dist.Laplace(loc, lib.xp.exp(log_scale)),
+        log_density=laplace_kernel,
+        nodes=panels,
+        guide=(0.5, -0.3),
+        prior=(-0.2, 0.1),
+        slope=0.9,
+    ),
     "exponential": Family(
         build=lambda lib, a: lib.dist.Exponential(lib.xp.exp(a)),
         log_density=lambda z, a: a - np.exp(a) * z,
@@ -217,6 +291,20 @@ FAMILIES = {
         log_density=lambda z, b: 1.2 * np.log(z) - np.exp(b) * z,
         nodes=POSITIVE,
         guide=(0.5,),
+        prior=(0.1,),
+    ),
+    "weibull": Family(
+        build=lambda lib, a, b: lib.dist.Weibull(lib.xp.exp(a), lib.xp.exp(b)),
+        log_density=weibull_kernel,
+        nodes=WEIBULL,
+        guide=(0.4, 0.5),
+        prior=(0.1, 0.4),
+    ),
+    "weibull_scale": Family(
+        build=lambda lib, a: lib.dist.Weibull(lib.xp.exp(a), lib.array(1.7)),
+        log_density=lambda z, a: weibull_kernel(z, a, math.log(1.7)),
+        nodes=WEIBULL,
+        guide=(0.4,),
         prior=(0.1,),
     ),
     "beta": Family(

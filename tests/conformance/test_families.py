@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+import vi_kit as vi
+from tests.conformance import shapes
 from tests.conformance.families import FAMILIES
-from tests.conformance.shapes import Independent
+from tests.conformance.shapes import Independent, VectorEvent
 from tests.conformance.test_shapes import ESTIMATORS, OBJECTIVES
 from tests.oracles import seed_of
 
@@ -14,27 +16,49 @@ ACCEPTED = {
     "bernoulli": ("enumerate", "measure", "loo"),
     "categorical": ("enumerate", "measure", "loo"),
     "one_hot": ("enumerate", "measure", "loo"),
-    "binomial": ("enumerate", "loo"),
+    "binomial": ("enumerate", "measure", "loo"),
+    "binomial_counts": ("measure", "loo"),
     "poisson": ("measure", "loo"),
-    "geometric": ("loo",),
+    "geometric": ("measure", "loo"),
+    "geometric_probs": ("measure",),
+    "negative_binomial": ("measure", "loo"),
+    "negative_binomial_probs": ("measure",),
     "normal": ("reparam", "measure", "loo"),
+    "laplace": ("reparam", "measure", "loo"),
     "log_normal": ("reparam", "measure", "loo"),
     "logit_normal": ("reparam", "measure", "loo"),
     "exponential": ("reparam", "measure", "loo"),
     "gamma": ("reparam", "loo"),
     "gamma_rate": ("reparam", "measure", "loo"),
-    "beta": ("reparam", "loo"),
+    "weibull": ("reparam", "loo"),
+    "weibull_scale": ("reparam", "measure", "loo"),
+    "beta": ("reparam", "measure", "loo"),
     "dirichlet": ("reparam", "loo"),
 }
-WITH_IWAE = ("one_hot", "binomial", "poisson", "gamma", "beta")
+WITH_IWAE = [
+    *[("one_hot", estimator) for estimator in ACCEPTED["one_hot"]],
+    ("poisson", "loo"),
+    ("gamma", "reparam"),
+    *[
+        (family, "measure")
+        for family in ("binomial_counts", "poisson", "negative_binomial", "laplace", "beta")
+    ],
+]
+IN_EVENTS = ("binomial_counts", "beta")
 CASES = {
     "-".join((family, estimator, objective)): (family, estimator, objective)
     for family, accepted in ACCEPTED.items()
     for estimator in accepted
     for objective in OBJECTIVES
-    if objective == "elbo" or family in WITH_IWAE
+    if objective == "elbo" or (family, estimator) in WITH_IWAE
 }
 ENUMERABLE = [family for family, accepted in ACCEPTED.items() if "enumerate" in accepted]
+NEGATIVE_BINOMIAL = dataclasses.replace(
+    FAMILIES["negative_binomial"],
+    build=lambda lib, a, b: lib.dist.NegativeBinomial(lib.xp.exp(a), logits=b),
+    guide=(0.9, -0.7),
+    prior=(0.8, -0.2),
+)
 
 
 def skip_what_a_library_lacks(family, lib):
@@ -50,6 +74,29 @@ def test_estimator_is_unbiased(case, lib, request):
     loss = lib.Loss(program, ESTIMATORS[estimator], num_samples=2000)
     shape = Independent(FAMILIES[family], sizes=(2,))
     shape.check(lib, loss, particles, 40, seed_of(request.node.name))
+
+
+@pytest.mark.parametrize("family", IN_EVENTS)
+def test_measure_valued_in_an_event(family, lib, request, monkeypatch):
+    monkeypatch.setattr(shapes, "NUM_JOINT_NODES", 120)
+    loss = lib.Loss(vi.elbo(), vi.MeasureValued(), num_samples=500)
+    VectorEvent(FAMILIES[family]).check(lib, loss, 1, 40, seed_of(request.node.name))
+
+
+@pytest.mark.parametrize(
+    ("family", "parameter"),
+    [
+        ("gamma", "concentration of Gamma"),
+        ("weibull", "concentration of Weibull"),
+        (NEGATIVE_BINOMIAL, "total_count of NegativeBinomial"),
+    ],
+    ids=("gamma", "weibull", "negative_binomial"),
+)
+def test_measure_valued_refuses_a_parameter(family, parameter, lib):
+    shape = Independent(FAMILIES.get(family, family), sizes=(2,))
+    loss = lib.Loss(vi.elbo(), vi.MeasureValued())
+    with pytest.raises(vi.EstimatorError, match=f"no weak derivative for the {parameter}"):
+        shape.gradients(lib, loss, 1, 0)
 
 
 @pytest.mark.parametrize("family", ENUMERABLE)

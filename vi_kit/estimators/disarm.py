@@ -33,6 +33,7 @@ class DisARM(Estimator):
     Needs: independent Bernoulli or Categorical elements.
     Cost: 2 evaluations of the model, whatever the size of the event.
     Variance: low for few elements; grows with the size of the event.
+    Use for: large events of binary values; two evaluations whatever their size.
 
     Args:
         arm: the estimator of Yin and Zhou, of which DisARM is the conditional mean. For Bernoulli only.

@@ -32,6 +32,7 @@ class DoublyReparam(Estimator):
         several, and no enumerated site drawn given one.
     Cost: two evaluations of model and guide, one of them with parameters held.
     Variance: zero on `elbo` once the guide is the posterior; does not grow with the particles of `iwae`.
+    Use for: bounds of many particles; the end of training, when the guide is close.
 
     Example:
         >>> DoublyReparam()

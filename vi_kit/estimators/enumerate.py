@@ -28,6 +28,7 @@ class Enumerate(Estimator):
     Needs: a finite support, and a model that broadcasts over dims on the left.
     Cost: as many evaluations of the model as the support has values; a chain of T sites costs T K^2.
     Variance: zero on a linear cost (`elbo`), and wherever the exact sum is taken; else that of the other replicates.
+    Use for: sites with few values; the first choice for them.
 
     Args:
         max_worlds: largest number of joint values of the enumerated sites on which one term may depend,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace, device
 
-from vi_kit._named import Array, combine
+from vi_kit._named import Array
 from vi_kit.backend import current
-from vi_kit.credit import downstream, gradient_term, grouped, matched
+from vi_kit.credit import contract_differences
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.weak_derivatives import WEAK_DERIVATIVES
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution, Elementary
@@ -24,14 +25,16 @@ class MeasureValued(Estimator):
     r"""The weak derivative, $\nabla_\theta E[f(z)] = c_\theta (E[f(z^+)] - E[f(z^-)])$, per parameter.
 
     Wherever it can, the drawn value itself stands for one of the two sides, and both sides share
-    their noise. A vector event is perturbed one coordinate at a time. Noise of a Gamma's
-    concentration has no such form and is refused.
+    their noise. A vector event is perturbed one coordinate at a time. A gradient of the concentration of a
+    Gamma or Weibull, or of the total count of a NegativeBinomial, is refused.
 
     Unbiased when: always; the cost need not be differentiable in the value.
-    Needs: independent Bernoulli, Categorical, Normal, Exponential, Gamma (rate) or Poisson elements.
-    Cost: 1 + D S evaluations of the model for D elements in the event; S is 1 for Bernoulli, Exponential,
-        Gamma and Poisson, 3 for Normal, K - 1 for a Categorical of K.
+    Needs: independent Bernoulli, Categorical, Binomial, Poisson, Geometric, NegativeBinomial (probs), Normal,
+        Laplace, Exponential, Gamma (rate), Weibull (scale) or Beta elements.
+    Cost: 1 + D S evaluations of the model for D elements in the event; S is 3 for Normal, 2 for Laplace and Beta,
+        K - 1 for a Categorical of K, 1 for the others.
     Variance: low, and bounded where the cost is; grows with D only through the cost.
+    Use for: a cost with jumps in a continuous value; counts.
 
     Example:
         >>> MeasureValued()
@@ -40,6 +43,7 @@ class MeasureValued(Estimator):
     References:
         Pflug 1996, Optimization of Stochastic Models.
         Mohamed, Rosca, Figurnov and Mnih 2020, Monte Carlo Gradient Estimation in Machine Learning.
+        Arratia, Goldstein and Kochman 2019, Size Bias for One and All (section 11, for Beta).
     """
 
     def num_slots(self, dist: Distribution) -> int:
@@ -66,12 +70,13 @@ class MeasureValued(Estimator):
         moved = {k: v - fixed[k] for k, v in elements.params.items()}
         drawn = elements.sample()
 
+        xp = array_namespace(drawn)
+        is_float = xp.isdtype(drawn.dtype, "real floating")
+        like = drawn if is_float else next(iter(fixed.values()))
+
         def exponential() -> Array:
-            xp = array_namespace(drawn)
-            like = next(iter(fixed.values()))
             return -xp.log1p(-backend.uniform(tuple(drawn.shape), like=like))
 
-        xp = array_namespace(drawn)
         pairs = WEAK_DERIVATIVES[elements.family].pairs(drawn, fixed, moved, exponential)
         values = xp.astype(xp.stack([v for v, _ in pairs]), drawn.dtype)
         coefficients = xp.stack([c for _, c in pairs])
@@ -81,15 +86,7 @@ class MeasureValued(Estimator):
         )
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        assert site.coefficients is not None
-        done = list(terms)
-        for group in grouped(t for t in terms if site in t.alternatives):
-            coefficient = matched(site.coefficients, site, group[0].drawn)
-            other = downstream(group, site, lambda t: t.alternatives[site])
-            own = downstream(group, site, lambda t: t.base)
-            worth = combine(lambda x, y: x - y, other, own)
-            done.append(gradient_term(coefficient, worth, group[0]))
-        return done
+        return contract_differences(site, terms)
 
 
 def _event_shape(elements: Elementary) -> tuple[int, ...]:
@@ -116,79 +113,3 @@ def _one_at_a_time(
     values = xp.reshape(xp.where(eye, flat, base), (slots * size, *batch, *event))
     coefficients = xp.moveaxis(xp.reshape(coefficients, (slots, *batch, size)), -1, 1)
     return values, xp.reshape(coefficients, (slots * size, *batch))
-
-
-Pair = tuple[
-    Array, Array
-]  # a value to compare with the drawn one, and the weight of the difference
-
-
-@dataclass(frozen=True)
-class WeakDerivative:
-    """The weak derivatives of one family, each a difference from the drawn value.
-
-    Attributes:
-        num_slots: number of pairs, from the parameters.
-        pairs: from the drawn elements, the parameters without gradient, the parameters minus that
-            (value zero, with gradient) and a source of standard exponential noise.
-        fixed: parameters that have none.
-    """
-
-    num_slots: Callable[[dict[str, Array]], int]
-    pairs: Callable[[Array, dict[str, Array], dict[str, Array], Callable[[], Array]], list[Pair]]
-    fixed: tuple[str, ...] = ()
-
-
-def _bernoulli(x: Array, fixed: Any, moved: Any, noise: Any) -> list[Pair]:
-    return [(1.0 - x, (1.0 - 2.0 * x) * moved["probs"])]
-
-
-def _categorical(x: Array, fixed: Any, moved: Any, noise: Any) -> list[Pair]:
-    xp = array_namespace(fixed["probs"])
-    size = fixed["probs"].shape[-1]
-    others = [(x + shift) % size for shift in range(1, size)]
-    return [(y, xp.take_along_axis(moved["probs"], y[..., None], axis=-1)[..., 0]) for y in others]
-
-
-def _normal(x: Array, fixed: Any, moved: Any, noise: Callable[[], Array]) -> list[Pair]:
-    # Location: a Rayleigh step up against the same step down. Scale: a double-sided Maxwell variable
-    # against a normal one; the drawn value is one coordinate of the three whose norm is Maxwell's.
-    loc, scale = fixed["loc"], fixed["scale"]
-    xp = array_namespace(x)
-    step = scale * xp.sqrt(2.0 * noise())
-    weight = moved["loc"] / (scale * math.sqrt(2.0 * math.pi))
-    deviation = (x - loc) / scale
-    maxwell = xp.sign(deviation) * xp.sqrt(deviation**2 + 2.0 * noise())
-    return [
-        (loc + step, weight),
-        (loc - step, -weight),
-        (loc + scale * maxwell, moved["scale"] / scale),
-    ]
-
-
-def _exponential(x: Array, fixed: Any, moved: Any, noise: Callable[[], Array]) -> list[Pair]:
-    return [(x + noise() / fixed["rate"], -moved["rate"] / fixed["rate"])]
-
-
-def _gamma(x: Array, fixed: Any, moved: Any, noise: Callable[[], Array]) -> list[Pair]:
-    weight = -moved["rate"] * fixed["concentration"] / fixed["rate"]
-    return [(x + noise() / fixed["rate"], weight)]
-
-
-def _poisson(x: Array, fixed: Any, moved: Any, noise: Any) -> list[Pair]:
-    return [(x + 1.0, moved["rate"])]
-
-
-def _one(params: dict[str, Array]) -> int:
-    del params
-    return 1
-
-
-WEAK_DERIVATIVES = {
-    "Bernoulli": WeakDerivative(_one, _bernoulli),
-    "Categorical": WeakDerivative(lambda p: p["probs"].shape[-1] - 1, _categorical),
-    "Normal": WeakDerivative(lambda p: 3, _normal),
-    "Exponential": WeakDerivative(_one, _exponential),
-    "Gamma": WeakDerivative(_one, _gamma, fixed=("concentration",)),
-    "Poisson": WeakDerivative(_one, _poisson),
-}

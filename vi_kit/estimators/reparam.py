@@ -21,6 +21,7 @@ class Reparam(Estimator):
     Needs: a reparameterised sampler (`has_rsample`); implicit reparameterisation counts.
     Cost: one evaluation of the model.
     Variance: low where the cost is smooth.
+    Use for: continuous sites; the first choice.
 
     Example:
         >>> Reparam()

@@ -31,6 +31,7 @@ class Score(Estimator):
     Needs: a log density.
     Cost: one evaluation of the model.
     Variance: high without a baseline; falls with replicates.
+    Use for: any other site: large supports, counts, programs that branch on the value. Give it a baseline.
 
     Args:
         baseline: what is subtracted from the cost.

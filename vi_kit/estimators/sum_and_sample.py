@@ -30,6 +30,7 @@ class SumAndSample(Estimator):
     Needs: a Categorical (or OneHotCategorical) with more values than are summed, outside of events.
     Cost: `num_summed + 1` evaluations of the model.
     Variance: that of the score function times the mass of the rest, squared.
+    Use for: a Categorical of many values, of which few have most of the mass.
 
     Args:
         num_summed: number of values that are summed.

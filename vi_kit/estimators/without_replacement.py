@@ -36,6 +36,7 @@ class WithoutReplacement(Estimator):
     Needs: a Categorical (or OneHotCategorical) with at least k values, outside of events.
     Cost: k evaluations of the model.
     Variance: below that of k draws with replacement and their leave-one-out baseline; zero once k is the support.
+    Use for: a Categorical of many values, with k evaluations to spend.
 
     Args:
         k: number of values, from 2 to 6.
