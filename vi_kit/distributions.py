@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -182,6 +184,21 @@ class DistributionView(ABC):
                 break
             fn = fn.base_dist
         return fn, event_ndim, transforms
+
+
+def without_validation(fn: Any, leaf: Callable[[Any], Any] = lambda fn: fn) -> Any:
+    """A copy of a library's distribution that evaluates values outside its support too.
+
+    Args:
+        fn: the distribution.
+        leaf: what to do with the one below all wrappers.
+    """
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if not hasattr(fn, "base_dist"):
+        return leaf(fn)
+    fn.base_dist = without_validation(fn.base_dist, leaf)
+    return fn
 
 
 def _family(fn: Any) -> str:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from vi_kit.varied import Varied
 
 
+STEP_KEY = "vi_kit.step"
+"""Under which name the number of steps is kept."""
+
 ALTERNATIVES: tuple[Estimator, ...] = (Reparam(), Enumerate(), MeasureValued(), Score())
 """What an error about a site suggests, in this order, as far as they can handle it."""
 
@@ -319,7 +322,7 @@ class Run:
         findings.rows[site.label] = Row(
             site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
         )
-        pathwise = estimator.pathwise and not reason
+        pathwise = estimator.pathwise and dist.has_rsample and not reason
         try:
             value = dist.rsample() if pathwise else dist.sample()
         except NotImplementedError:
@@ -518,6 +521,16 @@ class Run:
         if counts:
             self.terms.append(term)
         return term
+
+    def step(self, like: Array) -> Array:
+        """Number of gradients taken so far, for schedules."""
+        state = self.backend.get_state(STEP_KEY)
+        xp = array_namespace(like)
+        state = xp.zeros_like(xp.sum(like)) if state is None else state
+        state = self.backend.stop_gradient(state)
+        if self.with_gradient:
+            self.new_state[STEP_KEY] = state + 1.0
+        return state
 
     def depends_on_draws(self, array: Array) -> bool:
         """Whether provenance leads from an array to a site, as far as sites are tracked."""

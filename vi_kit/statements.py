@@ -109,6 +109,10 @@ class Simulation:
                 self.factors[name] = Factor(values, number)
         self.terms.append(self.run.term(density, axes, what, statement=name))
 
+    def relaxes(self, name: str) -> bool:
+        """Whether the value of a site may lie outside its support."""
+        return name in self.sites and self.sites[name].estimator.relaxes
+
     def result(self) -> Draw:
         cost = Cost(self.terms)
         return Draw(self.program, self.values, dict(self.sites), cost, self.details, self.factors)
@@ -171,6 +175,10 @@ class Replay:
         what = f"{self.program.role} site {name!r}"
         term = self.run.term(density, axes, what, held=self.draw.held, statement=name)
         self.terms.append(term)
+
+    def relaxes(self, name: str) -> bool:
+        """See `Simulation.relaxes`."""
+        return name in self.draw.sites and self.draw.sites[name].estimator.relaxes
 
     def result(self) -> Cost:
         """The log density, once every site of the draw was met."""

@@ -5,6 +5,7 @@ from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
 from vi_kit.estimators.enumerate import Enumerate
 from vi_kit.estimators.measure_valued import MeasureValued
+from vi_kit.estimators.relaxed import Relaxed, StraightThrough
 from vi_kit.estimators.reparam import Reparam
 from vi_kit.estimators.score import Score
 from vi_kit.estimators.sum_and_sample import SumAndSample
@@ -19,6 +20,8 @@ REGISTRY: tuple[type[Estimator], ...] = (
     DisARM,
     SumAndSample,
     WithoutReplacement,
+    Relaxed,
+    StraightThrough,
 )
 
 __all__ = [
@@ -29,8 +32,10 @@ __all__ = [
     "Estimator",
     "Expansion",
     "MeasureValued",
+    "Relaxed",
     "Reparam",
     "Score",
+    "StraightThrough",
     "SumAndSample",
     "WithoutReplacement",
 ]

@@ -88,6 +88,14 @@ class Estimator(ABC):
         del dist
         return 0
 
+    relaxes: ClassVar[bool] = False
+    """Whether its values may lie outside the support, which is then not checked."""
+
+    @property
+    def needs_step(self) -> bool:
+        """Whether it asks for the number of steps so far (`Run.step`)."""
+        return False
+
     @abstractmethod
     def reason_against(self, dist: Distribution) -> str | None:
         """Why the estimator cannot handle the distribution; `None` if it can."""

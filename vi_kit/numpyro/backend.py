@@ -22,10 +22,11 @@ from vi_kit._errors import BackendError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.baselines import state_key
 from vi_kit.cost import Cost, Site
+from vi_kit.distributions import without_validation
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
-from vi_kit.run import Run
+from vi_kit.run import STEP_KEY, Run
 from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
 
 Provenance = Mapping[Hashable, frozenset[str]]
@@ -294,7 +295,7 @@ class _Handler:
             if self.program.held:
                 msg["value"] = lax.stop_gradient(msg["value"])
         elif kind == "mutable":
-            own = name.startswith(state_key(""))
+            own = name.startswith(state_key("")) or name == STEP_KEY
             if self.run.apart and self.run.findings is not None and not own:
                 self.run.findings.problem(
                     message(
@@ -332,6 +333,8 @@ class _Handler:
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
         fn, value, axes = msg["fn"], msg["value"], self.axes(msg)
+        if self.reading.relaxes(msg["name"]):
+            fn = without_validation(fn)
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]
         plain = None
         if unmasked.fn is fn:

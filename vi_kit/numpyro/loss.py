@@ -34,7 +34,7 @@ from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
 from vi_kit.programs import Program
-from vi_kit.run import Run
+from vi_kit.run import STEP_KEY, Run
 from vi_kit.settings import Settings, make_plan, not_finite
 
 UNKNOWN_NESTING = 32
@@ -137,6 +137,8 @@ class Loss(ELBO):
                     shape = (2,)
                 if shape is not None:
                     mutable(state_key(name), jnp.zeros(shape))
+                if estimator.needs_step:
+                    mutable(STEP_KEY, jnp.zeros(()))
                 for baseline in getattr(getattr(estimator, "baseline", None), "networks", ()):
                     inputs = baseline.given(args, kwargs)
                     predictions(network_name(name), baseline.network, inputs)

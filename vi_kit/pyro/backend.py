@@ -28,7 +28,7 @@ from vi_kit._named import PLATE, Axis
 from vi_kit.cost import Cost, Site
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
-from vi_kit.pyro.distributions import PyroDistribution
+from vi_kit.pyro.distributions import PyroDistribution, relaxed
 from vi_kit.run import Run
 from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
 
@@ -359,6 +359,8 @@ class _Handler:
                     ),
                     of_estimator=True,
                 )
+        if self.reading.relaxes(name):
+            fn = relaxed(fn)
         axes, unmasked = self.axes(msg), PyroDistribution(fn)
         log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
         plain = log_prob if unmasked.fn is fn else unmasked.log_prob(value)

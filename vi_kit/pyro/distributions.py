@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import Independent, TransformedDistribution, constraints
 
-from vi_kit.distributions import DistributionView, Wrappers
+from vi_kit.distributions import DistributionView, Wrappers, without_validation
 
 
 class PyroDistribution(DistributionView):
@@ -40,3 +40,21 @@ class PyroDistribution(DistributionView):
             if other.name != "Delta":
                 return False
         return bool(self.fn.support.check(value).all())
+
+
+class LinearOneHotCategorical(dist.OneHotCategorical):
+    """A one-hot distribution whose log density is continued linearly between its values."""
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return (value * self.logits).sum(-1)
+
+
+def relaxed(fn: Any) -> Any:
+    """A copy of a distribution that has a density, with a gradient, between its values too."""
+
+    def leaf(fn: Any) -> Any:
+        if isinstance(fn, dist.OneHotCategorical):
+            return LinearOneHotCategorical(logits=fn.logits, validate_args=False)
+        return fn
+
+    return without_validation(fn, leaf)

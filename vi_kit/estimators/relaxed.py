@@ -1,0 +1,245 @@
+"""Continuous stand-ins for discrete values. Biased, and only for who says so."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from array_api_compat import array_namespace
+
+from vi_kit._errors import EstimatorError, ObjectiveError, message, whole_number
+from vi_kit._named import Array
+from vi_kit.backend import current
+from vi_kit.estimators.base import Estimator, Expansion
+
+if TYPE_CHECKING:
+    from vi_kit.backend import Distribution
+    from vi_kit.cost import Site, Term
+
+
+@dataclass(frozen=True)
+class Biased(Estimator):
+    """What the relaxations have in common: Bernoulli or one-hot elements, and a value with a gradient."""
+
+    tracked: ClassVar[bool] = False
+    pathwise: ClassVar[bool] = True
+    relaxes: ClassVar[bool] = True
+    biased: bool
+
+    def __post_init__(self) -> None:
+        if self.biased is not True:
+            raise EstimatorError(
+                message(
+                    f"{type(self).__name__}: the gradient is biased",
+                    got=f"biased={self.biased!r}",
+                    expected="biased=True, or an unbiased estimator: Enumerate(), DisARM(), MeasureValued() or"
+                    " Score()",
+                    fix=f"vi.{type(self).__name__}(..., biased=True)",
+                )
+            )
+
+    def reason_against(self, dist: Distribution) -> str | None:
+        elements = dist.elementary()
+        if elements is None or dist.name not in ("Bernoulli", "OneHotCategorical"):
+            return f"needs Bernoulli or OneHotCategorical elements; {dist.name} has none"
+        return None
+
+    def expand(self, dist: Distribution) -> Expansion:
+        elements = dist.elementary()
+        assert elements is not None
+        probs = elements.params["probs"]
+        if dist.name == "OneHotCategorical":
+            return Expansion(self.value(probs))
+        xp = array_namespace(probs)
+        return Expansion(self.value(xp.stack([1.0 - probs, probs], axis=-1))[..., 1])
+
+    @abstractmethod
+    def value(self, probs: Array) -> Array:
+        """A one-hot value, or a stand-in for one, with a gradient; categories along the last dim."""
+
+    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
+        del site
+        return list(terms)
+
+
+@dataclass(frozen=True)
+class Relaxed(Biased):
+    r"""Gumbel-Softmax (of Bernoulli: binary Concrete), $\mathrm{softmax}((\log p + g) / \tau)$ with Gumbel noise g.
+
+    With `straight_through` the program sees the hard one-hot value, and the gradient is that of the relaxed one,
+    averaged over `num_rao` relaxed values with the same hard one (Gumbel-Rao). Without, the program must make
+    sense between the discrete values; log densities are continued linearly.
+
+    Unbiased when: never; the bias falls with the temperature.
+    Needs: Bernoulli or OneHotCategorical elements; NumPyro has no OneHotCategorical.
+    Cost: one evaluation of the model.
+    Variance: low; grows as the temperature falls.
+    Use for: large discrete latent variables where some bias will do.
+
+    Args:
+        temperature: positive, or a function of the number of steps so far, for annealing (in NumPyro give `SVI`
+            `loss.with_state(guide)`).
+        straight_through: whether the program sees the hard value.
+        num_rao: relaxed values that are averaged, for `straight_through`.
+        biased: must be `True`.
+
+    Raises:
+        EstimatorError: `biased` is not `True`.
+        ObjectiveError: a temperature that is not positive, or fewer than one value.
+
+    Example:
+        >>> Relaxed(0.5, straight_through=True, biased=True)
+        Relaxed(biased=True, temperature=0.5, straight_through=True, num_rao=1)
+
+    References:
+        Jang, Gu and Poole 2017, Categorical Reparameterization with Gumbel-Softmax.
+        Maddison, Mnih and Teh 2017, The Concrete Distribution.
+        Paulus, Maddison and Krause 2021, Rao-Blackwellizing the Straight-Through Gumbel-Softmax Gradient Estimator.
+    """
+
+    temperature: float | Callable[[Array], Array] = 0.5
+    straight_through: bool = False
+    num_rao: int = 1
+
+    def __init__(
+        self,
+        temperature: float | Callable[[Array], Array] = 0.5,
+        straight_through: bool = False,
+        num_rao: int = 1,
+        *,
+        biased: bool = False,
+    ):
+        own = {
+            "biased": biased,
+            "temperature": temperature,
+            "straight_through": straight_through,
+            "num_rao": whole_number("Relaxed", "num_rao", num_rao),
+        }
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
+        if not callable(temperature) and not temperature > 0:
+            raise ObjectiveError(
+                message(
+                    "Relaxed: the temperature must be positive",
+                    got=f"temperature={temperature!r}",
+                    expected="temperature > 0, or a function of the step",
+                    fix="temperature=0.5",
+                )
+            )
+        self.__post_init__()
+
+    @property
+    def needs_step(self) -> bool:
+        return callable(self.temperature)
+
+    def value(self, probs: Array) -> Array:
+        backend = current().backend
+        logits = _log(probs)
+        noisy = logits + _gumbel(tuple(logits.shape), like=logits)
+        if not self.straight_through:
+            return self._softened(noisy)
+        held = backend.stop_gradient(noisy)
+        xp = array_namespace(held)
+        hard = _one_hot(xp.argmax(held, axis=-1, keepdims=True), like=held)
+        if (
+            self.num_rao > 1
+        ):  # other noise with the same hard value; the path is still that of the logits
+            others = _given_the_largest(backend.stop_gradient(probs), hard, self.num_rao)
+            noisy = others + logits - backend.stop_gradient(logits)
+        soft = self._softened(noisy)
+        soft = xp.mean(soft, axis=0) if self.num_rao > 1 else soft
+        return hard + soft - backend.stop_gradient(soft)
+
+    def _softened(self, noisy: Array) -> Array:
+        temperature = self.temperature
+        if callable(temperature):
+            temperature = temperature(current().step(like=noisy))
+        return _softmax(noisy / temperature)
+
+
+@dataclass(frozen=True)
+class StraightThrough(Biased):
+    r"""The hard value, with the gradient of the probabilities in its place; with `second_order`, ReinMax.
+
+    ReinMax follows Heun's rule in place of Euler's: exact for costs that are quadratic in the one-hot value.
+
+    Unbiased when: never; for a cost that is linear in the value (`second_order`: quadratic).
+    Needs: Bernoulli or OneHotCategorical elements; NumPyro has no OneHotCategorical.
+    Cost: one evaluation of the model.
+    Variance: low.
+    Use for: large discrete latent variables where some bias will do, without a temperature to tune.
+
+    Args:
+        second_order: whether ReinMax.
+        biased: must be `True`.
+
+    Raises:
+        EstimatorError: `biased` is not `True`.
+
+    Example:
+        >>> StraightThrough(second_order=True, biased=True)
+        StraightThrough(biased=True, second_order=True)
+
+    References:
+        Bengio, Léonard and Courville 2013, Estimating or Propagating Gradients Through Stochastic Neurons.
+        Liu, Dong, Liu, Yu and Gao 2023, Bridging Discrete and Backpropagation: Straight-Through and Beyond.
+    """
+
+    second_order: bool = False
+
+    def __init__(self, second_order: bool = False, *, biased: bool = False):
+        object.__setattr__(self, "biased", biased)
+        object.__setattr__(self, "second_order", second_order)
+        self.__post_init__()
+
+    def value(self, probs: Array) -> Array:
+        backend = current().backend
+        held = backend.stop_gradient(_log(probs))
+        xp = array_namespace(held)
+        noisy = held + _gumbel(tuple(held.shape), like=held)
+        hard = _one_hot(xp.argmax(noisy, axis=-1, keepdims=True), like=held)
+        soft = probs
+        if self.second_order:
+            logits = _log(probs)
+            middle = _log((hard + backend.stop_gradient(probs)) / 2)
+            shifted = _softmax(middle - backend.stop_gradient(logits) + logits)
+            soft = 2 * shifted - probs / 2
+        return hard + soft - backend.stop_gradient(soft)
+
+
+def _log(probs: Array) -> Array:
+    xp = array_namespace(probs)
+    return xp.log(xp.clip(probs, min=xp.finfo(probs.dtype).tiny))
+
+
+def _softmax(x: Array) -> Array:
+    xp = array_namespace(x)
+    x = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+    return x / xp.sum(x, axis=-1, keepdims=True)
+
+
+def _exponential(shape: tuple[int, ...], like: Array) -> Array:
+    xp = array_namespace(like)
+    noise = -xp.log1p(-current().backend.uniform(shape, like=like))
+    return xp.clip(noise, min=xp.finfo(like.dtype).tiny)
+
+
+def _gumbel(shape: tuple[int, ...], like: Array) -> Array:
+    return -array_namespace(like).log(_exponential(shape, like))
+
+
+def _one_hot(index: Array, like: Array) -> Array:
+    xp = array_namespace(like)
+    categories = xp.arange(like.shape[-1], device=getattr(like, "device", None))
+    return xp.astype(categories == index, like.dtype)
+
+
+def _given_the_largest(probs: Array, hard: Array, num_values: int) -> Array:
+    """Gumbel-perturbed log probabilities, given which is the largest; copies along dim 0."""
+    xp = array_namespace(probs)
+    noise = _exponential((num_values, *probs.shape), like=probs)
+    top = xp.sum(hard * noise, axis=-1, keepdims=True)  # the largest is Gumbel with location log 1
+    safe = xp.clip(probs, min=xp.finfo(probs.dtype).tiny)
+    return xp.where(hard > 0, -xp.log(top), -xp.log(noise / safe + top))
