@@ -14,6 +14,7 @@ from vi_kit.baselines import (
     MovingAverage,
     NeuralBaseline,
     Scaled,
+    Sum,
 )
 from vi_kit.energy import from_log_density
 from vi_kit.estimators import (
@@ -92,6 +93,7 @@ __all__ = [
     "Scaled",
     "Score",
     "StraightThrough",
+    "Sum",
     "SumAndSample",
     "ViKitError",
     "WithoutReplacement",

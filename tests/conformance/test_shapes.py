@@ -6,7 +6,9 @@ import pytest
 import vi_kit as vi
 from tests.conformance.families import FAMILIES
 from tests.conformance.shapes import Hierarchy, Independent, ObservedPlate, Subsampled, VectorEvent
+from tests.libraries import PyroWords
 from tests.oracles import seed_of
+from tests.statistical.test_baselines import BASELINES
 from tests.statistical.test_categorical import OF_CATEGORICAL
 from tests.statistical.test_relaxed import CASES as RELAXED
 from vi_kit.baselines import Baseline
@@ -87,6 +89,7 @@ def test_every_estimator_has_cases():
 def test_every_baseline_has_cases():
     estimators = (ESTIMATORS[estimator] for _, _, estimator, _ in CASES.values())
     used = {type(e.baseline) for e in estimators if isinstance(e, vi.Score)}
+    used |= {type(make(PyroWords())) for make in BASELINES.values()}
     ours = {b for b in Baseline.__subclasses__() if b.__module__.startswith("vi_kit.")}
     assert used >= ours
 

@@ -66,10 +66,14 @@ def test_every_estimator_baseline_objective_and_error_is_public():
     assert subclasses(sys.modules["vi_kit._errors"], Exception) <= public
 
 
+def all_subclasses(base):
+    return {c for own in base.__subclasses__() for c in (own, *all_subclasses(own))}
+
+
 def test_every_shipped_estimator_is_registered():
     shipped = {
         c
-        for c in vi.Estimator.__subclasses__()
+        for c in all_subclasses(vi.Estimator)
         if c.__module__.startswith("vi_kit.") and not inspect.isabstract(c)
     }
     assert shipped == set(estimators.REGISTRY)
