@@ -122,11 +122,7 @@ def test_an_enumerated_site_drawn_given_it(lib):
 
 def test_a_delta_keeps_the_gradient_of_its_own_parameter(lib, request):
     """In a nonlinear function its value in the alternatives has the parameters held."""
-
-    def model():
-        a = lib.sample("a", lib.dist.Normal(lib.array(0.0), 1.0))
-        b = lib.sample("b", lib.dist.Normal(a, 1.0))
-        lib.sample("x", lib.dist.Normal(b, 1.0), obs=lib.array(X))
+    model, _ = two_normals(lib)
 
     def guide():
         theta = lib.theta(POSTERIOR)

@@ -53,8 +53,9 @@ def log_variance(
     r"""$\frac12 \mathrm{Var}_r[\log p(x, z) - \log q(z)]$, in nats squared; minimised.
 
     Zero where the guide is the posterior, whatever the reference $r$. With the guide as reference its
-    expected gradient by the guide's parameters is that of $\mathrm{KL}(q \| p)$, and has lower variance than
-    the score function's. The sample variance is unbiased (divisor K - 1).
+    expected gradient by the guide's parameters is that of $\mathrm{KL}(q \| p)$. It has lower variance than the
+    score function's; than that with `LeaveOneOut` only near the optimum, where the explicit derivative of
+    $\log q$, of mean zero, counts. The sample variance is unbiased (divisor K - 1).
 
     Args:
         num_particles: draws, at least 2.
