@@ -16,7 +16,6 @@ from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, TwoNormals, exact
 from vi_kit import baselines, cost, credit, nonlinear, replicates, varied, worlds
-from vi_kit.estimators import enumerate as enumeration
 from vi_kit.estimators import score
 
 SCORE, LOO = vi.Score(), vi.Score(vi.LeaveOneOut())
@@ -86,8 +85,8 @@ def worth_with_gradient(patch):
 
 
 def weights_held(patch):
-    weights = enumeration._exp
-    patch.setattr(enumeration, "_exp", lambda named: cost.stopped(weights(named)))
+    weights = worlds._exp
+    patch.setattr(worlds, "_exp", lambda named: cost.stopped(weights(named)))
 
 
 def slope_of_every_site(patch):
