@@ -156,7 +156,7 @@ def make_plan(
             of_estimator=True,
         )
     if findings.split:
-        model, guide = run.backend.params_of("model"), run.backend.params_of("guide")
+        model, guide, objective = map(run.backend.params_of, ("model", "guide", "objective"))
         both = sorted({model[p] for p in model.keys() & guide.keys()})
         if both:
             findings.problem(
@@ -165,6 +165,17 @@ def make_plan(
                     got="parameters that would ascend both bounds",
                     expected="parameters of the model only or of the guide only",
                     fix="separate parameters, or one bound for all",
+                ),
+                of_estimator=False,
+            )
+        neither = sorted({objective[p] for p in objective.keys() - model.keys() - guide.keys()})
+        if neither:
+            findings.problem(
+                message(
+                    f"split_gradients: parameters {neither} belong neither to model nor to guide",
+                    got="parameters of the objective itself, which would ascend no bound",
+                    expected="parameters that model or guide declares too",
+                    fix="declare them in the model or in the guide, or one bound for all",
                 ),
                 of_estimator=False,
             )

@@ -109,3 +109,35 @@ def test_a_parameter_of_both_is_refused(lib):
     case = TwoLevelBernoulli(lib)
     with pytest.raises(vi.ObjectiveError, match=r"\['theta'\] belong to model and guide"):
         case.gradients(lib.Loss(one_set_of_draws(), vi.Enumerate()), 1, 0)
+
+
+def test_a_parameter_of_the_objective_alone(lib):
+    @vi.objective
+    def program(model, guide):
+        bound = vi.elbo()(model, guide)
+        power = lib.theta(np.array([1.0]), "power")[0]
+        return vi.split_gradients(model=bound, guide=power * bound)
+
+    case = TwoLevelBernoulli(lib)
+    loss = lib.Loss(program(), vi.Score())
+    with pytest.raises(
+        vi.ObjectiveError, match=r"\['power'\] belong neither to model nor to guide"
+    ):
+        lib.gradients(loss, case.model, case.guide, case.values, 1, 0)
+
+
+def test_a_parameter_of_the_objective_is_trained(lib):
+    """Its gradient is that of the cost that it scales."""
+
+    @vi.objective
+    def program(model, guide):
+        return lib.theta(np.array([1.0]), "power")[0] * vi.elbo()(model, guide)
+
+    case = TwoLevelBernoulli(lib)
+    draws = [
+        lib.gradients(lib.Loss(o, vi.Enumerate()), case.model, case.guide, case.values, 1, 0, names)
+        for o, names in ((program(), ("theta", "power")), (vi.elbo(), ("theta",)))
+    ]
+    size = len(case.values)
+    assert abs(draws[0][0, size]) > 1.0
+    np.testing.assert_allclose(draws[0][:, :size] / case.values[0], draws[1], rtol=1e-9)

@@ -245,6 +245,9 @@ class _Outermost(Messenger):
     def process_message(self, msg: Any) -> None:
         if self.backend.handler is not None:
             self.backend.handler.process(msg)
+        elif msg["type"] == "param":  # in the objective itself
+            self.backend.touched["objective"].add(msg["name"])
+            msg["value"] = self.backend.params.get(msg["name"], msg["value"])
 
     def postprocess_message(self, msg: Any) -> None:
         if self.backend.handler is not None:

@@ -225,6 +225,8 @@ class _Outermost(Messenger):
     def _pyro_post_param(self, msg: Any) -> None:
         if self.backend.handler is not None:
             self.backend.handler.param(self.backend, msg)
+        else:  # in the objective itself
+            self.backend.params["objective"][msg["name"]] = _leaf(msg["value"])
 
 
 class _ReplicatePlate(IndepMessenger):
@@ -320,9 +322,7 @@ class _Handler:
                 self.released.append(p)
 
     def param(self, backend: PyroBackend, msg: Any) -> None:
-        value = msg["value"]
-        leaf = getattr(value, "unconstrained", lambda: value)()
-        leaf = getattr(value, "_pyro_unconstrained_param", leaf)
+        value, leaf = msg["value"], _leaf(msg["value"])
         backend.params[self.program.role][msg["name"]] = leaf
         if self.program.held:
             self.hold([leaf])
@@ -391,6 +391,12 @@ class _Handler:
             scale = float(frame.full_size / frame.size) if frame.full_size else 1.0
             axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
         return tuple(axes)
+
+
+def _leaf(value: Any) -> torch.Tensor:
+    """The unconstrained tensor of a parameter."""
+    leaf = getattr(value, "unconstrained", lambda: value)()
+    return getattr(value, "_pyro_unconstrained_param", leaf)
 
 
 def _is_silent(msg: Any) -> bool:
