@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ class Plan:
         max_plate_nesting: dims that plates take.
         vectorize: whether replicates are drawn in one pass, or in turn.
         num_slots: one plus the alternatives of all sites.
+        slots_of: the alternatives of each site, by label.
         tracked: whether provenance is needed.
         table: rows for `explain`.
         provenance: what a backend that traces programs found out about dependence.
@@ -35,6 +36,7 @@ class Plan:
     max_plate_nesting: int
     vectorize: bool = True
     num_slots: int = 1
+    slots_of: Mapping[str, int] = field(default_factory=dict)
     tracked: bool = True
     table: tuple[Row, ...] = ()
     provenance: Any = None
@@ -62,6 +64,7 @@ class Findings:
     estimator_problems: list[str] = field(default_factory=list)
     program_problems: list[str] = field(default_factory=list)
     num_slots: int = 1
+    slots_of: dict[str, int] = field(default_factory=dict)
     sizes: dict[Site, int] = field(default_factory=dict)
     all_at_once: set[Site] = field(default_factory=set)
     split: bool = False

@@ -17,12 +17,13 @@ from vi_kit._named import (
     Array,
     Axis,
     Named,
+    combine,
     from_layout,
 )
 from vi_kit.backend import Backend, Distribution, _current
 from vi_kit.checks import refuse_draws_below_held
 from vi_kit.copies import Copy, merged
-from vi_kit.cost import Cost, Site, Term, label
+from vi_kit.cost import Cost, Site, Term, label, stopped
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
 from vi_kit.plan import Findings, Plan, Replan, Row
 from vi_kit.select import Choice
@@ -211,6 +212,9 @@ class Run:
         if self.findings is not None:
             return self._try(site, dist, choice), site
         expansion = site.estimator.expand(dist)
+        made = 0 if expansion.alternatives is None else expansion.alternatives.shape[0]
+        if made != self.plan.slots_of.get(site.label, made):
+            raise self._other_number(site, made)
         event_ndim = len(dist.event_shape)
         if expansion.is_worlds:
             return self.backend.track(self._worlds(site, expansion, event_ndim), site), site
@@ -311,7 +315,8 @@ class Run:
             text = self._refusal(site, dist, choice, reason, inside)
             findings.problem(text, of_estimator=True)
         else:
-            findings.num_slots += estimator.num_slots(dist)
+            findings.slots_of[site.label] = estimator.num_slots(dist)
+            findings.num_slots += findings.slots_of[site.label]
             findings.sizes[site] = estimator.num_worlds(dist)
             if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
                 findings.all_at_once.add(site)
@@ -387,7 +392,7 @@ class Run:
         coefficients = self.backend.untracked(coefficients)
         layout[-coefficients.ndim] = site.slots
         named = from_layout(coefficients, layout, (*site.axes, site.slots))
-        site.coefficients = Term(named)
+        site.coefficients = Term(combine(lambda c, held: c - held, named, stopped(named)))
         value = self._padded(expansion.value, event_ndim)
         xp = array_namespace(value)
         dim = value.ndim + self.slot_dim - event_ndim
@@ -404,6 +409,18 @@ class Run:
         if n > self.next_slot:
             pieces.append(_repeated(base, dim, n - self.next_slot))
         return xp.concat(pieces, axis=dim)
+
+    def _other_number(self, site: Site, made: int) -> EstimatorError:
+        """The error about an estimator that makes another number of alternatives than it said it would."""
+        name = type(site.estimator).__name__
+        return EstimatorError(
+            message(
+                f"site {site.name!r}: {name}.expand and {name}.num_slots disagree",
+                got=f"{made} alternatives",
+                expected=f"{self.plan.slots_of[site.label]}, which is what num_slots returned",
+                fix="return from num_slots how many alternatives expand makes",
+            )
+        )
 
     def _aligned_slots(self, value: Array, event_ndim: int, upstream: Iterable[Site]) -> Array:
         """Where a drawn value is drawn once per slot, keep the draw of slot 0 wherever nothing upstream

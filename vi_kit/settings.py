@@ -185,6 +185,7 @@ def make_plan(
         plan,
         selection=replace(plan.selection, resolved=resolved),
         num_slots=findings.num_slots,
+        slots_of=findings.slots_of,
         tracked=any(c.estimator.tracked for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         table=tuple(findings.rows.values()),

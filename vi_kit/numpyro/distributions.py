@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import lax, random
 from numpyro.distributions import (
     ExpandedDistribution,
     Independent,
@@ -19,7 +19,7 @@ from vi_kit.distributions import DistributionView, Wrappers
 
 
 class NumPyroDistribution(DistributionView):
-    """A view of a NumPyro distribution, with the key for its one draw.
+    """A view of a NumPyro distribution, with the key for its draws.
 
     Attributes:
         intermediates: what NumPyro keeps of a reparameterised draw so as not to invert its transforms.
@@ -35,17 +35,25 @@ class NumPyroDistribution(DistributionView):
     def __init__(self, fn: Any, key: jax.Array | None = None):
         super().__init__(fn)
         self.key = key
+        self.num_draws = 0
         self.intermediates: list[Any] = []
+
+    def new_key(self) -> jax.Array | None:
+        """The key itself for the first draw, others for those after it."""
+        self.num_draws += 1
+        if self.num_draws == 1 or self.key is None:
+            return self.key
+        return random.fold_in(self.key, self.num_draws)
 
     def sample(self) -> jax.Array:
         return self.sample_elements(self.fn)
 
     def rsample(self) -> jax.Array:
-        value, self.intermediates = self.fn.sample_with_intermediates(self.key)
+        value, self.intermediates = self.fn.sample_with_intermediates(self.new_key())
         return value
 
     def sample_elements(self, fn: Any) -> jax.Array:
-        return lax.stop_gradient(fn.sample(self.key))
+        return lax.stop_gradient(fn.sample(self.new_key()))
 
     def as_array(self, value: Any) -> jax.Array:
         return jnp.asarray(value)
