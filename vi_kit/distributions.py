@@ -186,19 +186,21 @@ class DistributionView(ABC):
         return fn, event_ndim, transforms
 
 
-def without_validation(fn: Any, leaf: Callable[[Any], Any] = lambda fn: fn) -> Any:
-    """A copy of a library's distribution that evaluates values outside its support too.
-
-    Args:
-        fn: the distribution.
-        leaf: what to do with the one below all wrappers.
-    """
+def with_leaf(fn: Any, leaf: Callable[[Any], Any], **attributes: Any) -> Any:
+    """A copy of a library's distribution, with another one (made of a copy) below all its wrappers, and with
+    attributes set on all of them."""
     fn = copy.copy(fn)
-    fn._validate_args = False
+    for name, value in attributes.items():
+        setattr(fn, name, value)
     if not hasattr(fn, "base_dist"):
         return leaf(fn)
-    fn.base_dist = without_validation(fn.base_dist, leaf)
+    fn.base_dist = with_leaf(fn.base_dist, leaf, **attributes)
     return fn
+
+
+def without_validation(fn: Any, leaf: Callable[[Any], Any] = lambda fn: fn) -> Any:
+    """A copy of a distribution that evaluates values outside its support too."""
+    return with_leaf(fn, leaf, _validate_args=False)
 
 
 def _family(fn: Any) -> str:

@@ -106,6 +106,37 @@ def test_a_chain(num_particles, estimator, lib, request):
     oracles.check_unbiased(draws, bound_of_chain(num_particles))
 
 
+@pytest.mark.parametrize("top", [17.0, 20.0, 40.0])
+def test_peaked_probabilities_in_single_precision(top):
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    from vi_kit.numpyro import Loss
+
+    logits = jnp.zeros(8, jnp.float32).at[0].set(top)
+
+    def model():
+        z = numpyro.sample("z", dist.Categorical(logits=jnp.zeros(8, jnp.float32)))
+        numpyro.factor("f", z * jnp.float32(0.5))
+
+    def guide():
+        numpyro.sample("z", dist.Categorical(logits=numpyro.param("logits", logits)))
+
+    def gradients(estimator):
+        def loss(logits, key):
+            return Loss(vi.elbo(), estimator).loss(key, {"logits": logits}, model, guide)
+
+        keys = jax.random.split(jax.random.key(0), 50)
+        return jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(logits, keys)
+
+    for estimator in (vi.DisARM(), vi.SumAndSample(2), vi.WithoutReplacement(3)):
+        draws = np.asarray(gradients(estimator))
+        assert np.isfinite(draws).all(), estimator
+        np.testing.assert_allclose(draws.mean(axis=0), gradients(vi.Enumerate())[0], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("estimator", "text"),
     [

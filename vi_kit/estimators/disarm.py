@@ -109,8 +109,11 @@ def _categorical(probs: Array) -> tuple[Array, Array, Array]:
     held, size = current().backend.stop_gradient(probs), probs.shape[-1]
     order = xp.argsort(held, axis=-1, descending=True)
     sorted_probs = xp.take_along_axis(probs, order, axis=-1)
-    before = xp.cumulative_sum(sorted_probs, axis=-1) - sorted_probs
-    sticks = (sorted_probs / _positive(1.0 - before))[..., : size - 1]
+    tail = xp.flip(xp.cumulative_sum(xp.flip(sorted_probs, axis=-1), axis=-1), axis=-1)
+    left = xp.clip(
+        tail, min=xp.finfo(probs.dtype).eps ** 2
+    )  # not 1 - before, which may round below zero
+    sticks = xp.clip(sorted_probs / left, max=1.0)[..., : size - 1]
     first, second, weights = _pair(_uniform(sticks), sticks)
 
     def stop(successes: Array) -> Array:

@@ -23,7 +23,7 @@ from vi_kit._named import PLATE, Axis
 from vi_kit.baselines import state_key
 from vi_kit.cost import Cost, Site
 from vi_kit.distributions import without_validation
-from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.distributions import NumPyroDistribution, smooth
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
 from vi_kit.run import STEP_KEY, Run
@@ -335,7 +335,7 @@ class _Handler:
 
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
-        fn, value, axes = msg["fn"], msg["value"], self.axes(msg)
+        fn, value, axes = smooth(msg["fn"]), msg["value"], self.axes(msg)
         if self.reading.relaxes(msg["name"]):
             fn = without_validation(fn)
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]

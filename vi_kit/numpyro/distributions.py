@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import (
+    BernoulliLogits,
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
@@ -15,7 +16,7 @@ from numpyro.distributions import (
     constraints,
 )
 
-from vi_kit.distributions import DistributionView, Wrappers
+from vi_kit.distributions import DistributionView, Wrappers, with_leaf
 
 
 class NumPyroDistribution(DistributionView):
@@ -72,3 +73,26 @@ def _plain(support: Any) -> Any:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
+
+
+class SmoothBernoulliLogits(BernoulliLogits):
+    """NumPyro's, with a log density whose gradient is right at a logit of exactly zero too."""
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        value, logits = jnp.asarray(value, jnp.result_type(float)), jnp.asarray(self.logits)
+        return value * logits - jax.nn.softplus(logits)
+
+
+def smooth(fn: Any) -> Any:
+    """The distribution; a copy with `SmoothBernoulliLogits` where it is made of Bernoulli elements."""
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if type(base) is not BernoulliLogits:
+        return fn
+    return with_leaf(fn, _smoothed)
+
+
+def _smoothed(fn: Any) -> Any:
+    fn.__class__ = SmoothBernoulliLogits
+    return fn
