@@ -61,7 +61,7 @@ class Elementary:
         params: shape `(*batch, *event)` with gradient; a Categorical's `probs` have one more dim, last.
         event_ndim: number of event dims.
         sample: draws elements, shape `(*batch, *event)`, without gradient.
-        push: maps elements to a value of the distribution.
+        push: maps elements, of any dtype that holds them, to a value of the distribution.
     """
 
     family: str

@@ -35,6 +35,7 @@ class Site:
         weights: of the worlds, where they are not their probabilities.
         slots: axis of the alternatives to its drawn value.
         coefficients: weights of the alternatives, of value zero and with a gradient.
+        log_noise: log density of the noise from which its value was made, where that depends on parameters.
         chosen: the world drawn for each element, once one had to be drawn.
         elements: its elements as sites of their own, once they had to be told apart.
     """
@@ -49,6 +50,7 @@ class Site:
     weights: Term | None = None
     slots: Axis | None = None
     coefficients: Term | None = None
+    log_noise: Term | None = None
     chosen: Term | None = field(default=None, repr=False)
     elements: dict[tuple[int, ...], Site] = field(default_factory=dict, repr=False)
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from array_api_compat import array_namespace
 
 from vi_kit._named import SLOT, Named, combine, total
 from vi_kit.backend import current
 from vi_kit.cost import Site, Term, stopped
 from vi_kit.worlds import contract_world, settle, world_weights
+
+if TYPE_CHECKING:
+    from vi_kit.baselines import Baseline
 
 
 def downstream(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> Named:
@@ -75,6 +80,45 @@ def contract_differences(site: Site, terms: Sequence[Term]) -> list[Term]:
         worth = combine(lambda x, y: x - y, other, own)
         done.append(gradient_term(coefficient, worth, group[0]))
     return done
+
+
+def contract_score(
+    site: Site, terms: Sequence[Term], log_density: Term, baseline: Baseline
+) -> list[Term]:
+    """Add the gradient of a log density times what the site is worth, less a baseline.
+
+    Args:
+        site: to be contracted.
+        terms: that depend on it.
+        log_density: of what was drawn: of the site's value, or of the noise from which it was made.
+        baseline: what is subtracted.
+    """
+    done = list(terms)
+    for group in grouped(terms):
+        log_q = matched(log_density, site, group[0].drawn)
+        coefficient = Named(log_q.array - stopped(log_q).array, log_q.axes)
+        worth = downstream(group, site, lambda t: t.base)
+        linear = [t for t in group if site not in t.alternatives]
+        swapped = [t for t in group if site in t.alternatives]
+        if linear:
+            own = downstream(linear, site, lambda t: t.base) if swapped else worth
+            factor = unit(linear)
+            subtracted = baseline.subtracted(site, own.scaled(1.0 / factor))
+            worth = _minus(worth, subtracted and subtracted.scaled(factor))
+        if swapped:
+            other = downstream(swapped, site, lambda t: t.alternatives[site])
+            worth = _minus(worth, other)
+        done.append(gradient_term(coefficient, worth, group[0]))
+    return done
+
+
+def _minus(worth: Named, baseline: Named | None) -> Named:
+    """Subtract a baseline where it is finite; that depends on other draws only, so it may be left out."""
+    if baseline is None:
+        return worth
+    xp = array_namespace(baseline.array)
+    finite = xp.where(xp.isfinite(baseline.array), baseline.array, xp.zeros_like(baseline.array))
+    return combine(lambda w, b: w - b, worth, Named(finite, baseline.axes))
 
 
 def contract_worlds(site: Site, terms: Sequence[Term]) -> list[Term]:

@@ -83,6 +83,10 @@ class DistributionView(ABC):
         """Draw without gradient from one of the library's own distributions."""
 
     @abstractmethod
+    def as_drawn(self, fn: Any, value: Array) -> Array:
+        """A value in the dtype of what one draws from one of the library's own distributions."""
+
+    @abstractmethod
     def as_array(self, value: Any) -> Array:
         """A parameter as an array of the library, if it is a Python number."""
 
@@ -154,6 +158,7 @@ class DistributionView(ABC):
                 xp = array_namespace(probs)
                 categories = xp.arange(probs.shape[-1], device=device(probs))
                 return xp.astype(value[..., None] == categories, probs.dtype)
+            value = self.as_drawn(elements, value)
             for transform in transforms:
                 value = transform(value)
             return value

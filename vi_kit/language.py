@@ -82,8 +82,8 @@ def evaluate(fn: Callable[..., Array], draw: Draw) -> Cost:
     run, program = current(), draw.program
     values = {}
     for name, statement in draw.details.items():
-        value = run.backend.stop_gradient(draw[name]) if draw.held else draw[name]
-        values[name] = run.expanded(value, statement.axes, len(statement.dist.event_shape))
+        event_ndim = len(statement.dist.event_shape)
+        values[name] = run.expanded(draw.replayed(name), statement.axes, event_ndim)
     axes = {a for d in draw.details.values() for a in d.axes}
     what = f"function {getattr(fn, '__name__', 'of a draw')!r}"
     array = fn(values, *program.args, **program.kwargs)
@@ -142,7 +142,7 @@ def given(program: Program, draw: Draw) -> Program:
     """
     run, simulated = current(), {}
     for name, observed in draw.data.items():
-        value = run.backend.stop_gradient(draw[name]) if draw.held else draw[name]
+        value = draw.replayed(name)
         if getattr(observed, "dtype", value.dtype) != value.dtype:
             value = array_namespace(value).astype(value, observed.dtype)
         simulated[id(observed)] = (name, value)

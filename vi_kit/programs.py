@@ -82,6 +82,11 @@ class Draw(Mapping[str, Any]):
         found = {n: d.infer for n, d in self.details.items()}
         return {n: infer["obs"] for n, infer in found.items() if infer.get("was_observed")}
 
+    def replayed(self, name: str) -> Any:
+        """A value for other programs and functions: a constant, if the draw is held."""
+        value = self.by_name[name]
+        return current().backend.stop_gradient(value) if self.held else value
+
     def __getitem__(self, name: str) -> Any:
         return self.by_name[name]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from vi_kit._errors import EstimatorError, ObjectiveError, message
 from vi_kit._named import (
@@ -17,29 +17,22 @@ from vi_kit._named import (
     Array,
     Axis,
     Named,
-    combine,
     from_layout,
 )
-from vi_kit.backend import Backend, Distribution, _current
+from vi_kit.backend import Backend, _current
 from vi_kit.checks import refuse_draws_below_held
 from vi_kit.copies import Copy, merged
-from vi_kit.cost import Cost, Site, Term, label, stopped
-from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
-from vi_kit.plan import Findings, Plan, Replan, Row
-from vi_kit.select import Choice
+from vi_kit.cost import Cost, Site, Term
+from vi_kit.plan import Findings, Plan, Replan
 from vi_kit.transform import contract
 
 if TYPE_CHECKING:
     from vi_kit.programs import Program
-    from vi_kit.statements import Statement
     from vi_kit.varied import Varied
 
 
 STEP_KEY = "vi_kit.step"
 """Under which name the number of steps is kept."""
-
-ALTERNATIVES: tuple[Estimator, ...] = (Reparam(), Enumerate(), MeasureValued(), Score())
-"""What an error about a site suggests, in this order, as far as they can handle it."""
 
 
 class Run:
@@ -195,255 +188,6 @@ class Run:
             raise (EstimatorError if of_estimator else ObjectiveError)(text)
         self.findings.problem(text, of_estimator=of_estimator)
 
-    # Sites
-
-    def draw(self, statement: Statement, role: str) -> tuple[Array, Site]:
-        """Offer a latent site to its estimator.
-
-        Args:
-            statement: where it is sampled.
-            role: of the program.
-
-        Returns:
-            The value for the program, and the site.
-        """
-        site, choice = self._open(statement, role)
-        dist = statement.dist
-        if self.findings is not None:
-            return self._try(site, dist, choice), site
-        expansion = site.estimator.expand(dist)
-        made = 0 if expansion.alternatives is None else expansion.alternatives.shape[0]
-        if made != self.plan.slots_of.get(site.label, made):
-            raise self._other_number(site, made)
-        event_ndim = len(dist.event_shape)
-        if expansion.is_worlds:
-            return self.backend.track(self._worlds(site, expansion, event_ndim), site), site
-        upstream: Iterable[Site] = ()
-        if self.plan.num_slots > 1:  # only slots ask for it, and it is not free
-            upstream = self.backend.upstream(self, expansion.value, ("site", site.order, site.name))
-        if expansion.alternatives is not None:
-            value = self._alternatives(site, expansion, event_ndim, upstream)
-        else:
-            value = self._aligned_slots(expansion.value, event_ndim, upstream)
-        return (self.backend.track(value, site) if site.estimator.tracked else value), site
-
-    def draw_inside(
-        self, statement: Statement, role: str, again: Site | None
-    ) -> tuple[Array | None, Site]:
-        """Like `draw`, inside the control flow of a library: only single draws are possible there.
-
-        Args:
-            statement: where it is sampled.
-            role: of the program.
-            again: the site, if the body of the control flow is traced once more.
-
-        Returns:
-            The value, or `None` for the library's own reparameterised one; and the site.
-        """
-        site, choice, dist = again, None, statement.dist
-        if site is None:
-            site, choice = self._open(statement, role, inside=True)
-        if self.findings is not None:
-            choice = choice or self.findings.choices[site.label]
-            return self._try(site, dist, choice, inside=True), site
-        if not site.estimator.tracked:
-            return None, site
-        return self.backend.track(site.estimator.expand(dist).value, site), site
-
-    def _open(self, statement: Statement, role: str, inside: bool = False) -> tuple[Site, Choice]:
-        """Choose the estimator of a site."""
-        axes = tuple(sorted(statement.axes, key=lambda a: a.key, reverse=True))
-        name, dist = statement.name, statement.dist
-        why = "inside control flow" if inside else ""
-        if role != "guide":
-            why = f"a draw from the {role}"
-        choice = self.plan.selection.choose(
-            name, label(name, role), dist, (*axes, *self.apart), statement.infer, why
-        )
-        site = Site(name, self.num_sites, axes, choice.estimator, role)
-        self.num_sites += 1
-        self.sites.append(site)
-        self.by_order[site.order] = site
-        if self.findings is None:
-            if (
-                site.label not in self.plan.selection.resolved
-            ):  # the structure changes from run to run
-                reason = self._reason_against(site, dist)
-                if reason:
-                    raise EstimatorError(self._refusal(site, dist, choice, reason))
-            if site.estimator.tracked and not self.plan.tracked:
-                raise Replan
-        return site, choice
-
-    def _reason_against(self, site: Site, dist: Distribution) -> str | None:
-        estimator = site.estimator
-        return estimator.reason_against(dist) or estimator.unmet_need((*site.axes, *self.apart))
-
-    def _refusal(
-        self, site: Site, dist: Distribution, choice: Choice, reason: str, inside: bool = False
-    ) -> str:
-        """The text of the error about a site that its estimator cannot handle."""
-        name = type(site.estimator).__name__
-        others = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
-        if inside:
-            others = [e for e in others if e.num_worlds(dist) + e.num_slots(dist) == 1]
-        others = [type(e).__name__ for e in others if type(e).__name__ != name] or [name]
-        expected = " or ".join(f"{other}()" for other in others)
-        fix = f'estimators={{"{site.name}": vi.{others[0]}()}}'
-        if "replicates" in reason:
-            expected, fix = "num_samples >= 2, or another baseline", "num_samples=2"
-        if "max_worlds" in reason:
-            fix += f", or vi.Enumerate(max_worlds={dist.support_size()})"
-        return message(
-            f"site {site.name!r}: {name}() {reason}",
-            got=f"{site.estimator!r}, from {choice.rule}",
-            expected=expected,
-            fix=fix,
-        )
-
-    def _try(self, site: Site, dist: Distribution, choice: Choice, inside: bool = False) -> Array:
-        """Dry run: check the choice, note it, and sample plainly."""
-        findings, estimator = self.findings, choice.estimator
-        assert findings is not None
-        reason = self._reason_against(site, dist)
-        if reason is None and estimator.num_worlds(dist) + estimator.num_slots(dist) > 1:
-            if inside:
-                reason = "needs several values at once, which a scan or cond cannot hold"
-            elif self._undeclared(site, dist):
-                reason = "needs each of its batch dims in a plate, or made event dims by .to_event"
-        if reason:
-            text = self._refusal(site, dist, choice, reason, inside)
-            findings.problem(text, of_estimator=True)
-        else:
-            findings.slots_of[site.label] = estimator.num_slots(dist)
-            findings.num_slots += findings.slots_of[site.label]
-            findings.sizes[site] = estimator.num_worlds(dist)
-            if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
-                findings.all_at_once.add(site)
-        findings.choices[site.label] = choice
-        findings.names.add(site.name)
-        plates = ", ".join(a.name for a in site.axes if a.kind == PLATE)
-        event = f" {tuple(dist.event_shape)}" if dist.event_shape else ""
-        findings.rows[site.label] = Row(
-            site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
-        )
-        pathwise = estimator.pathwise and dist.has_rsample and not reason
-        try:
-            value = dist.rsample() if pathwise else dist.sample()
-        except NotImplementedError:
-            findings.problem(
-                message(
-                    f"{site.role} site {site.name!r}: one cannot draw from {dist.name}",
-                    got=f"{dist.name}, which has no sampler",
-                    expected=f"a {site.role} that can be simulated",
-                    fix="an objective that draws from the guide only, or another distribution",
-                ),
-                of_estimator=False,
-            )
-            findings.raise_if_any()
-            raise
-        self.backend.upstream(self, value, ("site", site.order, site.name))
-        if pathwise and not estimator.tracked:
-            return value
-        if estimator.is_support:
-            value = self.backend.untracked(value)
-        return self.backend.track(value, site)
-
-    def _undeclared(self, site: Site, dist: Distribution) -> list[int]:
-        """Batch dims of a distribution that are in no plate."""
-        known = {-d for d in self.dims.values()} | {a.order for a in site.axes if a.kind == PLATE}
-        sizes = reversed(dist.batch_shape)
-        return [d for d, size in enumerate(sizes, 1) if size > 1 and d not in known]
-
-    def _worlds(self, site: Site, expansion: Expansion, event_ndim: int) -> Array:
-        """Put the worlds of a site along an axis of their own."""
-        size = expansion.value.shape[0]
-        key = ("site", site.order, site.name)
-        upstream: frozenset[Site] = frozenset()
-        if expansion.weights is not None:
-            upstream = self.backend.upstream(self, expansion.weights, key)
-        site.world = Axis(WORLD, site.order, f"worlds of {site.name}", size)
-        site.slots = Axis(SLOT, site.order, f"slots of {site.name}", size)
-        dim = self.place(site.world)
-        value = _spread(expansion.value, dim, event_ndim)
-        if expansion.weights is None:
-            return value
-        weights = self._aligned_slots(_spread(expansion.weights, dim, 0), 0, upstream)
-        what = f"site {site.name!r}"
-        site.weights = self.term(weights, site.axes, what, own=site, counts=False, known=upstream)
-        if expansion.first_is_drawn:
-            order = array_namespace(weights).arange(size, device=device(weights))
-            site.chosen = Term(Named(order == 0, (site.world,)))
-        return self._aligned_slots(value, event_ndim, upstream)
-
-    def _alternatives(
-        self, site: Site, expansion: Expansion, event_ndim: int, upstream: Iterable[Site]
-    ) -> Array:
-        """Put the drawn value and its alternatives along the slot axis."""
-        assert expansion.alternatives is not None and expansion.coefficients is not None
-        num, n, start = expansion.alternatives.shape[0], self.plan.num_slots, self.next_slot
-        site.slots = Axis(SLOT, site.order, f"slots of {site.name}", num)
-        self.slots[site] = range(start, start + num)
-        self.next_slot += num
-        if self.next_slot > n:
-            raise Replan
-        coefficients = self._first_slot(expansion.coefficients, 0, lead=1)
-        layout = self.layout(site.axes, upstream, f"site {site.name!r}")
-        coefficients = self.backend.untracked(coefficients)
-        layout[-coefficients.ndim] = site.slots
-        named = from_layout(coefficients, layout, (*site.axes, site.slots))
-        site.coefficients = Term(combine(lambda c, held: c - held, named, stopped(named)))
-        value = self._padded(expansion.value, event_ndim)
-        xp = array_namespace(value)
-        dim = value.ndim + self.slot_dim - event_ndim
-        others = self._first_slot(expansion.alternatives, event_ndim, lead=1)
-        others = xp.reshape(
-            others, (num, *(1,) * (value.ndim - others.ndim + 1), *others.shape[1:])
-        )
-        others = xp.moveaxis(xp.squeeze(others, axis=dim + 1), 0, dim)
-        base = value[(slice(None),) * dim + (slice(0, 1),)]
-        pieces = [value[(slice(None),) * dim + (slice(0, start),)]] if value.shape[dim] > 1 else []
-        if not pieces:
-            pieces.append(_repeated(base, dim, start))
-        pieces.append(others)
-        if n > self.next_slot:
-            pieces.append(_repeated(base, dim, n - self.next_slot))
-        return xp.concat(pieces, axis=dim)
-
-    def _other_number(self, site: Site, made: int) -> EstimatorError:
-        """The error about an estimator that makes another number of alternatives than it said it would."""
-        name = type(site.estimator).__name__
-        return EstimatorError(
-            message(
-                f"site {site.name!r}: {name}.expand and {name}.num_slots disagree",
-                got=f"{made} alternatives",
-                expected=f"{self.plan.slots_of[site.label]}, which is what num_slots returned",
-                fix="return from num_slots how many alternatives expand makes",
-            )
-        )
-
-    def _aligned_slots(self, value: Array, event_ndim: int, upstream: Iterable[Site]) -> Array:
-        """Where a drawn value is drawn once per slot, keep the draw of slot 0 wherever nothing upstream
-        of it differs from slot 0."""
-        n = self.plan.num_slots
-        if n == 1:
-            return value
-        dim = value.ndim + self.slot_dim - event_ndim
-        if dim < 0 or value.shape[dim] == 1:
-            return value
-        own = {i for site, slots in self.slots.items() if site in upstream for i in slots}
-        xp = array_namespace(value)
-        differs = xp.asarray([i in own for i in range(n)], device=device(value))
-        differs = xp.reshape(differs, (n, *(1,) * (value.ndim - dim - 1)))
-        return xp.where(differs, value, value[(slice(None),) * dim + (slice(0, 1),)])
-
-    def _padded(self, value: Array, event_ndim: int) -> Array:
-        need = -self.slot_dim + event_ndim
-        if value.ndim >= need:
-            return value
-        shape = (1,) * (need - value.ndim) + tuple(value.shape)
-        return array_namespace(value).reshape(value, shape)
-
     def expanded(self, value: Array, axes: Iterable[Axis], event_ndim: int) -> Array:
         """A value that has all the plates of its site, at full size."""
         plates = {a.order: a.size for a in axes if a.kind == PLATE}
@@ -453,18 +197,6 @@ class Run:
         for order, size in plates.items():
             shape[-order - event_ndim] = size
         return array_namespace(value).broadcast_to(value, tuple(shape))
-
-    def _first_slot(self, array: Array, event_ndim: int, lead: int) -> Array:
-        """Values in slot 0, with a dim of size one kept; `lead` dims in front are not batch dims."""
-        dim = array.ndim + self.slot_dim - event_ndim
-        if dim < lead:
-            if event_ndim == 0:
-                return array
-            pad = (1,) * (lead - dim)
-            return array_namespace(array).reshape(
-                array, (*array.shape[:lead], *pad, *array.shape[lead:])
-            )
-        return array[(slice(None),) * dim + (slice(0, 1),)]
 
     # Terms
 
@@ -620,19 +352,6 @@ def _costs(result: Any) -> tuple[Cost, ...]:
             )
         )
     return costs
-
-
-def _spread(values: Array, dim: int, event_ndim: int) -> Array:
-    """Values whose dim in front is brought to `dim`, counted from the right of the batch dims."""
-    batch = tuple(values.shape)[1 : values.ndim - event_ndim]
-    ones = (1,) * (-dim - 1 - len(batch))
-    return array_namespace(values).reshape(values, (values.shape[0], *ones, *values.shape[1:]))
-
-
-def _repeated(base: Array, dim: int, times: int) -> Array:
-    shape = list(base.shape)
-    shape[dim] = times
-    return array_namespace(base).broadcast_to(base, tuple(shape))
 
 
 def _slice(named: Named, axis: Axis, slots: range, new: Axis | None) -> Named:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vi_kit._errors import message
 from vi_kit._named import PLATE, Array, Axis
 from vi_kit.cost import Cost, Site, Term
+from vi_kit.drawing import draw, draw_inside
 from vi_kit.programs import Draw, Factor, Program
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Simulation:
         """The value of a latent site."""
         name = statement.name
         self._refuse_factor(statement)
-        value, site = self.run.draw(statement, self.program.role)
+        value, site = draw(self.run, statement, self.program.role)
         self.values[name], self.sites[name], self.details[name] = value, site, statement
         return value
 
@@ -59,7 +60,7 @@ class Simulation:
         than once; `None` for the library's own reparameterised one."""
         name = statement.name
         again = self.inside.get(name)
-        value, site = self.run.draw_inside(statement, self.program.role, again)
+        value, site = draw_inside(self.run, statement, self.program.role, again)
         self.inside[name], self.details[name] = site, statement
         return value
 
@@ -144,11 +145,9 @@ class Replay:
                 ),
             )
             return None
-        value = self.draw[name]
+        value = self.draw.replayed(name)
         if self._is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
-        if self.draw.held:
-            value = self.run.backend.stop_gradient(value)
         self.names.add(name)
         if self.run.findings is not None and not self._agrees(statement, value):
             if statement.dist.name == "ImproperUniform":  # there is no way to go on
@@ -159,7 +158,12 @@ class Replay:
     def _is_own_delta(self, statement: Statement) -> bool:
         """Whether a value is to be computed again, with parameters held, by the program that drew it."""
         own = self.program.held and self.program.fn is self.draw.program.fn
-        return own and bool(self.draw.factors) and statement.dist.name == "Delta"
+        return (
+            own
+            and bool(self.draw.factors)
+            and not self.draw.held
+            and statement.dist.name == "Delta"
+        )
 
     def record(
         self,

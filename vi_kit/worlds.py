@@ -66,20 +66,6 @@ def choose(site: Site, before: Sequence[Site]) -> Term:
     return site.chosen
 
 
-def _probs(site: Site) -> Term:
-    """With which probability each world is drawn."""
-    if site.weights is not None:
-        return site.weights
-    assert site.log_q is not None
-    log_q = site.log_q
-
-    def exp(named: Named) -> Named:
-        return Named(array_namespace(named.array).exp(named.array), named.axes)
-
-    alternatives = {s: exp(a) for s, a in log_q.alternatives.items()}
-    return replace(log_q, base=exp(log_q.base), alternatives=alternatives)
-
-
 def world_weights(site: Site) -> Term:
     """What the expectation weights each world with: its probability, if the site has no other weights."""
     if site.weights is not None:

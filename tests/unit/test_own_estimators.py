@@ -9,9 +9,10 @@ import pytest
 
 import vi_kit as vi
 from tests import oracles
-from tests.statistical_cases import LocalBernoulli, exact
+from tests.statistical_cases import ConjugateNormal, LocalBernoulli, exact
 from vi_kit.backend import current
-from vi_kit.credit import contract_differences
+from vi_kit.credit import contract_differences, contract_score
+from vi_kit.estimators.score import WithBaseline
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,34 @@ def test_two_draws_in_one_site(forgets, lib, request):
     loss = lib.Loss(vi.elbo(), IndependentPair(forgets), num_samples=1000)
     draws = LocalBernoulli(lib).gradients(loss, 50, oracles.seed_of(request.node.name))
     oracles.check_unbiased(draws, exact(LocalBernoulli, 1))
+
+
+@dataclass(frozen=True)
+class PathOfTheLocation(WithBaseline):
+    """A Normal by its deviation from the location: a path for the location, a score for the scale."""
+
+    scores_noise = True
+
+    def reason_against(self, dist):
+        return None if dist.name == "Normal" else "needs a Normal"
+
+    def expand(self, dist):
+        loc, value = dist.elementary().params["loc"], dist.sample()
+        stop = current().backend.stop_gradient
+        value = stop(value - loc) + loc
+        return vi.Expansion(value, log_noise=dist.log_prob(value))
+
+    def contract(self, site, terms):
+        return contract_score(site, terms, site.log_noise, self.baseline)
+
+
+@pytest.mark.parametrize("num_particles", [1, 2])
+@pytest.mark.parametrize("baseline", [vi.Constant(), vi.LeaveOneOut()], ids=repr)
+def test_noise_with_a_density(num_particles, baseline, lib, request):
+    objective = vi.elbo() if num_particles == 1 else vi.iwae(num_particles=num_particles)
+    loss = lib.Loss(objective, PathOfTheLocation(baseline=baseline), num_samples=1000)
+    draws = ConjugateNormal(lib).gradients(loss, 40, oracles.seed_of(request.node.name))
+    oracles.check_unbiased(draws, exact(ConjugateNormal, num_particles))
 
 
 @pytest.mark.parametrize("says", [0, 2])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from vi_kit._named import Array, Axis, Named
     from vi_kit.backend import Distribution
+    from vi_kit.baselines import NeuralBaseline
     from vi_kit.cost import Site, Term
 
 
@@ -27,6 +28,8 @@ class Expansion:
             one is drawn by the weights.
         alternatives: values to compare with the drawn one, shape `(num_slots, *batch, *event)`.
         coefficients: their weights, shape `(num_slots, *batch)`: of value zero, with a gradient.
+        log_noise: log density of the noise from which `value` was made, shape `(*batch)`, with a gradient by the
+            parameters but none through the noise (nats); for estimators that say `scores_noise`.
     """
 
     value: Array
@@ -35,6 +38,7 @@ class Expansion:
     first_is_drawn: bool = False
     alternatives: Array | None = None
     coefficients: Array | None = None
+    log_noise: Array | None = None
 
 
 def lacks_sampler(dist: Distribution) -> str | None:
@@ -64,7 +68,7 @@ class Estimator(ABC):
     """Whether it must be known which terms depend on the site. Not needed where a world axis shows it."""
 
     pathwise: ClassVar[bool] = False
-    """Whether the site's value has a gradient, through its sampler."""
+    """Whether the site's value has a gradient, through its sampler, which is the whole of it."""
 
     is_support: ClassVar[bool] = False
     """Whether the site's value is its whole support, which depends on nothing."""
@@ -72,6 +76,10 @@ class Estimator(ABC):
     holds_params: ClassVar[bool] = False
     """Whether its site's log density in a simulation is taken with the program's parameters held fixed. The
     alternatives to a term are then its values with parameters held and one element of the site live."""
+
+    scores_noise: ClassVar[bool] = False
+    """Whether its value has a gradient, and is made of noise whose density depends on the parameters
+    (`Expansion.log_noise`), so that there is a score term too."""
 
     def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
         """Shape of what is kept per site from step to step; `None` for nothing. See `Baseline.state_shape`."""
@@ -90,6 +98,11 @@ class Estimator(ABC):
 
     relaxes: ClassVar[bool] = False
     """Whether its values may lie outside the support, which is then not checked."""
+
+    @property
+    def networks(self) -> tuple[NeuralBaseline, ...]:
+        """Networks with parameters of their own, which need a place among those of the guide."""
+        return ()
 
     @property
     def needs_step(self) -> bool:

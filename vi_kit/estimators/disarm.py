@@ -12,6 +12,7 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.credit import contract_differences
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.noise import uniform
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -64,7 +65,6 @@ class DisARM(Estimator):
     def expand(self, dist: Distribution) -> Expansion:
         elements = dist.elementary()
         assert elements is not None
-        dtype = elements.sample().dtype
         if elements.family == "Bernoulli":
             value, other, weight = self._bernoulli(elements.params["probs"])
         else:
@@ -72,10 +72,9 @@ class DisARM(Estimator):
         xp = array_namespace(weight)
         if elements.event_ndim:
             weight = xp.sum(weight, axis=tuple(range(-elements.event_ndim, 0)))
-        alternatives = xp.astype(other, dtype)[None]
         return Expansion(
-            elements.push(xp.astype(value, dtype)),
-            alternatives=elements.push(alternatives),
+            elements.push(value),
+            alternatives=elements.push(other[None]),
             coefficients=weight[None],
         )
 
@@ -83,11 +82,11 @@ class DisARM(Estimator):
         return contract_differences(site, terms)
 
     def _bernoulli(self, p: Array) -> tuple[Array, Array, Array]:
-        u = _uniform(p)
+        u = uniform(p.shape, like=p)
         if not self.arm:
             return _pair(u, p)
-        value, other, _ = _pair(u, p)
         held = current().backend.stop_gradient(p)
+        value, other = 1.0 - u < held, u < held
         xp = array_namespace(p)
         slope = (p - held) / _positive(held * (1.0 - held))
         return value, other, xp.where(value == other, xp.zeros_like(p), (0.5 - u) * slope)
@@ -110,11 +109,10 @@ def _categorical(probs: Array) -> tuple[Array, Array, Array]:
     order = xp.argsort(held, axis=-1, descending=True)
     sorted_probs = xp.take_along_axis(probs, order, axis=-1)
     tail = xp.flip(xp.cumulative_sum(xp.flip(sorted_probs, axis=-1), axis=-1), axis=-1)
-    left = xp.clip(
-        tail, min=xp.finfo(probs.dtype).eps ** 2
-    )  # not 1 - before, which may round below zero
+    # not 1 less what came before, which may round below zero
+    left = xp.clip(tail, min=xp.finfo(probs.dtype).eps ** 2)
     sticks = xp.clip(sorted_probs / left, max=1.0)[..., : size - 1]
-    first, second, weights = _pair(_uniform(sticks), sticks)
+    first, second, weights = _pair(uniform(sticks.shape, like=sticks), sticks)
 
     def stop(successes: Array) -> Array:
         misses = xp.astype(xp.logical_not(successes), order.dtype)
@@ -125,10 +123,6 @@ def _categorical(probs: Array) -> tuple[Array, Array, Array]:
     weight = xp.sum(xp.where(both, xp.zeros_like(weights), weights), axis=-1)
     value, other = (xp.take_along_axis(order, s, axis=-1)[..., 0] for s in stops)
     return value, other, weight
-
-
-def _uniform(like: Array) -> Array:
-    return current().backend.uniform(tuple(like.shape), like=like)
 
 
 def _positive(x: Array) -> Array:

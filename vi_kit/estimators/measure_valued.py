@@ -13,6 +13,7 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.credit import contract_differences
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.noise import exponential
 from vi_kit.estimators.weak_derivatives import WEAK_DERIVATIVES
 
 if TYPE_CHECKING:
@@ -74,11 +75,11 @@ class MeasureValued(Estimator):
         is_float = xp.isdtype(drawn.dtype, "real floating")
         like = drawn if is_float else next(iter(fixed.values()))
 
-        def exponential() -> Array:
-            return -xp.log1p(-backend.uniform(tuple(drawn.shape), like=like))
+        def noise() -> Array:
+            return exponential(drawn.shape, like=like)
 
-        pairs = WEAK_DERIVATIVES[elements.family].pairs(drawn, fixed, moved, exponential)
-        values = xp.astype(xp.stack([v for v, _ in pairs]), drawn.dtype)
+        pairs = WEAK_DERIVATIVES[elements.family].pairs(drawn, fixed, moved, noise)
+        values = xp.stack([xp.astype(v, drawn.dtype) for v, _ in pairs])
         coefficients = xp.stack([c for _, c in pairs])
         values, coefficients = _one_at_a_time(drawn, values, coefficients, elements.event_ndim)
         return Expansion(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from vi_kit._errors import EstimatorError, ObjectiveError, message, whole_number
 from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.noise import exponential, gumbel
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -26,7 +27,7 @@ class Biased(Estimator):
     tracked: ClassVar[bool] = False
     pathwise: ClassVar[bool] = True
     relaxes: ClassVar[bool] = True
-    biased: bool
+    biased: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.biased is not True:
@@ -103,32 +104,18 @@ class Relaxed(Biased):
     straight_through: bool = False
     num_rao: int = 1
 
-    def __init__(
-        self,
-        temperature: float | Callable[[Array], Array] = 0.5,
-        straight_through: bool = False,
-        num_rao: int = 1,
-        *,
-        biased: bool = False,
-    ):
-        own = {
-            "biased": biased,
-            "temperature": temperature,
-            "straight_through": straight_through,
-            "num_rao": whole_number("Relaxed", "num_rao", num_rao),
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
-        if not callable(temperature) and not temperature > 0:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number("Relaxed", "num_rao", self.num_rao)
+        if not callable(self.temperature) and not self.temperature > 0:
             raise ObjectiveError(
                 message(
                     "Relaxed: the temperature must be positive",
-                    got=f"temperature={temperature!r}",
+                    got=f"temperature={self.temperature!r}",
                     expected="temperature > 0, or a function of the step",
                     fix="temperature=0.5",
                 )
             )
-        self.__post_init__()
 
     @property
     def needs_step(self) -> bool:
@@ -137,19 +124,16 @@ class Relaxed(Biased):
     def value(self, probs: Array) -> Array:
         backend = current().backend
         logits = _log(probs)
-        noisy = logits + _gumbel(tuple(logits.shape), like=logits)
+        noisy = logits + gumbel(logits.shape, like=logits)
         if not self.straight_through:
             return self._softened(noisy)
-        held = backend.stop_gradient(noisy)
-        xp = array_namespace(held)
-        hard = _one_hot(xp.argmax(held, axis=-1, keepdims=True), like=held)
-        if (
-            self.num_rao > 1
-        ):  # other noise with the same hard value; the path is still that of the logits
+        hard = _hard(backend.stop_gradient(noisy))
+        if self.num_rao > 1:
+            # other noise with the same hard value; the path is still that of the logits
             others = _given_the_largest(backend.stop_gradient(probs), hard, self.num_rao)
             noisy = others + logits - backend.stop_gradient(logits)
         soft = self._softened(noisy)
-        soft = xp.mean(soft, axis=0) if self.num_rao > 1 else soft
+        soft = array_namespace(soft).mean(soft, axis=0) if self.num_rao > 1 else soft
         return hard + soft - backend.stop_gradient(soft)
 
     def _softened(self, noisy: Array) -> Array:
@@ -189,17 +173,10 @@ class StraightThrough(Biased):
 
     second_order: bool = False
 
-    def __init__(self, second_order: bool = False, *, biased: bool = False):
-        object.__setattr__(self, "biased", biased)
-        object.__setattr__(self, "second_order", second_order)
-        self.__post_init__()
-
     def value(self, probs: Array) -> Array:
         backend = current().backend
         held = backend.stop_gradient(_log(probs))
-        xp = array_namespace(held)
-        noisy = held + _gumbel(tuple(held.shape), like=held)
-        hard = _one_hot(xp.argmax(noisy, axis=-1, keepdims=True), like=held)
+        hard = _hard(held + gumbel(held.shape, like=held))
         soft = probs
         if self.second_order:
             logits = _log(probs)
@@ -220,26 +197,17 @@ def _softmax(x: Array) -> Array:
     return x / xp.sum(x, axis=-1, keepdims=True)
 
 
-def _exponential(shape: tuple[int, ...], like: Array) -> Array:
-    xp = array_namespace(like)
-    noise = -xp.log1p(-current().backend.uniform(shape, like=like))
-    return xp.clip(noise, min=xp.finfo(like.dtype).tiny)
-
-
-def _gumbel(shape: tuple[int, ...], like: Array) -> Array:
-    return -array_namespace(like).log(_exponential(shape, like))
-
-
-def _one_hot(index: Array, like: Array) -> Array:
-    xp = array_namespace(like)
-    categories = xp.arange(like.shape[-1], device=getattr(like, "device", None))
-    return xp.astype(categories == index, like.dtype)
+def _hard(noisy: Array) -> Array:
+    """The one-hot value of the largest along the last dim."""
+    xp = array_namespace(noisy)
+    categories = xp.arange(noisy.shape[-1], device=device(noisy))
+    return xp.astype(categories == xp.argmax(noisy, axis=-1, keepdims=True), noisy.dtype)
 
 
 def _given_the_largest(probs: Array, hard: Array, num_values: int) -> Array:
     """Gumbel-perturbed log probabilities, given which is the largest; copies along dim 0."""
     xp = array_namespace(probs)
-    noise = _exponential((num_values, *probs.shape), like=probs)
+    noise = exponential((num_values, *probs.shape), like=probs)
     top = xp.sum(hard * noise, axis=-1, keepdims=True)  # the largest is Gumbel with location log 1
     safe = xp.clip(probs, min=xp.finfo(probs.dtype).tiny)
     return xp.where(hard > 0, -xp.log(top), -xp.log(noise / safe + top))

@@ -6,22 +6,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from array_api_compat import array_namespace
-
-from vi_kit._named import Named, combine
 from vi_kit.baselines import Baseline, Constant
-from vi_kit.cost import stopped
-from vi_kit.credit import downstream, gradient_term, grouped, matched, unit
+from vi_kit.credit import contract_score
 from vi_kit.estimators.base import Estimator, Expansion
 
 if TYPE_CHECKING:
-    from vi_kit._named import Axis
+    from vi_kit._named import Axis, Named
     from vi_kit.backend import Distribution
+    from vi_kit.baselines import NeuralBaseline
     from vi_kit.cost import Site, Term
 
 
 @dataclass(frozen=True)
-class Score(Estimator):
+class WithBaseline(Estimator):
+    """What estimators have in common that multiply a log density by what a site is worth.
+
+    Attributes:
+        baseline: what is subtracted from the cost.
+    """
+
+    baseline: Baseline = field(default_factory=Constant, kw_only=True)
+
+    @property
+    def networks(self) -> tuple[NeuralBaseline, ...]:
+        return self.baseline.networks
+
+    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
+        return self.baseline.state_shape(plates)
+
+    def unmet_need(self, axes: Sequence[Axis]) -> str | None:
+        return self.baseline.unmet_need(axes)
+
+    def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
+        return self.baseline.alternative(site, value, reduced)
+
+
+@dataclass(frozen=True)
+class Score(WithBaseline):
     r"""The score function, $E[(f(z) - b) \nabla_\theta \log q_\theta(z)]$.
 
     Only terms that depend on the site enter $f$ (Rao-Blackwellisation by provenance), summed over the
@@ -48,48 +69,14 @@ class Score(Estimator):
 
     baseline: Baseline = field(default_factory=Constant)
 
-    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
-        return self.baseline.state_shape(plates)
-
     def reason_against(self, dist: Distribution) -> str | None:
         if dist.name == "Delta":
             return "needs a density; Delta has none, and its value is differentiable"
         return None
 
-    def unmet_need(self, axes: Sequence[Axis]) -> str | None:
-        return self.baseline.unmet_need(axes)
-
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.sample())
 
-    def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
-        return self.baseline.alternative(site, value, reduced)
-
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
         assert site.log_q is not None
-        done = list(terms)
-        for group in grouped(terms):
-            log_q = matched(site.log_q, site, group[0].drawn)
-            coefficient = Named(log_q.array - stopped(log_q).array, log_q.axes)
-            worth = downstream(group, site, lambda t: t.base)
-            linear = [t for t in group if site not in t.alternatives]
-            swapped = [t for t in group if site in t.alternatives]
-            if linear:
-                own = downstream(linear, site, lambda t: t.base) if swapped else worth
-                factor = unit(linear)
-                baseline = self.baseline.subtracted(site, own.scaled(1.0 / factor))
-                worth = _minus(worth, baseline and baseline.scaled(factor))
-            if swapped:
-                other = downstream(swapped, site, lambda t: t.alternatives[site])
-                worth = _minus(worth, other)
-            done.append(gradient_term(coefficient, worth, group[0]))
-        return done
-
-
-def _minus(worth: Named, baseline: Named | None) -> Named:
-    """Subtract a baseline where it is finite; that depends on other draws only, so it may be left out."""
-    if baseline is None:
-        return worth
-    xp = array_namespace(baseline.array)
-    finite = xp.where(xp.isfinite(baseline.array), baseline.array, xp.zeros_like(baseline.array))
-    return combine(lambda w, b: w - b, worth, Named(finite, baseline.axes))
+        return contract_score(site, terms, site.log_q, self.baseline)

@@ -12,6 +12,7 @@ from vi_kit._errors import whole_number
 from vi_kit.backend import current
 from vi_kit.credit import contract_worlds
 from vi_kit.estimators.base import Estimator, Expansion, reason_against_categorical
+from vi_kit.estimators.noise import uniform
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -69,7 +70,7 @@ class SumAndSample(Estimator):
         tail = xp.take_along_axis(held, order, axis=-1)[..., k:]
         cdf = xp.cumulative_sum(tail, axis=-1)
         rest = cdf[..., -1:]
-        u = backend.uniform(tuple(rest.shape), like=rest)
+        u = uniform(rest.shape, like=rest)
         index = xp.clip(xp.sum(cdf <= u * rest, axis=-1, keepdims=True), max=tail.shape[-1] - 1)
         drawn = xp.take_along_axis(order[..., k:], index, axis=-1)
         values = xp.concat([order[..., :k], drawn], axis=-1)
@@ -77,8 +78,8 @@ class SumAndSample(Estimator):
         own, fixed = at[..., k:], backend.stop_gradient(at[..., k:])
         ratio = xp.where(fixed > 0, rest / xp.where(fixed > 0, fixed, xp.ones_like(rest)), 0.0)
         weights = xp.concat([at[..., :k], rest + ratio * (own - fixed)], axis=-1)
-        values = xp.astype(xp.moveaxis(values, -1, 0), elements.sample().dtype)
-        return Expansion(elements.push(values), is_worlds=True, weights=xp.moveaxis(weights, -1, 0))
+        values = elements.push(xp.moveaxis(values, -1, 0))
+        return Expansion(values, is_worlds=True, weights=xp.moveaxis(weights, -1, 0))
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
         return contract_worlds(site, terms)

@@ -13,9 +13,8 @@ from vi_kit._named import Array
 
 Params = dict[str, Array]
 Noise = Callable[[], Array]
-Pair = tuple[
-    Array, Array
-]  # a value to compare with the drawn one, and the weight of the difference
+Pair = tuple[Array, Array]
+"""A value to compare with the drawn one, and the weight of the difference."""
 
 
 @dataclass(frozen=True)

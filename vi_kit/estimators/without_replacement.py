@@ -14,6 +14,7 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.credit import contract_worlds
 from vi_kit.estimators.base import Estimator, Expansion, reason_against_categorical
+from vi_kit.estimators.noise import gumbel
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -81,13 +82,12 @@ class WithoutReplacement(Estimator):
         probs = elements.params["probs"]
         xp = array_namespace(probs)
         held = backend.stop_gradient(probs)
-        noise = -xp.log(-xp.log1p(-backend.uniform(tuple(held.shape), like=held)))
-        values = xp.argsort(xp.log(held) + noise, axis=-1, descending=True)[..., : self.k]
+        perturbed = xp.log(held) + gumbel(held.shape, like=held)
+        values = xp.argsort(perturbed, axis=-1, descending=True)[..., : self.k]
         at = xp.take_along_axis(probs, values, axis=-1)
         weights = _weights(at, backend.stop_gradient(at))
-        values = xp.astype(xp.moveaxis(values, -1, 0), elements.sample().dtype)
         return Expansion(
-            elements.push(values),
+            elements.push(xp.moveaxis(values, -1, 0)),
             is_worlds=True,
             weights=xp.moveaxis(weights, -1, 0),
             first_is_drawn=True,

@@ -184,9 +184,8 @@ class NumPyroBackend:
             return lax.map(copy, keys)
         finally:
             self.key = kept
-            if (
-                not run.plan.vectorize
-            ):  # made inside the loop; outside they are made again, the same
+            if not run.plan.vectorize:
+                # made inside the loop; outside they are made again, the same
                 run.subsamples = minibatches
 
     def params_of(self, role: str) -> dict[Hashable, str]:
@@ -274,9 +273,7 @@ class _Handler:
         elif kind == "control_flow":
             inside: Any = self.inside
             if isinstance(self.reading, Replay):
-                inside = dict(self.reading.draw)
-                if self.reading.draw.held:
-                    inside = lax.stop_gradient(inside)
+                inside = {name: self.reading.draw.replayed(name) for name in self.reading.draw}
             msg["kwargs"]["substitute_stack"].append(("substitute", inside))
         elif kind == "sample" and not msg["is_observed"]:
             if msg.get("_control_flow_done"):

@@ -56,6 +56,9 @@ class NumPyroDistribution(DistributionView):
     def sample_elements(self, fn: Any) -> jax.Array:
         return lax.stop_gradient(fn.sample(self.new_key()))
 
+    def as_drawn(self, fn: Any, value: jax.Array) -> jax.Array:
+        return value.astype(jax.eval_shape(fn.sample, random.key(0)).dtype)
+
     def as_array(self, value: Any) -> jax.Array:
         return jnp.asarray(value)
 

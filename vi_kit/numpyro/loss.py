@@ -19,7 +19,7 @@ from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError
 from vi_kit.baselines import network_name, state_key
-from vi_kit.estimators import Enumerate, Estimator
+from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
@@ -107,10 +107,10 @@ class Loss(ELBO):
             loss = lax.stop_gradient(loss)
             for role in ("model", "guide"):
                 own = _total(step.holding(touched[role]).run(plan)[0], (None, role))
-                loss = loss + own - lax.stop_gradient(own)
+                loss = loss + _of_value_zero(own)
         loss = self.settings.sign * loss
         for own in own_losses:
-            loss = loss + own - lax.stop_gradient(own)
+            loss = loss + _of_value_zero(own)
         if not_jax_tracer(loss) and not bool(jnp.isfinite(loss)):
             raise not_finite(float(loss), step.first_not_finite(plan))
         return {"loss": loss, "mutable_state": backend.mutable or None}
@@ -131,15 +131,15 @@ class Loss(ELBO):
                 result = guide(*args, **kwargs)
             for name, (fn, infer, plates) in latents.items():
                 dist = NumPyroDistribution(fn)
-                estimator = self.settings.selection.choose(name, name, dist, (), infer).estimator
+                # by the default rule a site may have to be sampled after all, which needs more state
+                choice = self.settings.selection.choose(name, name, dist, (), infer, "sampled")
+                estimator = choice.estimator
                 shape = estimator.state_shape(plates)
-                if isinstance(estimator, Enumerate):  # for where it has to be sampled
-                    shape = (2,)
                 if shape is not None:
                     mutable(state_key(name), jnp.zeros(shape))
                 if estimator.needs_step:
                     mutable(STEP_KEY, jnp.zeros(()))
-                for baseline in getattr(getattr(estimator, "baseline", None), "networks", ()):
+                for baseline in estimator.networks:
                     inputs = baseline.given(args, kwargs)
                     predictions(network_name(name), baseline.network, inputs)
             return result
@@ -155,6 +155,10 @@ class Loss(ELBO):
 def _total(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...]) -> jax.Array:
     """What the parameters of the wanted groups ascend or descend."""
     return functools.reduce(operator.add, [groups[g] for g in wanted if g in groups])
+
+
+def _of_value_zero(own: jax.Array) -> jax.Array:
+    return own - lax.stop_gradient(own)
 
 
 class _Latents(Messenger):

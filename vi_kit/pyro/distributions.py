@@ -31,6 +31,11 @@ class PyroDistribution(DistributionView):
         with torch.no_grad():
             return fn.sample().detach()
 
+    def as_drawn(self, fn: Any, value: torch.Tensor) -> torch.Tensor:
+        if isinstance(fn, dist.Categorical):
+            return value.long()
+        return value if value.is_floating_point() else value.to(fn._param.dtype)
+
     def as_array(self, value: torch.Tensor) -> torch.Tensor:
         return value
 
