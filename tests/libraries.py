@@ -126,13 +126,13 @@ class NumPyroWords:
         with handlers.trace() as trace, handlers.seed(rng_seed=0):
             guide(*args)
         state = {n: site["value"] for n, site in trace.items() if site["type"] == "mutable"}
-        networks = {n: site["value"] for n, site in trace.items() if n.startswith("vi_kit.network")}
+        own = {n: s["value"] for n, s in trace.items() if s["type"] == "param" and "vi_kit" in n}
 
         @jax.jit
         def gradient(key: Any, state: Any) -> Any:
             def value(params: Any) -> Any:
                 result = loss.loss_with_mutable_state(
-                    key, {**networks, **params, **state}, model, guide, *args
+                    key, {**own, **params, **state}, model, guide, *args
                 )
                 return result["loss"], result["mutable_state"] or {}
 

@@ -118,9 +118,20 @@ class Backend(Protocol):
 
     def simulate(self, run: Run, program: Program) -> Draw: ...
     def log_density(self, run: Run, program: Program, draw: Draw) -> Any: ...
-    def predict(self, name: str, network: Any, inputs: Any) -> Array | None:
+    def predict(self, name: str, network: Any, inputs: Any, *, held: bool = False) -> Array | None:
         """What a network makes of inputs; its parameters are registered under a name. `None` if there is
-        nowhere to keep them."""
+        nowhere to keep them.
+
+        Args:
+            name: of the network.
+            network: a module of the library, or a program that registers its parameters itself.
+            inputs: what it gets.
+            held: whether its parameters are constants.
+        """
+        ...
+
+    def parameter(self, name: str, start: Array) -> Array:
+        """A parameter of an estimator's own: `start` at first, and for good if there is nowhere to keep it."""
         ...
 
     def get_state(self, key: str) -> Array | None: ...

@@ -77,25 +77,30 @@ def refuse_varied(run: Run, sites: Iterable[Site]) -> None:
         )
 
 
-def refuse_draws_below_held(run: Run) -> None:
-    """Refuse draws given a site whose score is reparameterised, where theirs would be left out."""
+def refuse_scores_below(run: Run) -> None:
+    """Refuse draws given a site whose cost is differentiated as a function of its value, where their scores would
+    be left out."""
     for site in run.sites:
         if site.log_q is None or site.estimator.pathwise:
             continue
         for above in sorted(site.log_q.upstream, key=lambda s: s.order):
             enumerated = not site.estimator.tracked
-            if enumerated and above not in run.varied_in_nonlinear:
+            nonlinear = (
+                run.in_nonlinear if above.estimator.live_alternatives else run.varied_in_nonlinear
+            )
+            if enumerated and above not in nonlinear:
                 continue
-            if above.estimator.holds_params:
+            if above.estimator.holds_params or above.estimator.live_alternatives:
+                instead = "Reparam()" if above.estimator.holds_params else "DisARM()"
                 name = type(above.estimator).__name__
                 run.refuse(
                     message(
                         f"site {above.name!r}: {name}() with {type(site.estimator).__name__}() at"
                         f" site {site.name!r}, which is drawn given it",
                         got=f"a density of {site.name!r} that depends on {above.name!r}",
-                        expected=f"{name}() for sites drawn given it"
+                        expected="sites drawn given it whose values are differentiable in it"
                         + ("" if enumerated else ", or Enumerate() in a linear objective"),
-                        fix=f'estimators={{"{above.name}": vi.Reparam()}}',
+                        fix=f'estimators={{"{above.name}": vi.{instead}}}',
                     )
                 )
 

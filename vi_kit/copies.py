@@ -10,7 +10,7 @@ from vi_kit._errors import BackendError, message
 from vi_kit._named import Array, Axis, Named, ordered, union
 from vi_kit.cost import Cost, Site, Term
 
-OF_A_SITE = ("log_q", "weights", "coefficients", "log_noise", "chosen")
+OF_A_SITE = ("log_q", "weights", "coefficients", "control", "log_noise", "chosen")
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,7 @@ class Site:
         weights: of the worlds, where they are not their probabilities.
         slots: axis of the alternatives to its drawn value.
         coefficients: weights of the alternatives, of value zero and with a gradient.
+        control: a control variate for what its elements are worth (nats).
         log_noise: log density of the noise from which its value was made, where that depends on parameters.
         chosen: the world drawn for each element, once one had to be drawn.
         elements: its elements as sites of their own, once they had to be told apart.
@@ -50,6 +51,7 @@ class Site:
     weights: Term | None = None
     slots: Axis | None = None
     coefficients: Term | None = None
+    control: Term | None = None
     log_noise: Term | None = None
     chosen: Term | None = field(default=None, repr=False)
     elements: dict[tuple[int, ...], Site] = field(default_factory=dict, repr=False)
@@ -65,6 +67,11 @@ class Site:
 def label(name: str, role: str) -> str:
     """The name of a site, told apart from that of a site of the guide."""
     return name if role == "guide" else f"{name} ({role})"
+
+
+def kept_name(what: str, label: str) -> str:
+    """Under which name something is kept with the parameters for a site's estimator."""
+    return f"vi_kit.{what}.{label}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +120,11 @@ class Term:
 
 def stopped(named: Named) -> Named:
     return Named(current().backend.stop_gradient(named.array), named.axes)
+
+
+def centred(named: Named) -> Named:
+    """Less its value: what is left counts by its gradient only."""
+    return Named(named.array - stopped(named).array, named.axes)
 
 
 def lift(fn: Callable[..., Named], *terms: Term) -> tuple[Named, dict[Site, Named]]:

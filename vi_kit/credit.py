@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from vi_kit._named import SLOT, Named, combine, total
 from vi_kit.backend import current
-from vi_kit.cost import Site, Term, stopped
+from vi_kit.cost import Site, Term, centred, stopped
 from vi_kit.worlds import contract_world, settle, world_weights
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def contract_score(
     """
     done = list(terms)
     for group in grouped(terms):
-        log_q = matched(log_density, site, group[0].drawn)
-        coefficient = Named(log_q.array - stopped(log_q).array, log_q.axes)
+        coefficient = centred(matched(log_density, site, group[0].drawn))
         worth = downstream(group, site, lambda t: t.base)
         linear = [t for t in group if site not in t.alternatives]
         swapped = [t for t in group if site in t.alternatives]
@@ -130,7 +129,6 @@ def contract_worlds(site: Site, terms: Sequence[Term]) -> list[Term]:
         done.append(contract_world(site, weights, t) if world in t.base.axes else t)
     for group in grouped(t for t in terms if site in t.alternatives):
         w = matched(weights, site, group[0].drawn - {site}).renamed(world, site.slots)
-        coefficient = Named(w.array - stopped(w).array, w.axes)
         worth = downstream(group, site, lambda t: t.alternatives[site])
-        done.append(gradient_term(coefficient, worth, group[0]))
+        done.append(gradient_term(centred(w), worth, group[0]))
     return done

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from array_api_compat import array_namespace, device
 
 from vi_kit._errors import EstimatorError, message
-from vi_kit._named import PLATE, SLOT, WORLD, Array, Axis, Named, combine, from_layout
+from vi_kit._named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
 from vi_kit.backend import Distribution
-from vi_kit.cost import Site, Term, label, stopped
+from vi_kit.cost import Site, Term, centred, label
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
 from vi_kit.plan import Replan, Row
 from vi_kit.select import Choice
@@ -53,6 +53,15 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
         what = f"noise of site {site.name!r}"
         known = _upstream(run, site, expansion.value)
         site.log_noise = run.term(log_noise, site.axes, what, own=site, counts=False, known=known)
+    in_front = expansion.alternatives if made else expansion.control
+    if in_front is not None:
+        num = in_front.shape[0]
+        site.slots = Axis(SLOT, site.order, f"slots of {site.name}", num)
+        if expansion.coefficients is not None:
+            named = _along_slots(run, site, expansion.coefficients, upstream)
+            site.coefficients = Term(centred(named))
+        if expansion.control is not None:
+            site.control = Term(_along_slots(run, site, expansion.control, upstream))
     if expansion.alternatives is not None:
         value = _alternatives(run, site, expansion, event_ndim, upstream)
     else:
@@ -222,19 +231,12 @@ def _alternatives(
     run: Run, site: Site, expansion: Expansion, event_ndim: int, upstream: Iterable[Site]
 ) -> Array:
     """Put the drawn value and its alternatives along the slot axis."""
-    assert expansion.alternatives is not None and expansion.coefficients is not None
+    assert expansion.alternatives is not None
     num, n, start = expansion.alternatives.shape[0], run.plan.num_slots, run.next_slot
-    site.slots = Axis(SLOT, site.order, f"slots of {site.name}", num)
     run.slots[site] = range(start, start + num)
     run.next_slot += num
     if run.next_slot > n:
         raise Replan
-    coefficients = _first_slot(run, expansion.coefficients, 0, lead=1)
-    layout = run.layout(site.axes, upstream, f"site {site.name!r}")
-    coefficients = run.backend.untracked(coefficients)
-    layout[-coefficients.ndim] = site.slots
-    named = from_layout(coefficients, layout, (*site.axes, site.slots))
-    site.coefficients = Term(combine(lambda c, held: c - held, named, stopped(named)))
     value = _padded(run, expansion.value, event_ndim)
     xp = array_namespace(value)
     dim = value.ndim + run.slot_dim - event_ndim
@@ -249,6 +251,17 @@ def _alternatives(
     if n > run.next_slot:
         pieces.append(_repeated(base, dim, n - run.next_slot))
     return xp.concat(pieces, axis=dim)
+
+
+def _along_slots(run: Run, site: Site, array: Array, upstream: Iterable[Site]) -> Named:
+    """An array with one value for each slot of a site in front of the batch dims."""
+    assert site.slots is not None
+    if run.plan.num_slots > 1:
+        array = _first_slot(run, array, 0, lead=1)
+    array = run.backend.untracked(array)
+    layout = run.layout(site.axes, upstream, f"site {site.name!r}")
+    layout[-array.ndim] = site.slots
+    return from_layout(array, layout, (*site.axes, site.slots))
 
 
 def _other_number(run: Run, site: Site, made: int) -> EstimatorError:

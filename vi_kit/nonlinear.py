@@ -157,8 +157,10 @@ def apply(
             tangents = [slope.get(site) for _, _, slope in arguments]
             alternatives[site], slopes[site] = _pushed(reduction, others, tangents, over, swap_in)
         else:
-            alternatives[site] = stopped(_evaluate(reduction, others, over, swap_in))
+            other = _evaluate(reduction, others, over, swap_in)
+            alternatives[site] = other if site.estimator.live_alternatives else stopped(other)
     live = {s for t in terms for s in t.upstream - t.held}
+    run.in_nonlinear.update(live)
     return Cost(
         [
             Term(

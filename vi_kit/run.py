@@ -20,9 +20,9 @@ from vi_kit._named import (
     from_layout,
 )
 from vi_kit.backend import Backend, _current
-from vi_kit.checks import refuse_draws_below_held
+from vi_kit.checks import refuse_scores_below
 from vi_kit.copies import Copy, merged
-from vi_kit.cost import Cost, Site, Term
+from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.plan import Findings, Plan, Replan
 from vi_kit.transform import contract
 
@@ -43,6 +43,7 @@ class Run:
         plan: what is known about the program.
         findings: makes it a dry run, in which every site is plainly sampled and problems are noted.
         with_gradient: whether state (moving averages) advances.
+        learning: whether what estimators learn by minimising the variance is differentiated.
     """
 
     max_world_dims: ClassVar[int] = 40
@@ -55,15 +56,18 @@ class Run:
         *,
         findings: Findings | None = None,
         with_gradient: bool = True,
+        learning: bool = False,
     ):
         self.backend = backend
         self.plan = plan
         self.findings = findings
         self.with_gradient = with_gradient
+        self.learning = learning
         self.sites: list[Site] = []
         self.terms: list[Term] = []
         self.new_state: dict[str, Array] = {}
         self.own_losses: list[Array] = []
+        self.learns = False
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
         self.subsamples: dict[str, Any] = {}
@@ -74,6 +78,7 @@ class Run:
         self.slots: dict[Site, range] = {}
         self.varied: dict[Site, Varied] = {}
         self.varied_in_nonlinear: set[Site] = set()
+        self.in_nonlinear: set[Site] = set()
         self.next_slot = 1
         self.num_sites = 0
         self.by_order: dict[int, Site] = {}
@@ -96,7 +101,7 @@ class Run:
         try:
             cost = objective(model, guide)
             if self.findings is not None:
-                refuse_draws_below_held(self)
+                refuse_scores_below(self)
                 self.findings.split = any(t.group is not None for t in cost.terms)
                 return {}
             if self.next_slot != self.plan.num_slots:
@@ -280,6 +285,24 @@ class Run:
         if self.with_gradient:
             self.new_state[STEP_KEY] = state + 1.0
         return state
+
+    @property
+    def opened(self) -> Site:
+        """The site whose value is being made."""
+        return self.sites[-1]
+
+    def parameter(self, site: Site, name: str, like: Array) -> Array:
+        """One of `Estimator.parameters` of a site: a constant, but while it is being learned."""
+        self.learns = True
+        start = array_namespace(like).asarray(site.estimator.parameters[name], dtype=like.dtype)
+        value = self.backend.parameter(kept_name(name, site.label), start)
+        return value if self.learning else self.backend.stop_gradient(value)
+
+    def predict(self, site: Site, network: Any, inputs: Array) -> Array | None:
+        """The values of a network that is learned like `parameter`; `None` if there is nowhere to keep it."""
+        self.learns = True
+        name = kept_name("network", site.label)
+        return self.backend.predict(name, network, inputs, held=not self.learning)
 
     def depends_on_draws(self, array: Array) -> bool:
         """Whether provenance leads from an array to a site, as far as sites are tracked."""

@@ -10,6 +10,7 @@ from tests.libraries import PyroWords
 from tests.oracles import seed_of
 from tests.statistical.test_baselines import BASELINES
 from tests.statistical.test_categorical import OF_CATEGORICAL
+from tests.statistical.test_rebar import CONTROLS
 from tests.statistical.test_relaxed import CASES as RELAXED
 from vi_kit.baselines import Baseline
 from vi_kit.estimators import REGISTRY
@@ -23,6 +24,7 @@ ESTIMATORS = {
     "measure": vi.MeasureValued(),
     "disarm": vi.DisARM(),
     "arm": vi.DisARM(arm=True),
+    "rebar": vi.Rebar(),
     "reparam": vi.Reparam(),
     "doubly": vi.DoublyReparam(),
 }
@@ -43,6 +45,7 @@ SHAPES = {
 SITES = [
     *[(shape, "bernoulli", estimator) for shape in SHAPES for estimator in DISCRETE],
     *[(shape, "bernoulli", "arm") for shape in ("plate", "vector")],
+    *[(shape, "bernoulli", "rebar") for shape in ("nested", "masked", "scaled")],
     *[(shape, "normal", estimator) for shape in SHAPES for estimator in CONTINUOUS],
     *[
         (shape, family, estimator)
@@ -83,6 +86,7 @@ def test_enumeration_is_exact(shape, lib):
 def test_every_estimator_has_cases():
     used = {type(ESTIMATORS[estimator]) for _, _, estimator, _ in CASES.values()}
     elsewhere = [*OF_CATEGORICAL.values(), *(estimator for estimator, _ in RELAXED.values())]
+    elsewhere += [make(PyroWords()) for make in CONTROLS.values()]
     assert used | {type(estimator) for estimator in elsewhere} >= set(REGISTRY)
 
 

@@ -38,6 +38,7 @@ BASELINES = {
     "per_element": lambda lib: vi.MovingAverage(per_element=True),
     "scaled_average": lambda lib: vi.Scaled(vi.MovingAverage()),
     "scaled_constant": lambda lib: vi.Scaled(vi.Constant(-2.0)),
+    "learned": lambda lib: vi.LearnedConstant(-1.0),
     "sum": lambda lib: vi.MovingAverage() + vi.LeaveOneOut(),
     "network": network,
     "scaled_network_and_rest": lambda lib: vi.Scaled(network(lib)) + vi.MovingAverage(),

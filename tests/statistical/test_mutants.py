@@ -16,7 +16,7 @@ from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, TwoNormals, exact
 from vi_kit import baselines, cost, credit, nonlinear, replicates, varied, worlds
-from vi_kit.estimators import score
+from vi_kit._named import combine
 
 SCORE, LOO = vi.Score(), vi.Score(vi.LeaveOneOut())
 MEASURE, LOCAL = vi.MeasureValued(), vi.Enumerate(max_worlds=255)
@@ -46,7 +46,8 @@ def no_score_term(patch):
 
 
 def density_held_in_score(patch):
-    patch.setattr(score, "matched", lambda *args: cost.stopped(credit.matched(*args)))
+    matched = credit.matched
+    patch.setattr(credit, "matched", lambda *args: cost.stopped(matched(*args)))
 
 
 def own_sample_kept(patch):
@@ -70,18 +71,20 @@ def all_swapped_at_once(patch):
 
 
 def no_stop_gradient(patch):
+    stopped = cost.stopped
     for module in (cost, credit, nonlinear, worlds):
         patch.setattr(module, "stopped", lambda named: named)
+    patch.setattr(credit, "centred", lambda x: combine(lambda a, b: a - b, x, stopped(x)))
 
 
 def classical_surrogate(patch):
     """log q times worth, where vi_kit has log q minus itself and so loses any gradient of worth."""
-    patch.setattr(score, "stopped", lambda named: named.scaled(0.0))
+    patch.setattr(credit, "centred", lambda named: named)
 
 
 def worth_with_gradient(patch):
-    classical_surrogate(patch)
     no_stop_gradient(patch)
+    classical_surrogate(patch)
 
 
 def weights_held(patch):
@@ -99,12 +102,12 @@ def sum_for_mean(patch):
 
 
 def scale_in_score(patch):
-    def scaled(coefficients, site, drawn):
-        return credit.matched(coefficients, site, drawn).scaled(
-            math.prod(a.scale for a in site.axes)
-        )
+    matched = credit.matched
 
-    patch.setattr(score, "matched", scaled)
+    def scaled(coefficients, site, drawn):
+        return matched(coefficients, site, drawn).scaled(math.prod(a.scale for a in site.axes))
+
+    patch.setattr(credit, "matched", scaled)
 
 
 @dataclass(frozen=True)

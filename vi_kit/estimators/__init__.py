@@ -5,6 +5,7 @@ from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
 from vi_kit.estimators.enumerate import Enumerate
 from vi_kit.estimators.measure_valued import MeasureValued
+from vi_kit.estimators.rebar import Rebar, Relax
 from vi_kit.estimators.relaxed import Relaxed, StraightThrough
 from vi_kit.estimators.reparam import Reparam
 from vi_kit.estimators.score import Score
@@ -20,6 +21,8 @@ REGISTRY: tuple[type[Estimator], ...] = (
     DisARM,
     SumAndSample,
     WithoutReplacement,
+    Rebar,
+    Relax,
     Relaxed,
     StraightThrough,
 )
@@ -32,6 +35,8 @@ __all__ = [
     "Estimator",
     "Expansion",
     "MeasureValued",
+    "Rebar",
+    "Relax",
     "Relaxed",
     "Reparam",
     "Score",

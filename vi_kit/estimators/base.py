@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from vi_kit._named import Array, Axis, Named
     from vi_kit.backend import Distribution
-    from vi_kit.baselines import NeuralBaseline
     from vi_kit.cost import Site, Term
 
 
@@ -28,6 +27,8 @@ class Expansion:
             one is drawn by the weights.
         alternatives: values to compare with the drawn one, shape `(num_slots, *batch, *event)`.
         coefficients: their weights, shape `(num_slots, *batch)`: of value zero, with a gradient.
+        control: a control variate for the cost, shape `(num, *batch)`: as many values as the estimator needs, as if
+            in one replicate and with all the data (nats).
         log_noise: log density of the noise from which `value` was made, shape `(*batch)`, with a gradient by the
             parameters but none through the noise (nats); for estimators that say `scores_noise`.
     """
@@ -38,6 +39,7 @@ class Expansion:
     first_is_drawn: bool = False
     alternatives: Array | None = None
     coefficients: Array | None = None
+    control: Array | None = None
     log_noise: Array | None = None
 
 
@@ -99,9 +101,20 @@ class Estimator(ABC):
     relaxes: ClassVar[bool] = False
     """Whether its values may lie outside the support, which is then not checked."""
 
+    live_alternatives: ClassVar[bool] = False
+    """Whether the alternatives to the drawn value are differentiated, and not only compared with it."""
+
     @property
-    def networks(self) -> tuple[NeuralBaseline, ...]:
-        """Networks with parameters of their own, which need a place among those of the guide."""
+    def parameters(self) -> Mapping[str, float]:
+        """Names and first values of numbers that are learned, each site its own, by minimising the variance
+        (`Run.parameter`)."""
+        return {}
+
+    def networks(
+        self, dist: Distribution, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Sequence[tuple[Any, Array]]:
+        """Networks with parameters of their own, each with an input, from the arguments of a step."""
+        del dist, args, kwargs
         return ()
 
     @property

@@ -7,13 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from vi_kit._errors import EstimatorError, ObjectiveError, message, whole_number
 from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.noise import exponential, gumbel
+from vi_kit.estimators.relaxation import (
+    as_value,
+    given_the_largest,
+    hard,
+    lacks_relaxation,
+    probabilities,
+    safe_log,
+    softmax,
+)
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -42,19 +51,10 @@ class Biased(Estimator):
             )
 
     def reason_against(self, dist: Distribution) -> str | None:
-        elements = dist.elementary()
-        if elements is None or dist.name not in ("Bernoulli", "OneHotCategorical"):
-            return f"needs Bernoulli or OneHotCategorical elements; {dist.name} has none"
-        return None
+        return lacks_relaxation(dist)
 
     def expand(self, dist: Distribution) -> Expansion:
-        elements = dist.elementary()
-        assert elements is not None
-        probs = elements.params["probs"]
-        if dist.name == "OneHotCategorical":
-            return Expansion(self.value(probs))
-        xp = array_namespace(probs)
-        return Expansion(self.value(xp.stack([1.0 - probs, probs], axis=-1))[..., 1])
+        return Expansion(as_value(dist, self.value(probabilities(dist))))
 
     @abstractmethod
     def value(self, probs: Array) -> Array:
@@ -123,24 +123,30 @@ class Relaxed(Biased):
 
     def value(self, probs: Array) -> Array:
         backend = current().backend
-        logits = _log(probs)
+        logits = safe_log(probs)
         noisy = logits + gumbel(logits.shape, like=logits)
         if not self.straight_through:
             return self._softened(noisy)
-        hard = _hard(backend.stop_gradient(noisy))
+        value = hard(backend.stop_gradient(noisy))
         if self.num_rao > 1:
             # other noise with the same hard value; the path is still that of the logits
-            others = _given_the_largest(backend.stop_gradient(probs), hard, self.num_rao)
+            others = self._others(backend.stop_gradient(probs), value)
             noisy = others + logits - backend.stop_gradient(logits)
         soft = self._softened(noisy)
         soft = array_namespace(soft).mean(soft, axis=0) if self.num_rao > 1 else soft
-        return hard + soft - backend.stop_gradient(soft)
+        return value + soft - backend.stop_gradient(soft)
+
+    def _others(self, probs: Array, value: Array) -> Array:
+        """Perturbed log probabilities of which that of `value` is the largest; copies along dim 0."""
+        noise = exponential((self.num_rao, *probs.shape), like=probs)
+        top = array_namespace(probs).sum(value * noise, axis=-1, keepdims=True)
+        return given_the_largest(probs, value, noise, top)
 
     def _softened(self, noisy: Array) -> Array:
         temperature = self.temperature
         if callable(temperature):
             temperature = temperature(current().step(like=noisy))
-        return _softmax(noisy / temperature)
+        return softmax(noisy / temperature)
 
 
 @dataclass(frozen=True)
@@ -175,39 +181,12 @@ class StraightThrough(Biased):
 
     def value(self, probs: Array) -> Array:
         backend = current().backend
-        held = backend.stop_gradient(_log(probs))
-        hard = _hard(held + gumbel(held.shape, like=held))
+        held = backend.stop_gradient(safe_log(probs))
+        value = hard(held + gumbel(held.shape, like=held))
         soft = probs
         if self.second_order:
-            logits = _log(probs)
-            middle = _log((hard + backend.stop_gradient(probs)) / 2)
-            shifted = _softmax(middle - backend.stop_gradient(logits) + logits)
+            logits = safe_log(probs)
+            middle = safe_log((value + backend.stop_gradient(probs)) / 2)
+            shifted = softmax(middle - backend.stop_gradient(logits) + logits)
             soft = 2 * shifted - probs / 2
-        return hard + soft - backend.stop_gradient(soft)
-
-
-def _log(probs: Array) -> Array:
-    xp = array_namespace(probs)
-    return xp.log(xp.clip(probs, min=xp.finfo(probs.dtype).tiny))
-
-
-def _softmax(x: Array) -> Array:
-    xp = array_namespace(x)
-    x = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
-    return x / xp.sum(x, axis=-1, keepdims=True)
-
-
-def _hard(noisy: Array) -> Array:
-    """The one-hot value of the largest along the last dim."""
-    xp = array_namespace(noisy)
-    categories = xp.arange(noisy.shape[-1], device=device(noisy))
-    return xp.astype(categories == xp.argmax(noisy, axis=-1, keepdims=True), noisy.dtype)
-
-
-def _given_the_largest(probs: Array, hard: Array, num_values: int) -> Array:
-    """Gumbel-perturbed log probabilities, given which is the largest; copies along dim 0."""
-    xp = array_namespace(probs)
-    noise = exponential((num_values, *probs.shape), like=probs)
-    top = xp.sum(hard * noise, axis=-1, keepdims=True)  # the largest is Gumbel with location log 1
-    safe = xp.clip(probs, min=xp.finfo(probs.dtype).tiny)
-    return xp.where(hard > 0, -xp.log(top), -xp.log(noise / safe + top))
+        return value + soft - backend.stop_gradient(soft)

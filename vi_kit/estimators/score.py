@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vi_kit.baselines import Baseline, Constant
 from vi_kit.credit import contract_score
 from vi_kit.estimators.base import Estimator, Expansion
 
 if TYPE_CHECKING:
-    from vi_kit._named import Axis, Named
+    from vi_kit._named import Array, Axis, Named
     from vi_kit.backend import Distribution
-    from vi_kit.baselines import NeuralBaseline
     from vi_kit.cost import Site, Term
 
 
@@ -28,8 +27,14 @@ class WithBaseline(Estimator):
     baseline: Baseline = field(default_factory=Constant, kw_only=True)
 
     @property
-    def networks(self) -> tuple[NeuralBaseline, ...]:
-        return self.baseline.networks
+    def parameters(self) -> Mapping[str, float]:
+        return self.baseline.parameters
+
+    def networks(
+        self, dist: Distribution, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Sequence[tuple[Any, Array]]:
+        del dist
+        return [(b.network, b.given(args, kwargs)) for b in self.baseline.networks]
 
     def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
         return self.baseline.state_shape(plates)

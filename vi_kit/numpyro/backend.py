@@ -20,8 +20,7 @@ from numpyro.primitives import Messenger
 
 from vi_kit._errors import BackendError, message
 from vi_kit._named import PLATE, Axis
-from vi_kit.baselines import state_key
-from vi_kit.cost import Cost, Site
+from vi_kit.cost import Cost, Site, kept_name
 from vi_kit.distributions import without_validation
 from vi_kit.numpyro.distributions import NumPyroDistribution, smooth
 from vi_kit.plan import Replan
@@ -71,6 +70,7 @@ class NumPyroBackend:
         self.questions = 0
         self.touched: dict[str, set[str]] = defaultdict(set)
         self.mutable: dict[str, Any] = {}
+        self.kept: set[str] = set()
 
     def new_key(self) -> jax.Array:
         self.num_keys += 1
@@ -143,17 +143,32 @@ class NumPyroBackend:
         if key in self.params:
             self.mutable[key] = value
 
-    def predict(self, name: str, network: Any, inputs: Any) -> jax.Array | None:
-        with handlers.block(), substitute(data=self.params), handlers.trace() as trace:
+    def predict(
+        self, name: str, network: Any, inputs: Any, *, held: bool = False
+    ) -> jax.Array | None:
+        params = lax.stop_gradient(self.params) if held else self.params
+        with handlers.block(), substitute(data=params), handlers.trace() as trace:
             with handlers.seed(rng_seed=random.key(0)):
                 values = predictions(name, network, inputs)
-        if any(s["type"] == "param" and n not in self.params for n, s in trace.items()):
+        own = {n for n, s in trace.items() if s["type"] == "param"}
+        if own - self.params.keys():
             warnings.warn(
                 f"nowhere to keep the parameters of {name!r}; give SVI loss.with_state(guide) for its guide",
                 stacklevel=2,
             )
             return None
+        self.kept |= own
         return values
+
+    def parameter(self, name: str, start: jax.Array) -> jax.Array:
+        if name not in self.params:
+            warnings.warn(
+                f"nowhere to keep {name!r}, so it is not learned; give SVI loss.with_state(guide) for its guide",
+                stacklevel=2,
+            )
+            return start
+        self.kept.add(name)
+        return self.params[name]
 
     # Programs
 
@@ -295,7 +310,7 @@ class _Handler:
             if self.program.held:
                 msg["value"] = lax.stop_gradient(msg["value"])
         elif kind == "mutable":
-            own = name.startswith(state_key("")) or name == STEP_KEY
+            own = name.startswith(kept_name("baseline", "")) or name == STEP_KEY
             if self.run.apart and self.run.findings is not None and not own:
                 self.run.findings.problem(
                     message(

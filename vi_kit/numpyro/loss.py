@@ -14,11 +14,11 @@ from jax import lax, random
 from numpyro.infer import ELBO
 from numpyro.infer.elbo import LossWithMutableState
 from numpyro.ops.provenance import eval_provenance
-from numpyro.primitives import Messenger, mutable
+from numpyro.primitives import Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError
-from vi_kit.baselines import network_name, state_key
+from vi_kit.cost import kept_name
 from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
 from vi_kit.numpyro.backend import (
@@ -101,7 +101,7 @@ class Loss(ELBO):
         """
         step = _Step(self.settings, rng_key, param_map, model, guide, args, kwargs)
         plan, touched = step.plan()
-        groups, backend, own_losses = step.run(plan)
+        groups, run, backend = step.run(plan)
         loss = _total(groups, (None, "model"))
         if groups.keys() - {None}:  # XLA finds that the forward passes are one
             loss = lax.stop_gradient(loss)
@@ -109,7 +109,10 @@ class Loss(ELBO):
                 own = _total(step.holding(touched[role]).run(plan)[0], (None, role))
                 loss = loss + _of_value_zero(own)
         loss = self.settings.sign * loss
-        for own in own_losses:
+        for own in run.own_losses:
+            loss = loss + _of_value_zero(own)
+        if run.learns:
+            own = step.squared_gradient(plan, touched["guide"], backend.kept)
             loss = loss + _of_value_zero(own)
         if not_jax_tracer(loss) and not bool(jnp.isfinite(loss)):
             raise not_finite(float(loss), step.first_not_finite(plan))
@@ -136,12 +139,13 @@ class Loss(ELBO):
                 estimator = choice.estimator
                 shape = estimator.state_shape(plates)
                 if shape is not None:
-                    mutable(state_key(name), jnp.zeros(shape))
+                    mutable(kept_name("baseline", name), jnp.zeros(shape))
                 if estimator.needs_step:
                     mutable(STEP_KEY, jnp.zeros(()))
-                for baseline in estimator.networks:
-                    inputs = baseline.given(args, kwargs)
-                    predictions(network_name(name), baseline.network, inputs)
+                for what, start in estimator.parameters.items():
+                    param(kept_name(what, name), jnp.asarray(start, jnp.result_type(float)))
+                for network, inputs in estimator.networks(dist, args, kwargs):
+                    predictions(kept_name("network", name), network, inputs)
             return result
 
         return with_state
@@ -198,15 +202,20 @@ class _Step:
 
     def holding(self, names: set[str]) -> _Step:
         """The step with all parameters but `names` as constants."""
-        params = {k: v if k in names else lax.stop_gradient(v) for k, v in self.params.items()}
+        return self.at(
+            {k: v if k in names else lax.stop_gradient(v) for k, v in self.params.items()}
+        )
+
+    def at(self, params: Mapping[str, Any]) -> _Step:
+        """The step with other values of its parameters."""
         model, guide = self.programs
         return _Step(self.settings, self.key, params, model.fn, guide.fn, model.args, model.kwargs)
 
     def run(
-        self, plan: Plan
-    ) -> tuple[dict[str | None, jax.Array], NumPyroBackend, list[jax.Array]]:
+        self, plan: Plan, *, learning: bool = False
+    ) -> tuple[dict[str | None, jax.Array], Run, NumPyroBackend]:
         backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance)
-        run = Run(backend, plan)
+        run = Run(backend, plan, learning=learning)
         try:
             groups = self.settings.execute(run, *self.programs)
         except Replan:
@@ -217,7 +226,23 @@ class _Step:
         for key, value in run.new_state.items():
             backend.set_state(key, value)
         values = {group: named.array for group, named in groups.items()}
-        return values, backend, run.own_losses
+        return values, run, backend
+
+    def squared_gradient(self, plan: Plan, names: set[str], learned: set[str]) -> jax.Array:
+        """The squared norm of the gradient of the guide's parameters, as a function of the learned ones only."""
+        own = {k: self.params[k] for k in names & self.params.keys() - learned}
+        leaves, tree = jax.tree.flatten(lax.stop_gradient(own))
+        moved = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        fixed = {k: v if k in learned else lax.stop_gradient(v) for k, v in self.params.items()}
+
+        def total(values: list[jax.Array]) -> jax.Array:
+            for i, value in zip(moved, values, strict=True):
+                leaves[i] = value
+            step = self.at({**fixed, **jax.tree.unflatten(tree, leaves)})
+            return _total(step.run(plan, learning=True)[0], (None, "guide"))
+
+        slopes = jax.grad(total)([leaves[i] for i in moved])
+        return functools.reduce(operator.add, [jnp.sum(g**2) for g in slopes], jnp.zeros(()))
 
     def plan(self) -> tuple[Plan, dict[str, set[str]]]:
         """Choose the estimators, find the provenance, and check everything; and who has which parameters.

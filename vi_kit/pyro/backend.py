@@ -23,7 +23,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
 
-from vi_kit._errors import message
+from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.cost import Cost, Site
 from vi_kit.plan import Replan
@@ -46,6 +46,8 @@ class PyroBackend:
         self.untraceable: frozenset[str] = frozenset()
         self.probe: Probe | None = None
         self.params: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        self.own_params: dict[str, torch.Tensor] = {}
+        self.own_modules: dict[str, torch.nn.Module] = {}
 
     # Arrays
 
@@ -109,10 +111,35 @@ class PyroBackend:
     def set_state(self, key: str, value: torch.Tensor) -> None:
         pyro.get_param_store()[key] = value.detach()
 
-    def predict(self, name: str, network: Any, inputs: Any) -> Any:
+    def predict(self, name: str, network: Any, inputs: Any, *, held: bool = False) -> Any:
+        del held  # what must not ascend the objective is taken out of its gradient by the loss
         if isinstance(network, torch.nn.Module):
-            network = pyro.module(name, network)
+            self.own_modules[name] = network
+        elif self.handler is not None:
+            raise EstimatorError(
+                message(
+                    f"the network {name!r} is used while the guide runs, and must be a module",
+                    got=type(network).__name__,
+                    expected="a torch.nn.Module",
+                    fix="torch.nn.Sequential(torch.nn.Linear(...), ...)",
+                )
+            )
         return network(inputs)
+
+    def parameter(self, name: str, start: torch.Tensor) -> torch.Tensor:
+        value = pyro.get_param_store().setdefault(name, start)
+        self.own_params[name] = _leaf(value)
+        return value
+
+    def announce(self) -> list[torch.Tensor]:
+        """Register what estimators use with whoever listens, out of reach of the handlers inside programs;
+        returns the parameters."""
+        for name, module in self.own_modules.items():
+            pyro.module(name, module)
+        for name in self.own_params:
+            pyro.param(name)
+        of_modules = [p for m in self.own_modules.values() for p in m.parameters()]
+        return [p for p in (*self.own_params.values(), *of_modules) if p.requires_grad]
 
     # Programs
 
@@ -139,6 +166,11 @@ class PyroBackend:
 
     def params_of(self, role: str) -> dict[Hashable, str]:
         return {id(leaf): name for name, leaf in self.params[role].items()}
+
+    def leaves(self, role: str) -> list[torch.Tensor]:
+        """The tensors to train that the programs of a role used."""
+        leaves = {id(p): p for p in self.params[role].values() if p.requires_grad}
+        return list(leaves.values())
 
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +84,7 @@ class Loss(ELBO):
     ) -> torch.Tensor:
         """A scalar whose value is an estimate of the loss and whose gradient is unbiased."""
         groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
-        loss = _with_own_losses(self._surrogate(groups, run), run)
+        loss = self._with_gradient(groups, run)
         self._advance(run)
         return loss
 
@@ -94,7 +94,7 @@ class Loss(ELBO):
         value = self._value(groups).item()
         if not math.isfinite(value):
             raise not_finite(value, run.first_not_finite())
-        loss = _with_own_losses(self._surrogate(groups, run), run)
+        loss = self._with_gradient(groups, run)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         self._advance(run)
@@ -111,7 +111,7 @@ class Loss(ELBO):
     ) -> tuple[dict[str | None, torch.Tensor], Run]:
         for attempt in range(3):
             plan = self._plan(model, guide, args, kwargs, again=attempt > 0)
-            run = Run(PyroBackend(), plan, with_gradient=with_gradient)
+            run = Run(PyroBackend(), plan, with_gradient=with_gradient, learning=with_gradient)
             try:
                 return self._execute(run, model, guide, args, kwargs), run
             except Replan:
@@ -164,8 +164,7 @@ class Loss(ELBO):
         for role in ("model", "guide"):
             own = [v for v in (shared, groups.get(role)) if v is not None and v.requires_grad]
             assert isinstance(run.backend, PyroBackend)
-            leaves = {id(p): p for p in run.backend.params[role].values() if p.requires_grad}
-            params = list(leaves.values())
+            params = run.backend.leaves(role)
             if not own or not params:
                 continue
             grads = torch.autograd.grad(own, params, retain_graph=True, allow_unused=True)
@@ -174,16 +173,45 @@ class Loss(ELBO):
                     loss = loss + self.settings.sign * ((p - p.detach()) * g).sum()
         return loss
 
+    def _with_gradient(self, groups: Mapping[str | None, torch.Tensor], run: Run) -> torch.Tensor:
+        """The loss, with the gradients of what estimators train by losses of their own."""
+        assert isinstance(run.backend, PyroBackend)
+        loss, learned = self._surrogate(groups, run), run.backend.announce()
+        if run.learns and learned and loss.requires_grad:
+            loss = loss + self._variance(groups, run.backend.leaves("guide"), learned)
+        for own in run.own_losses:
+            loss = loss + own - own.detach()
+        return loss
+
+    def _variance(
+        self,
+        groups: Mapping[str | None, torch.Tensor],
+        params: list[torch.Tensor],
+        learned: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Of value zero. Its gradient for what is learned is that of the squared norm of the gradient of
+        `params`, in place of that of the surrogate."""
+        own = [v for g, v in groups.items() if g != "model" and v.requires_grad]
+        grads = torch.autograd.grad(own, [*params, *learned], create_graph=True, allow_unused=True)
+        squared = torch.zeros_like(own[0])
+        for slope in grads[: len(params)]:
+            squared = squared if slope is None else squared + (slope**2).sum()
+        wanted: Sequence[Any] = [None] * len(learned)
+        if squared.requires_grad:
+            wanted = torch.autograd.grad(squared, learned, retain_graph=True, allow_unused=True)
+        result = torch.zeros_like(squared)
+        for p, new, old in zip(learned, wanted, grads[len(params) :], strict=True):
+            if new is not None:
+                result = result + ((p - p.detach()) * new).sum()
+            if (
+                old is not None and None in groups and len(groups) == 1
+            ):  # a split surrogate has none
+                result = result - self.settings.sign * ((p - p.detach()) * old.detach()).sum()
+        return result
+
     def _advance(self, run: Run) -> None:
         for key, value in run.new_state.items():
             run.backend.set_state(key, value)
-
-
-def _with_own_losses(loss: torch.Tensor, run: Run) -> torch.Tensor:
-    """The loss with the gradients of the baselines' own losses, and its value as it was."""
-    for own in run.own_losses:
-        loss = loss + own - own.detach()
-    return loss
 
 
 def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
