@@ -93,6 +93,7 @@ def merged(copies: Sequence[Copy], arrays: Sequence[Array], axis: Axis) -> tuple
             upstream=known([t.upstream for t in same]),
             drawn=known([t.drawn for t in same]),
             held=known([t.held for t in same]),
+            own=same[0].own,
         )
 
     terms = iter([joined(same) for same in zip(*(c.terms() for c in copies), strict=True)])

@@ -92,6 +92,7 @@ class Term:
         group: the parameters that ascend this term: `"model"`, `"guide"`, or all (`None`).
         label: where it comes from, for error messages.
         statement: name of the sample statement whose log density it is.
+        own: the site, if it is that of a value under the distribution from which it was drawn, times a number.
     """
 
     base: Named
@@ -105,6 +106,7 @@ class Term:
     group: str | None = None
     label: str = ""
     statement: str = ""
+    own: Site | None = None
 
     def scaled(self, named: Named, scales: Iterable[Axis]) -> Named:
         """`named` times the weight and the pending scales among `scales`."""
@@ -170,7 +172,9 @@ def _added(group: Sequence[Term]) -> Term:
     }
     slopes = {s: total(t.scaled(t.slopes[s], ()) for t in parts) for s in group[0].slopes}
     base = total(t.scaled(t.base, ()) for t in parts)
-    return replace(group[0], base=base, alternatives=alternatives, slopes=slopes, weight=common)
+    return replace(
+        group[0], base=base, alternatives=alternatives, slopes=slopes, weight=common, own=None
+    )
 
 
 class Cost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vi_kit._errors import message
@@ -108,7 +108,9 @@ class Simulation:
                 untracked = self.run.backend.untracked(factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
                 self.factors[name] = Factor(values, number)
-        self.terms.append(self.run.term(density, axes, what, statement=name))
+        term = self.run.term(density, axes, what, statement=name)
+        own = self.sites.get(name) if number is not None else None
+        self.terms.append(replace(term, own=own))
 
     def relaxes(self, name: str) -> bool:
         """Whether the value of a site may lie outside its support."""

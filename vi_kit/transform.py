@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vi_kit._named import Named, total
-from vi_kit.cost import Cost, Site, Term, merge
+from vi_kit.cost import Cost, Site, Term, merge, stopped
 
 
 def contract(cost: Cost, sites: Sequence[Site]) -> dict[str | None, Named]:
@@ -24,7 +24,7 @@ def contract(cost: Cost, sites: Sequence[Site]) -> dict[str | None, Named]:
     Returns:
         For each group of parameters (`None`: all of them) a scalar to differentiate.
     """
-    terms = list(cost.terms)
+    terms = [_without_noise(t) for t in cost.terms]
     for site in reversed(sites):
         active = [t for t in terms if site in t.upstream]
         if not active:
@@ -39,6 +39,15 @@ def contract(cost: Cost, sites: Sequence[Site]) -> dict[str | None, Named]:
     for t in merge(terms):
         groups.setdefault(t.group, []).append(t.scaled(t.base.sum(t.base.axes), t.pending))
     return {group: total(parts) for group, parts in groups.items()}
+
+
+def _without_noise(term: Term) -> Term:
+    """Without the gradient of a log density at a value drawn from it, whose mean is zero."""
+    if term.own is None:
+        return term
+    if term.own.estimator.constant_value:
+        term = replace(term, base=stopped(term.base))
+    return replace(term, own=None)
 
 
 def without(term: Term, site: Site) -> Term:

@@ -72,6 +72,10 @@ class Estimator(ABC):
     pathwise: ClassVar[bool] = False
     """Whether the site's value has a gradient, through its sampler, which is the whole of it."""
 
+    constant_value: ClassVar[bool] = False
+    """Whether the value that it draws has no gradient at all. Then that of the site's own log density has mean
+    zero given the draws before, and is left out where the cost is linear in it."""
+
     is_support: ClassVar[bool] = False
     """Whether the site's value is its whole support, which depends on nothing."""
 

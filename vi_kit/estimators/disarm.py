@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from array_api_compat import array_namespace, device
 
@@ -49,6 +49,7 @@ class DisARM(Estimator):
         Dong, Mnih and Tucker 2021, Coupled Gradient Estimators for Discrete Latent Variables.
     """
 
+    constant_value: ClassVar[bool] = True
     arm: bool = False
 
     def num_slots(self, dist: Distribution) -> int:

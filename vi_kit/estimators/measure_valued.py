@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from array_api_compat import array_namespace, device
 
@@ -46,6 +46,8 @@ class MeasureValued(Estimator):
         Mohamed, Rosca, Figurnov and Mnih 2020, Monte Carlo Gradient Estimation in Machine Learning.
         Arratia, Goldstein and Kochman 2019, Size Bias for One and All (section 11, for Beta).
     """
+
+    constant_value: ClassVar[bool] = True
 
     def num_slots(self, dist: Distribution) -> int:
         elements = dist.elementary()

@@ -65,6 +65,7 @@ class Rebar(Estimator):
         Tucker et al. 2017, REBAR: Low-variance, Unbiased Gradient Estimates for Discrete Latent Variable Models.
     """
 
+    constant_value: ClassVar[bool] = True
     relaxes: ClassVar[bool] = True
     live_alternatives: ClassVar[bool] = True
     temperature: float = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vi_kit.baselines import Baseline, Constant
 from vi_kit.credit import contract_score
@@ -72,6 +72,7 @@ class Score(WithBaseline):
         Kool, van Hoof and Welling 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free! (RLOO).
     """
 
+    constant_value: ClassVar[bool] = True
     baseline: Baseline = field(default_factory=Constant)
 
     def reason_against(self, dist: Distribution) -> str | None:
