@@ -43,6 +43,7 @@ class Enumerate(Estimator):
     """
 
     tracked: ClassVar[bool] = False
+    constant_value: ClassVar[bool] = True
     is_support: ClassVar[bool] = True
     max_worlds: int = 1024
 

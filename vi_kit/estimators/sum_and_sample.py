@@ -48,6 +48,7 @@ class SumAndSample(Estimator):
     """
 
     tracked: ClassVar[bool] = False
+    constant_value: ClassVar[bool] = True
     num_summed: int
 
     def __post_init__(self) -> None:

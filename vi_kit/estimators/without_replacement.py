@@ -55,6 +55,7 @@ class WithoutReplacement(Estimator):
     """
 
     tracked: ClassVar[bool] = False
+    constant_value: ClassVar[bool] = True
     k: int
 
     def __post_init__(self) -> None:
