@@ -51,6 +51,10 @@ class Distribution(Protocol):
         """The independent scalars that this distribution is made of, `None` if it is not."""
         ...
 
+    def mixture(self) -> Mixture | None:
+        """The components of which this distribution is a mixture, `None` if it is none."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Elementary:
@@ -69,6 +73,26 @@ class Elementary:
     event_ndim: int
     sample: Callable[[], Array]
     push: Callable[[Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of K components of one family.
+
+    Attributes:
+        log_weights: shape `(*batch, K)`.
+        event_ndim: number of event dims of a component: 0 or 1.
+        cdf: from values of shape `(*batch, D)` to the distribution function of each component's elements, shape
+            `(*batch, K, D)`; D is 1 without event dims.
+        log_prob: likewise, their log densities.
+        reason_against: why the components have no distribution function with a gradient, `None` if they have.
+    """
+
+    log_weights: Array
+    event_ndim: int
+    cdf: Callable[[Array], Array]
+    log_prob: Callable[[Array], Array]
+    reason_against: str | None
 
 
 class Backend(Protocol):

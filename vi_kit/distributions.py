@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from array_api_compat import array_namespace, device
 
 from vi_kit._named import Array
-from vi_kit.backend import Elementary
+from vi_kit.backend import Elementary, Mixture
 
 PARAMS = {
     "Bernoulli": ("probs",),
@@ -39,6 +39,7 @@ class Wrappers:
     independent: type
     transformed: type
     expanded: type
+    mixture: type
 
 
 class DistributionView(ABC):
@@ -85,6 +86,14 @@ class DistributionView(ABC):
     @abstractmethod
     def as_drawn(self, fn: Any, value: Array) -> Array:
         """A value in the dtype of what one draws from one of the library's own distributions."""
+
+    @abstractmethod
+    def parts_of_mixture(self, fn: Any) -> tuple[Array, Any]:
+        """The log weights of one of the library's mixtures, and its components."""
+
+    @abstractmethod
+    def is_discrete(self, fn: Any) -> bool:
+        """Whether one of the library's distributions is."""
 
     @abstractmethod
     def as_array(self, value: Any) -> Array:
@@ -164,6 +173,42 @@ class DistributionView(ABC):
             return value
 
         return Elementary("Categorical" if one_hot else family, params, event_ndim, sample, push)
+
+    def mixture(self) -> Mixture | None:
+        w, fn = self.wrappers, self.fn
+        while isinstance(fn, w.independent | w.expanded):
+            fn = fn.base_dist
+        if not isinstance(fn, w.mixture):
+            return None
+        weights, components = self.parts_of_mixture(fn)
+        event_ndim, leaf = len(components.event_shape), components
+        while isinstance(leaf, w.independent | w.expanded):
+            leaf = leaf.base_dist
+        reason = None
+        if event_ndim > 1 or leaf.event_shape:
+            reason = "needs components whose elements are independent, with at most one event dim"
+        elif self.is_discrete(leaf):
+            reason = f"needs continuous components; {_family(leaf)} is discrete"
+        else:
+            try:
+                leaf.cdf(self.sample_elements(leaf))
+            except NotImplementedError:
+                reason = f"needs the distribution function of {_family(leaf)}, which has none"
+
+        def along(value: Array) -> Array:
+            value = value[..., None, :]
+            return value if event_ndim else value[..., 0]
+
+        def apart(values: Array) -> Array:
+            return values if event_ndim else values[..., None]
+
+        return Mixture(
+            weights,
+            event_ndim,
+            lambda value: apart(leaf.cdf(along(value))),
+            lambda value: apart(leaf.log_prob(along(value))),
+            reason,
+        )
 
     def _param(self, fn: Any, name: str) -> Array:
         if name == "probs" and type(fn).__name__ == "NegativeBinomialLogits":  # NumPyro's has none

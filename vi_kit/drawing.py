@@ -88,9 +88,10 @@ def draw_inside(
     if run.findings is not None:
         choice = choice or run.findings.choices[site.label]
         return _try(run, site, dist, choice, inside=True), site
-    if not site.estimator.tracked:
+    if not site.estimator.tracked and dist.has_rsample:
         return None, site
-    return run.backend.track(site.estimator.expand(dist).value, site), site
+    value = site.estimator.expand(dist).value
+    return (run.backend.track(value, site) if site.estimator.tracked else value), site
 
 
 def _open(run: Run, statement: Statement, role: str, inside: bool = False) -> tuple[Site, Choice]:
@@ -173,9 +174,9 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     findings.rows[site.label] = Row(
         site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
     )
-    pathwise = estimator.pathwise and dist.has_rsample and not reason
+    pathwise = estimator.pathwise and not reason
     try:
-        value = dist.rsample() if pathwise else dist.sample()
+        value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()
     except NotImplementedError:
         findings.problem(
             message(

@@ -67,6 +67,38 @@ def test_bernoulli_chain_in_a_scan(particles, baseline):
     oracles.check_unbiased(draws, exact)
 
 
+def test_straight_through_inside_a_scan():
+    """The surrogate's gradient is that of the same coins without the scan, one plain site each."""
+    estimator = vi.StraightThrough(biased=True)
+
+    def programs(wrap):
+        def guide():
+            logits = numpyro.param("logits", LOGITS)
+            wrap(lambda _, t: numpyro.sample("z", dist.Bernoulli(logits=t)), logits)
+
+        def model():
+            def body(_, x):
+                z = numpyro.sample("z", dist.Bernoulli(0.4))
+                numpyro.sample("x", dist.Normal(1.5 * z, 1.0), obs=x)
+
+            wrap(body, jnp.asarray(X))
+
+        return model, guide
+
+    def in_scan(body, xs):
+        scan(lambda carry, x: (carry, body(carry, x)), 0.0, xs)
+
+    def in_plate(body, xs):
+        with numpyro.plate("steps", 3):
+            body(0.0, xs)
+
+    loss = Loss(vi.elbo(), estimator, num_samples=20)
+    draws = [
+        gradients(loss, *programs(wrap), {"logits": LOGITS}, 2000) for wrap in (in_scan, in_plate)
+    ]
+    oracles.check_unbiased(draws[0], draws[1].mean(axis=0))
+
+
 def test_default_inside_a_scan_is_the_score():
     table = Loss(num_samples=2).explain(coins_model, coins_guide)
     assert "Score(baseline=LeaveOneOut())" in table

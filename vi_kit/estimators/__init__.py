@@ -5,6 +5,7 @@ from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
 from vi_kit.estimators.enumerate import Enumerate
 from vi_kit.estimators.measure_valued import MeasureValued
+from vi_kit.estimators.mixture_reparam import MixtureReparam
 from vi_kit.estimators.rebar import Rebar, Relax
 from vi_kit.estimators.relaxed import Relaxed, StraightThrough
 from vi_kit.estimators.reparam import Reparam
@@ -15,6 +16,7 @@ from vi_kit.estimators.without_replacement import WithoutReplacement
 REGISTRY: tuple[type[Estimator], ...] = (
     Reparam,
     DoublyReparam,
+    MixtureReparam,
     Score,
     Enumerate,
     MeasureValued,
@@ -35,6 +37,7 @@ __all__ = [
     "Estimator",
     "Expansion",
     "MeasureValued",
+    "MixtureReparam",
     "Rebar",
     "Relax",
     "Relaxed",

@@ -12,6 +12,7 @@ from numpyro.distributions import (
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
+    MixtureSameFamily,
     TransformedDistribution,
     constraints,
 )
@@ -31,6 +32,7 @@ class NumPyroDistribution(DistributionView):
         independent=Independent,
         transformed=TransformedDistribution,
         expanded=ExpandedDistribution,
+        mixture=MixtureSameFamily,
     )
 
     def __init__(self, fn: Any, key: jax.Array | None = None):
@@ -58,6 +60,12 @@ class NumPyroDistribution(DistributionView):
 
     def as_drawn(self, fn: Any, value: jax.Array) -> jax.Array:
         return value.astype(jax.eval_shape(fn.sample, random.key(0)).dtype)
+
+    def parts_of_mixture(self, fn: Any) -> tuple[jax.Array, Any]:
+        return jax.nn.log_softmax(fn.mixing_distribution.logits), fn.component_distribution
+
+    def is_discrete(self, fn: Any) -> bool:
+        return fn.is_discrete
 
     def as_array(self, value: Any) -> jax.Array:
         return jnp.asarray(value)

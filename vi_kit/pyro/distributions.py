@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch.distributions import Independent, TransformedDistribution, constraints
+from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
 
 from vi_kit.distributions import DistributionView, Wrappers, without_validation
 
@@ -19,6 +19,7 @@ class PyroDistribution(DistributionView):
         independent=Independent,
         transformed=TransformedDistribution,
         expanded=dist.ExpandedDistribution,
+        mixture=MixtureSameFamily,
     )
 
     def sample(self) -> torch.Tensor:
@@ -35,6 +36,12 @@ class PyroDistribution(DistributionView):
         if isinstance(fn, dist.Categorical):
             return value.long()
         return value if value.is_floating_point() else value.to(fn._param.dtype)
+
+    def parts_of_mixture(self, fn: Any) -> tuple[torch.Tensor, Any]:
+        return fn.mixture_distribution.logits, fn.component_distribution
+
+    def is_discrete(self, fn: Any) -> bool:
+        return fn.support.is_discrete
 
     def as_array(self, value: torch.Tensor) -> torch.Tensor:
         return value
