@@ -28,6 +28,7 @@ class Plan:
         num_slots: one plus the alternatives of all sites.
         slots_of: the alternatives of each site, by label.
         tracked: whether provenance is needed.
+        entangled: whether everything depends on every site before it, so that provenance need not be followed.
         table: rows for `explain`.
         provenance: what a backend that traces programs found out about dependence.
     """
@@ -38,6 +39,7 @@ class Plan:
     num_slots: int = 1
     slots_of: Mapping[str, int] = field(default_factory=dict)
     tracked: bool = True
+    entangled: bool = False
     table: tuple[Row, ...] = ()
     provenance: Any = None
 
@@ -68,6 +70,7 @@ class Findings:
     sizes: dict[Site, int] = field(default_factory=dict)
     all_at_once: set[Site] = field(default_factory=set)
     split: bool = False
+    entangled: bool = True
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
 
     def problem(self, text: str, *, of_estimator: bool) -> None:

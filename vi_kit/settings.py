@@ -188,6 +188,7 @@ def make_plan(
         slots_of=findings.slots_of,
         tracked=any(c.estimator.tracked for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
+        entangled=findings.entangled,
         table=tuple(findings.rows.values()),
     )
 

@@ -93,13 +93,14 @@ class PyroBackend:
     def untracked(self, value: torch.Tensor) -> torch.Tensor:
         return detach_provenance(value) if self.tracking else value
 
-    def upstream(self, run: Run, value: torch.Tensor, key: Hashable) -> frozenset[Site]:
-        del run, key
+    def upstream(self, run: Run, value: torch.Tensor, key: Any) -> frozenset[Site]:
         if not self.tracking:
-            return frozenset()
+            return _before(run, key) if run.plan.tracked else frozenset()
         known = get_provenance(value) | self.leaked
         if self.probe is not None:
             self.probe.compare(detach_provenance(value), known)
+        if run.findings is not None and not _before(run, key) <= known:
+            run.findings.entangled = False
         return known
 
     # State
@@ -146,7 +147,7 @@ class PyroBackend:
     @contextmanager
     def session(self, run: Run) -> Iterator[None]:
         """Enter the outermost messenger, and provenance where the plan asks for it."""
-        self.tracking = run.plan.tracked
+        self.tracking = run.plan.tracked and not run.plan.entangled
         self.untraceable = run.plan.provenance or frozenset()
         mode = _Leaks(self) if self.tracking else nullcontext()
         with _Outermost(self), mode:
@@ -423,6 +424,18 @@ class _Handler:
             scale = float(frame.full_size / frame.size) if frame.full_size else 1.0
             axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
         return tuple(axes)
+
+
+def _before(run: Run, key: Any) -> frozenset[Site]:
+    """All sites whose estimators ask for provenance, but for the one whose own value is in question."""
+    own = key[1] if key[0] == "site" else None
+    dry = run.findings is not None
+    return frozenset(
+        s
+        for s in run.sites
+        if s.order != own
+        and (s.estimator.tracked or s.world is not None or (dry and not s.estimator.pathwise))
+    )
 
 
 def _leaf(value: Any) -> torch.Tensor:
