@@ -26,6 +26,7 @@ from vi_kit.estimators import (
     Expansion,
     MeasureValued,
     MixtureReparam,
+    Quadrature,
     Rebar,
     Relax,
     Relaxed,
@@ -71,6 +72,7 @@ from vi_kit.objectives import (
     trajectory_balance,
     wake_sleep,
 )
+from vi_kit.quadrature_error import quadrature_error
 
 __version__ = "0.1.0"
 
@@ -95,6 +97,7 @@ __all__ = [
     "NeuralBaseline",
     "Objective",
     "ObjectiveError",
+    "Quadrature",
     "Range",
     "Rebar",
     "Relax",
@@ -128,6 +131,7 @@ __all__ = [
     "multi_trace",
     "objective",
     "piwae",
+    "quadrature_error",
     "renyi",
     "simulate",
     "split_gradients",

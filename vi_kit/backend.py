@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from vi_kit.run import Run
 
 
+Push = Callable[["Array"], "Array"]
+"""Maps elements, of any dtype that holds them, to a value of the distribution."""
+
+
 class Distribution(Protocol):
     """What estimators may ask of a distribution, the same words for every library.
 
@@ -55,6 +59,11 @@ class Distribution(Protocol):
         """The components of which this distribution is a mixture, `None` if it is none."""
         ...
 
+    def gaussian(self) -> tuple[Array, Array, Push] | None:
+        """Mean, shape `(*batch, size)`, and Cholesky factor of a MultivariateNormal, and an invertible map of its
+        elements; `None` if it is none."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Elementary:
@@ -72,7 +81,7 @@ class Elementary:
     params: dict[str, Array]
     event_ndim: int
     sample: Callable[[], Array]
-    push: Callable[[Array], Array]
+    push: Push
 
 
 @dataclass(frozen=True, eq=False)

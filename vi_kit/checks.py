@@ -29,6 +29,23 @@ def note_nonlinear(run: Run, summed: Iterable[Axis]) -> None:
         )
 
 
+def refuse_inexact(run: Run, terms: Sequence[Term], name: str) -> None:
+    """Refuse, in the dry run, a nonlinear function of sites whose estimators are exact for polynomials only."""
+    degrees = run.findings.degrees if run.findings is not None else {}
+    for site in sorted({s for t in terms for s in t.upstream}, key=lambda s: s.order):
+        if site.label in degrees:
+            estimator = type(site.estimator).__name__
+            run.refuse(
+                message(
+                    f"site {site.name!r}: {estimator}() is not exact inside {name}",
+                    got=f"{site.estimator!r}, and a nonlinear function of costs, which is taken for no polynomial",
+                    expected="a linear objective, such as vi.elbo(); biased=True; or an unbiased estimator: Reparam()"
+                    " or Score()",
+                    fix=f'estimators={{"{site.name}": vi.Reparam()}}, or vi.{estimator}(..., biased=True)',
+                )
+            )
+
+
 def refuse_half_held(run: Run, terms: Sequence[Term]) -> None:
     """Refuse a nonlinear function that sees one draw both as a constant and as a draw."""
     held = {s for t in terms for s in t.held}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from array_api_compat import array_namespace, device
 
 from vi_kit._named import Array
-from vi_kit.backend import Elementary, Mixture
+from vi_kit.backend import Elementary, Mixture, Push
 
 PARAMS = {
     "Bernoulli": ("probs",),
@@ -28,6 +28,7 @@ PARAMS = {
     "Gamma": ("concentration", "rate"),
     "Weibull": ("scale", "concentration"),
     "Beta": ("concentration1", "concentration0"),
+    "Uniform": ("low", "high"),
 }
 
 
@@ -209,6 +210,22 @@ class DistributionView(ABC):
             lambda value: apart(leaf.log_prob(along(value))),
             reason,
         )
+
+    def gaussian(self) -> tuple[Array, Array, Push] | None:
+        fn, event_ndim, transforms = self._elements()
+        if _family(fn) != "MultivariateNormal" or len(self.event_shape) != 1 or event_ndim:
+            return None
+        shape = (*self.batch_shape, *self.event_shape)
+        xp = array_namespace(fn.loc)
+        loc = xp.broadcast_to(fn.loc, shape)
+        scale_tril = xp.broadcast_to(fn.scale_tril, (*shape, shape[-1]))
+
+        def push(value: Array) -> Array:
+            for transform in transforms:
+                value = transform(value)
+            return value
+
+        return loc, scale_tril, push
 
     def _param(self, fn: Any, name: str) -> Array:
         if name == "probs" and type(fn).__name__ == "NegativeBinomialLogits":  # NumPyro's has none

@@ -165,6 +165,9 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         findings.slots_of[site.label] = estimator.num_slots(dist)
         findings.num_slots += findings.slots_of[site.label]
         findings.sizes[site] = estimator.num_worlds(dist)
+        degree = estimator.max_degree(dist)
+        if degree is not None:
+            findings.degrees[site.label] = degree
         if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
             findings.all_at_once.add(site)
     findings.choices[site.label] = choice
@@ -174,6 +177,10 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     findings.rows[site.label] = Row(
         site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
     )
+    if run.probe is not None:
+        if site.label in run.probe.zeros:
+            return estimator.degree_one(dist, run.probe.zeros[site.label])
+        return dist.rsample() if dist.has_rsample else dist.sample()
     pathwise = estimator.pathwise and not reason
     try:
         value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()
@@ -218,7 +225,7 @@ def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Arra
     value = _spread(expansion.value, dim, event_ndim)
     if expansion.weights is None:
         return value
-    upstream = _upstream(run, site, expansion.weights)
+    upstream = _upstream(run, site, expansion.weights) | _upstream(run, site, expansion.value)
     weights = _aligned_slots(run, _spread(expansion.weights, dim, 0), 0, upstream)
     what = f"site {site.name!r}"
     site.weights = run.term(weights, site.axes, what, own=site, counts=False, known=upstream)

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import PLATE, SLOT, Array, Axis, Named, combine, ordered, total, union
 from vi_kit.backend import current
-from vi_kit.checks import note_nonlinear, refuse_half_held, refuse_varied
+from vi_kit.checks import note_nonlinear, refuse_half_held, refuse_inexact, refuse_varied
 from vi_kit.cost import Cost, Site, Term, merge, stopped
 from vi_kit.unfold import unfold, with_elements
 from vi_kit.worlds import settle
@@ -131,6 +131,9 @@ def apply(
         if a.kind < SLOT and a not in keep and a != over
     }
     note_nonlinear(run, summed)
+    reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
+    name = getattr(reduction.fn, "__name__", "apply")
+    refuse_inexact(run, [t for c in costs for t in c.terms], name)
     refuse_half_held(run, [t for c in costs for t in c.terms])
     reduced = summed | ({over} if over else set())
     local = [s for s in run.sites if s.world is not None and reduced.intersection(s.axes)]
@@ -143,7 +146,6 @@ def apply(
         settled = [merge(settle(t, local) for t in c.terms) for c in costs]
         terms = [t for ts in settled for t in ts]
         arguments = [_collected(ts, summed, over) for ts in settled]
-    reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
 
     refuse_varied(run, {s: None for _, alts, _ in arguments for s in alts})
     base = _evaluate(reduction, [b for b, _, _ in arguments], over)
@@ -171,7 +173,7 @@ def apply(
                 pending=frozenset(a for a in keep if a.kind == PLATE),
                 drawn=frozenset(s for t in terms for s in t.drawn),
                 held=frozenset(s for t in terms for s in t.held if s not in live),
-                label=getattr(reduction.fn, "__name__", "apply"),
+                label=name,
             )
         ]
     )

@@ -23,6 +23,7 @@ from vi_kit.backend import Backend, _current
 from vi_kit.checks import refuse_scores_below
 from vi_kit.copies import Copy, merged
 from vi_kit.cost import Cost, Site, Term, kept_name
+from vi_kit.degrees import Probe
 from vi_kit.plan import Findings, Plan, Replan
 from vi_kit.transform import contract
 
@@ -42,6 +43,7 @@ class Run:
         backend: the library.
         plan: what is known about the program.
         findings: makes it a dry run, in which every site is plainly sampled and problems are noted.
+        probe: makes a dry run one that finds the degrees of terms.
         with_gradient: whether state (moving averages) advances.
         learning: whether what estimators learn by minimising the variance is differentiated.
     """
@@ -55,12 +57,14 @@ class Run:
         plan: Plan,
         *,
         findings: Findings | None = None,
+        probe: Probe | None = None,
         with_gradient: bool = True,
         learning: bool = False,
     ):
         self.backend = backend
         self.plan = plan
         self.findings = findings
+        self.probe = probe
         self.with_gradient = with_gradient
         self.learning = learning
         self.sites: list[Site] = []
@@ -102,6 +106,8 @@ class Run:
             cost = objective(model, guide)
             if self.findings is not None:
                 refuse_scores_below(self)
+                if self.probe is not None:
+                    self.probe.used = {t.label for t in cost.terms}
                 self.findings.split = any(t.group is not None for t in cost.terms)
                 return {}
             if self.next_slot != self.plan.num_slots:
@@ -247,6 +253,8 @@ class Run:
             known: the sites on which it depends, if they are known already.
         """
         if known is None:
+            if self.probe is not None and counts:
+                self.probe.terms.append((what, log_prob))
             known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
             self.num_terms += 1
         named = self.named(self.backend.untracked(log_prob), axes, known, what)

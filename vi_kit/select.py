@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,14 @@ class Selection:
     Attributes:
         patterns: as the user gave them.
         resolved: choices already made, by site label.
+        second_rules: whether estimators that have a second rule use that.
         sampled: sites that the default rule must not enumerate, since too many joint values meet.
     """
 
     patterns: tuple[tuple[str, Estimator], ...] = ()
     sampled: frozenset[str] = field(default_factory=frozenset)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
+    second_rules: bool = False
 
     @classmethod
     def of(cls, estimators: Mapping[str, Estimator] | Estimator | None) -> Selection:
@@ -90,6 +92,20 @@ class Selection:
         """
         if label in self.resolved:
             return self.resolved[label]
+        choice = self._choose(name, label, dist, axes, infer, not_enumerated)
+        if self.second_rules:
+            choice = replace(choice, estimator=choice.estimator.second_rule())
+        return choice
+
+    def _choose(
+        self,
+        name: str,
+        label: str,
+        dist: Distribution,
+        axes: Sequence[Axis],
+        infer: Mapping[str, Any],
+        not_enumerated: str,
+    ) -> Choice:
         if dist.name == "Delta":
             return Choice(Reparam(), "default", "a Delta is a differentiable value")
         for pattern, estimator in self.patterns:

@@ -186,6 +186,7 @@ def make_plan(
         selection=replace(plan.selection, resolved=resolved),
         num_slots=findings.num_slots,
         slots_of=findings.slots_of,
+        degrees=findings.degrees,
         tracked=any(c.estimator.tracked for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,

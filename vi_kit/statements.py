@@ -104,6 +104,8 @@ class Simulation:
         if name in self.sites:
             site = self.sites[name]
             site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
+            if self.run.probe is not None and not self.details[name].dist.has_rsample:
+                self.run.probe.draws.append((site.label, plain))
             if site.estimator.holds_params:
                 untracked = self.run.backend.untracked(factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
@@ -151,9 +153,10 @@ class Replay:
         if self._is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
         self.names.add(name)
-        if self.run.findings is not None and not self._agrees(statement, value):
+        findings = self.run.findings if self.run.probe is None else None
+        if findings is not None and not self._agrees(statement, value):
             if statement.dist.name == "ImproperUniform":  # there is no way to go on
-                self.run.findings.raise_if_any()
+                findings.raise_if_any()
             return None
         return value
 

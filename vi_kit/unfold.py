@@ -113,14 +113,16 @@ def _make_elements(site: Site, local: Sequence[Site], reduced: set[Axis]) -> Non
         )
         site.elements[position] = element
         index = dict(zip(axes, position, strict=True))
-        element.log_q = replace(
-            site.log_q,
-            base=_at(site.log_q.base, index, local, reduced),
-            upstream=(site.log_q.upstream - set(local))
-            | _elements_at(site.log_q, index, local, reduced),
-        )
+        element.log_q = _term_at(site.log_q, index, local, reduced)
+        if site.weights is not None:
+            element.weights = _term_at(site.weights, index, local, reduced)
         run.sites.append(element)
     run.sites.sort(key=lambda s: s.order)
+
+
+def _term_at(term: Term, index: Index, local: Sequence[Site], reduced: set[Axis]) -> Term:
+    upstream = (term.upstream - set(local)) | _elements_at(term, index, local, reduced)
+    return replace(term, base=_at(term.base, index, local, reduced), upstream=upstream)
 
 
 def _element(site: Site, index: Index, reduced: set[Axis]) -> Site:

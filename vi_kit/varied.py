@@ -49,7 +49,7 @@ def _together(draw: Draw) -> Site:
     apart = [
         name
         for name, other in draw.sites.items()
-        if (other.estimator.pathwise or other.estimator.scores_noise)
+        if (other.estimator.pathwise or other.estimator.scores_noise or other.estimator.has_path)
         and name not in draw.factors
         and draw.details[name].dist.name != "Delta"
     ]

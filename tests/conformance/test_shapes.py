@@ -10,6 +10,7 @@ from tests.libraries import PyroWords
 from tests.oracles import seed_of
 from tests.statistical.test_baselines import BASELINES
 from tests.statistical.test_categorical import OF_CATEGORICAL
+from tests.statistical.test_quadrature import QUADRATURE
 from tests.statistical.test_rebar import CONTROLS
 from tests.statistical.test_relaxed import CASES as RELAXED
 from vi_kit.baselines import Baseline
@@ -86,7 +87,8 @@ def test_enumeration_is_exact(shape, lib):
 def test_every_estimator_has_cases():
     used = {type(ESTIMATORS[estimator]) for _, _, estimator, _ in CASES.values()}
     elsewhere = [*OF_CATEGORICAL.values(), *(estimator for estimator, _ in RELAXED.values())]
-    elsewhere += [make(PyroWords()) for make in CONTROLS.values()]
+    elsewhere += [vi.MixtureReparam(), *(make(PyroWords()) for make in CONTROLS.values())]
+    elsewhere += QUADRATURE
     assert used | {type(estimator) for estimator in elsewhere} >= set(REGISTRY)
 
 

@@ -6,6 +6,7 @@ from vi_kit.estimators.doubly_reparam import DoublyReparam
 from vi_kit.estimators.enumerate import Enumerate
 from vi_kit.estimators.measure_valued import MeasureValued
 from vi_kit.estimators.mixture_reparam import MixtureReparam
+from vi_kit.estimators.quadrature import Quadrature
 from vi_kit.estimators.rebar import Rebar, Relax
 from vi_kit.estimators.relaxed import Relaxed, StraightThrough
 from vi_kit.estimators.reparam import Reparam
@@ -20,6 +21,7 @@ REGISTRY: tuple[type[Estimator], ...] = (
     Score,
     Enumerate,
     MeasureValued,
+    Quadrature,
     DisARM,
     SumAndSample,
     WithoutReplacement,
@@ -38,6 +40,7 @@ __all__ = [
     "Expansion",
     "MeasureValued",
     "MixtureReparam",
+    "Quadrature",
     "Rebar",
     "Relax",
     "Relaxed",

@@ -126,6 +126,29 @@ class Estimator(ABC):
         """Whether it asks for the number of steps so far (`Run.step`)."""
         return False
 
+    has_path: ClassVar[bool] = False
+    """Whether the worlds that it makes have gradients of their own, and not by their weights only."""
+
+    def max_degree(self, dist: Distribution) -> int | None:
+        """Up to which degree it is exact for terms that are polynomials in the elements of the site, if it is
+        refused for others; `None` if it may be given any cost."""
+        del dist
+        return None
+
+    def for_degree(self, degree: int) -> Estimator | None:
+        """One like it with that `max_degree` or a larger one, if there is one."""
+        del degree
+        return None
+
+    def degree_one(self, dist: Distribution, zero: Array) -> Array:
+        """A value of the site whose elements have `zero` added, to find the degrees of terms by. For estimators
+        with a `max_degree`."""
+        raise NotImplementedError
+
+    def second_rule(self) -> Estimator:
+        """Itself, or for a biased rule another one to compare it with."""
+        return self
+
     @abstractmethod
     def reason_against(self, dist: Distribution) -> str | None:
         """Why the estimator cannot handle the distribution; `None` if it can."""

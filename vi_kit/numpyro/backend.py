@@ -22,7 +22,7 @@ from vi_kit._errors import BackendError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.cost import Cost, Site, kept_name
 from vi_kit.distributions import without_validation
-from vi_kit.numpyro.distributions import NumPyroDistribution, smooth
+from vi_kit.numpyro.distributions import NumPyroDistribution, smooth, unchecked
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
 from vi_kit.run import STEP_KEY, Run
@@ -348,6 +348,8 @@ class _Handler:
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
         fn, value, axes = smooth(msg["fn"]), msg["value"], self.axes(msg)
+        if self.run.probe is not None:
+            fn = unchecked(fn)
         if self.reading.relaxes(msg["name"]):
             fn = without_validation(fn)
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]

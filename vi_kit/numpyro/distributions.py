@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import (
     BernoulliLogits,
+    Delta,
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
@@ -17,7 +18,7 @@ from numpyro.distributions import (
     constraints,
 )
 
-from vi_kit.distributions import DistributionView, Wrappers, with_leaf
+from vi_kit.distributions import DistributionView, Wrappers, with_leaf, without_validation
 
 
 class NumPyroDistribution(DistributionView):
@@ -92,6 +93,26 @@ class SmoothBernoulliLogits(BernoulliLogits):
     def log_prob(self, value: jax.Array) -> jax.Array:
         value, logits = jnp.asarray(value, jnp.result_type(float)), jnp.asarray(self.logits)
         return value * logits - jax.nn.softplus(logits)
+
+
+class UncheckedDelta(Delta):
+    """A log density that does not look at the value: what it is where that is right."""
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        batch = jnp.shape(value)[: jnp.ndim(value) - self.event_dim]
+        density = jnp.asarray(self.log_density)
+        return jnp.broadcast_to(density, jnp.broadcast_shapes(self.batch_shape, batch))
+
+
+def unchecked(fn: Any) -> Any:
+    """A copy of a distribution whose log density does not ask where its value lies."""
+
+    def leaf(fn: Any) -> Any:
+        if type(fn) is Delta:
+            fn.__class__ = UncheckedDelta
+        return fn
+
+    return without_validation(fn, leaf)
 
 
 def smooth(fn: Any) -> Any:

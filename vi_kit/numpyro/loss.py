@@ -19,6 +19,7 @@ from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError
 from vi_kit.cost import kept_name
+from vi_kit.degrees import Probe, shortfalls
 from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
 from vi_kit.numpyro.backend import (
@@ -30,6 +31,7 @@ from vi_kit.numpyro.backend import (
     predictions,
     refuse_in_the_dark,
 )
+from vi_kit.numpyro.degrees import degrees_found
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
@@ -283,6 +285,8 @@ class _Step:
         draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize)
         plan = make_plan(make_backend, draft, execute)
         plan = replace(plan, max_plate_nesting=found["nesting"], provenance=found["provenance"])
+        if plan.degrees:
+            self.prove_degrees(plan)
         return plan, found["touched"]
 
     def provenance(self, plan: Plan) -> tuple[Provenance, int]:
@@ -316,6 +320,18 @@ class _Step:
             except IN_THE_DARK as error:
                 raise refuse_in_the_dark(error) from error
             return {keys[i]: names for i, names in by_number.items()}, depth
+
+    def prove_degrees(self, plan: Plan) -> None:
+        """Refuse terms of higher degree than their sites' estimators are exact for."""
+        plain = replace(plan, num_slots=1, tracked=False)
+
+        def execute(probe: Probe) -> None:
+            backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance, dry=True)
+            run = Run(backend, plain, findings=Findings(), probe=probe, with_gradient=False)
+            self.settings.execute(run, *self.programs)
+
+        findings = Findings(estimator_problems=shortfalls(plan, degrees_found(plan, execute)))
+        findings.raise_if_any()
 
     def first_not_finite(self, plan: Plan) -> str | None:
         """The first statement whose log density is not finite, found in one plain draw."""

@@ -28,7 +28,7 @@ from vi_kit._named import PLATE, Axis
 from vi_kit.cost import Cost, Site
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
-from vi_kit.pyro.distributions import PyroDistribution, relaxed
+from vi_kit.pyro.distributions import PyroDistribution, relaxed, unchecked
 from vi_kit.run import Run
 from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
 
@@ -315,7 +315,7 @@ class _Leaks(TorchFunctionMode):
         elif name in self.INERT:
             pass
         elif "out" in kwargs or name in self.MAKERS or self._tells_values(name, args, result):
-            if not (name == "__bool__" and _is_validation(sys._getframe(1))):
+            if not (name == "__bool__" and is_validation(sys._getframe(1))):
                 self.backend.leaked |= get_provenance((args, kwargs))
         return result
 
@@ -329,7 +329,7 @@ class _Leaks(TorchFunctionMode):
         return not isinstance(result, torch.Tensor | tuple | list | type(None)) or name == "tolist"
 
 
-def _is_validation(frame: Any) -> bool:
+def is_validation(frame: Any) -> bool:
     """Whether a distribution is checking its own arguments."""
     for _ in range(4):
         if frame is None:
@@ -394,6 +394,8 @@ class _Handler:
                 )
         if self.reading.relaxes(name):
             fn = relaxed(fn)
+        if self.run.probe is not None:
+            fn = unchecked(fn)
         axes, unmasked = self.axes(msg), PyroDistribution(fn)
         log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
         plain = log_prob if unmasked.fn is fn else unmasked.log_prob(value)

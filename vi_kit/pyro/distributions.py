@@ -61,6 +61,37 @@ class LinearOneHotCategorical(dist.OneHotCategorical):
         return (value * self.logits).sum(-1)
 
 
+class UncheckedUniform(dist.Uniform):
+    """A log density that does not look at the value: what it is inside the support."""
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        density = -(self.high - self.low).log()
+        return density.expand(torch.broadcast_shapes(density.shape, value.shape))
+
+
+class UncheckedDelta(dist.Delta):
+    """A log density that does not look at the value: what it is where that is right."""
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        batch = x.shape[: x.dim() - self.event_dim]
+        density = torch.as_tensor(self.log_density)
+        return density.expand(torch.broadcast_shapes(self.batch_shape, batch))
+
+
+def unchecked(fn: Any) -> Any:
+    """A copy of a distribution whose log density does not ask where its value lies."""
+
+    def leaf(fn: Any) -> Any:
+        if isinstance(fn, dist.Uniform):
+            return UncheckedUniform(fn.low, fn.high, validate_args=False)
+        if isinstance(fn, dist.Delta):
+            density: Any = fn.log_density
+            return UncheckedDelta(fn.v, density, fn.event_dim, validate_args=False)
+        return fn
+
+    return without_validation(fn, leaf)
+
+
 def relaxed(fn: Any) -> Any:
     """A copy of a distribution that has a density, with a gradient, between its values too."""
 

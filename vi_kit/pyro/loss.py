@@ -13,11 +13,13 @@ from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
 from vi_kit._errors import BackendError
+from vi_kit.degrees import shortfalls
 from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
 from vi_kit.plan import Findings, Plan, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import Probe, PyroBackend
+from vi_kit.pyro.degrees import degree_probe, degrees_found
 from vi_kit.run import Run
 from vi_kit.settings import Settings, make_plan, not_finite
 
@@ -149,6 +151,7 @@ class Loss(ELBO):
                 if len(self._plans) >= MAX_PLANS:
                     del self._plans[next(iter(self._plans))]
                 plan = make_plan(PyroBackend, draft, execute)
+                _prove_degrees(plan, execute)
                 self._plans[key] = replace(plan, provenance=_untraceable(plan, execute))
         return self._plans[key]
 
@@ -225,6 +228,22 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
     except Exception:  # the program may object to values that require a gradient (`.numpy()`)
         pass
     return frozenset(backend.probe.untraceable)
+
+
+def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:
+    """Refuse terms of higher degree than their sites' estimators are exact for, found by one more dry run."""
+    if not plan.degrees:
+        return
+    probe, plain = degree_probe(plan), replace(plan, num_slots=1, tracked=False)
+    try:
+        execute(Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False))
+    except (RuntimeError, TypeError, ValueError) as error:
+        error.add_note(
+            "while the degrees of the terms were found; biased=True does not ask for them"
+        )
+        raise
+    findings = Findings(estimator_problems=shortfalls(plan, degrees_found(probe)))
+    findings.raise_if_any()
 
 
 def _plate_nesting(model: Any, guide: Any, args: Any, kwargs: Any) -> int:

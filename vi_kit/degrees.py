@@ -1,0 +1,224 @@
+"""Programs as polynomials in the values of their sites: of which degree, or because of which operation not.
+
+A value is, in each site on which it depends, a polynomial, the exponential of one, or neither. One rule per operation
+says what an operation makes of its operands. The libraries read their programs operation by operation
+(`vi_kit.pyro.degrees`, `vi_kit.numpyro.degrees`) and look the rules up here by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vi_kit._errors import message
+
+if TYPE_CHECKING:
+    from vi_kit._named import Array
+    from vi_kit.plan import Plan
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a value is as a function of one site, all else fixed.
+
+    Attributes:
+        degree: of the polynomial.
+        is_exp: whether it is the exponential of the polynomial, times a constant.
+        blocker: the operation that made it neither.
+    """
+
+    degree: int = 0
+    is_exp: bool = False
+    blocker: str | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        return self == CONSTANT
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not a polynomial."""
+        return self.blocker or ("exp" if self.is_exp else None)
+
+
+CONSTANT = Form()
+
+Degrees = Mapping[str, Form]
+"""What a value is in each site on which it depends, by label."""
+
+Rule = Callable[[str, Sequence[Form]], Form]
+"""From the name of an operation, and what its operands are in a site, to what its result is."""
+
+
+def derive(name: str, rule: Rule, operands: Sequence[Degrees]) -> dict[str, Form]:
+    """What an operation makes of its operands, in each site. An operand that made no polynomial stays none."""
+    found = {}
+    for label in {label: None for operand in operands for label in operand}:
+        forms = [operand.get(label, CONSTANT) for operand in operands]
+        blocked = [f for f in forms if f.blocker]
+        form = blocked[0] if blocked else rule(name, forms)
+        if not form.is_constant:
+            found[label] = form
+    return found
+
+
+def unknown(name: str, forms: Sequence[Form]) -> Form:
+    """Of an operation that has no rule."""
+    return CONSTANT if all(f.is_constant for f in forms) else Form(blocker=name)
+
+
+def linear(name: str, forms: Sequence[Form]) -> Form:
+    """Sums, differences and means."""
+    del name
+    if any(f.is_exp for f in forms):
+        return Form(blocker="exp")
+    return Form(max(f.degree for f in forms))
+
+
+def moved(name: str, forms: Sequence[Form]) -> Form:
+    """Operands laid out anew, each element one of theirs."""
+    live = [f for f in forms if not f.is_constant]
+    if live and all(f.is_exp for f in live):
+        return Form(max(f.degree for f in live), is_exp=True)
+    return linear(name, forms)
+
+
+def first_moved(name: str, forms: Sequence[Form]) -> Form:
+    """The first operand laid out anew, as the others say."""
+    return forms[0] if all(f.is_constant for f in forms[1:]) else Form(blocker=name)
+
+
+def chosen(name: str, forms: Sequence[Form]) -> Form:
+    """The first operand chooses between the others."""
+    return moved(name, forms[1:]) if forms[0].is_constant else Form(blocker=name)
+
+
+def product(name: str, forms: Sequence[Form]) -> Form:
+    """Of elements."""
+    live = [f for f in forms if not f.is_constant]
+    if live and all(f.is_exp for f in live):
+        return Form(max(f.degree for f in live), is_exp=True)
+    return contraction(name, forms)
+
+
+def contraction(name: str, forms: Sequence[Form]) -> Form:
+    """Sums of products."""
+    del name
+    if any(f.is_exp for f in forms):
+        return Form(blocker="exp")
+    return Form(sum(f.degree for f in forms))
+
+
+def quotient(name: str, forms: Sequence[Form]) -> Form:
+    """The first operand divided by the second."""
+    if forms[1].is_constant:
+        return forms[0]
+    if forms[1].is_exp:
+        return product(name, forms)
+    return Form(blocker=name)
+
+
+def solved(name: str, forms: Sequence[Form]) -> Form:
+    """The solution for a matrix and a right hand side."""
+    return linear(name, forms[1:]) if forms[0].is_constant else Form(blocker=name)
+
+
+def power(exponent: float | None) -> Rule:
+    """The first operand to a power that is constant; `None` if it is not known which."""
+
+    def rule(name: str, forms: Sequence[Form]) -> Form:
+        base = forms[0]
+        if any(not f.is_constant for f in forms[1:]):
+            return Form(blocker=name)
+        if base.is_constant or base.is_exp:
+            return base
+        if exponent is None or exponent < 0 or exponent != int(exponent):
+            return Form(blocker=name)
+        return Form(base.degree * int(exponent))
+
+    return rule
+
+
+def exponential(name: str, forms: Sequence[Form]) -> Form:
+    (form,) = forms
+    if form.is_exp:
+        return Form(blocker=name)
+    return Form(form.degree, is_exp=not form.is_constant)
+
+
+def logarithm(name: str, forms: Sequence[Form]) -> Form:
+    (form,) = forms
+    if form.is_constant or form.is_exp:
+        return Form(form.degree)
+    return Form(blocker=name)
+
+
+@dataclass(eq=False)
+class Probe:
+    """What a dry run notes in which the values of sites carry their degrees.
+
+    Attributes:
+        zeros: for each site whose estimator asks for a degree, a zero of degree one in it.
+        terms: every term that was made: where it comes from, and its value.
+        draws: every site that is not reparameterised: its label and the log density of its value, which may not
+            depend on these sites at all.
+        used: where the terms of the objective come from.
+    """
+
+    zeros: Mapping[str, Array]
+    terms: list[tuple[str, Array]] = field(default_factory=list)
+    draws: list[tuple[str, Array]] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+    def values(self) -> list[Array]:
+        """All whose degrees `found` asks for."""
+        return [value for _, value in (*self.terms, *self.draws)]
+
+    def found(self, degrees: Iterable[Degrees]) -> list[tuple[str, str, Form]]:
+        """Where a term of the objective comes from, the label of a site, and what the term is in it.
+
+        Args:
+            degrees: of `values`.
+        """
+        remaining, entries = iter(degrees), []
+        for what, _ in self.terms:
+            entries += [(what, *item) for item in next(remaining).items() if what in self.used]
+        for label, _ in self.draws:
+            what = f"the draw of site {label!r}"
+            entries += [(what, above, Form(blocker=what)) for above in next(remaining)]
+        return entries
+
+
+def shortfalls(plan: Plan, found: Iterable[tuple[str, str, Form]]) -> list[str]:
+    """Errors about sites whose estimators do not integrate every term exactly.
+
+    Args:
+        plan: with the degrees up to which they do.
+        found: by `Probe.found`.
+    """
+    wrong: dict[str, dict[str, Form]] = {}
+    for what, label, form in found:
+        if form.reason is not None or form.degree > plan.degrees[label]:
+            wrong.setdefault(label, {})[what] = form
+    return [_shortfall(plan, label, terms) for label, terms in wrong.items()]
+
+
+def _shortfall(plan: Plan, label: str, terms: Mapping[str, Form]) -> str:
+    estimator, bound = plan.selection.resolved[label].estimator, plan.degrees[label]
+    name, site = type(estimator).__name__, label.split(" (")[0]
+    parts, fix = [], f'estimators={{"{site}": vi.Reparam()}}, or vi.{name}(..., biased=True)'
+    for what, form in terms.items():
+        degree = f"of degree {form.degree}"
+        if form.reason is not None:
+            degree = f"not a polynomial, because of {form.reason}"
+        parts.append(f"{what}, {degree}")
+    if all(form.reason is None for form in terms.values()):
+        enough = estimator.for_degree(max(form.degree for form in terms.values()))
+        fix = f'estimators={{"{site}": vi.{enough!r}}}' if enough is not None else fix
+    return message(
+        f"site {label!r}: {name}() is exact for polynomials of degree at most {bound} in {site!r}",
+        got="; ".join(parts),
+        expected="polynomials of that degree; biased=True; or an unbiased estimator: Reparam() or Score()",
+        fix=fix,
+    )
