@@ -31,9 +31,15 @@ class Distribution(Protocol):
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
     has_rsample: bool
+    has_partial_rsample: bool
+    """Whether the library's own sampler has a path, and noise whose density has a score."""
 
     def sample(self) -> Array: ...
     def rsample(self) -> Array: ...
+    def partial_rsample(self) -> tuple[Array, Array]:
+        """A value with a gradient, and the log density of the noise from which it was made."""
+        ...
+
     def log_prob(self, value: Array) -> Array: ...
 
     def covers(self, other: Any, value: Array) -> bool:
@@ -51,8 +57,9 @@ class Distribution(Protocol):
         """All values of one event, shape `(support_size, *batch or ones, *event)`."""
         ...
 
-    def elementary(self) -> Elementary | None:
-        """The independent scalars that this distribution is made of, `None` if it is not."""
+    def elementary(self, params: tuple[str, ...] = ()) -> Elementary | None:
+        """The independent scalars that this distribution is made of, `None` if it is not. `params` names the
+        parameters of a family that vi_kit does not know."""
         ...
 
     def mixture(self) -> Mixture | None:
@@ -71,9 +78,11 @@ class Elementary:
 
     Attributes:
         family: class name without the parametrisation (`"Bernoulli"`, `"Normal"`).
-        params: shape `(*batch, *event)` with gradient; a Categorical's `probs` have one more dim, last.
+        params: shape `(*batch, *event)` with gradient; a Categorical's `probs` and a Dirichlet's
+            `concentration`, whose elements are vectors, have one more dim, last.
         event_ndim: number of event dims.
         sample: draws elements, shape `(*batch, *event)`, without gradient.
+        log_prob: log density of elements, of the same shape (nats).
         push: maps elements, of any dtype that holds them, to a value of the distribution.
     """
 
@@ -81,6 +90,7 @@ class Elementary:
     params: dict[str, Array]
     event_ndim: int
     sample: Callable[[], Array]
+    log_prob: Callable[[Array], Array]
     push: Push
 
 
@@ -126,6 +136,21 @@ class Backend(Protocol):
         ...
 
     def uniform(self, shape: tuple[int, ...], like: Array) -> Array: ...
+    def standard_gamma(self, concentration: Array) -> Array:
+        """One draw for each concentration, of rate one, without gradient."""
+        ...
+
+    def lgamma(self, array: Array) -> Array: ...
+    def polygamma(self, order: int, array: Array) -> Array: ...
+    def until_accepted(self, propose: Callable[[], tuple[Array, Array]]) -> Array:
+        """The first value of each element that was accepted; `propose` makes values, without gradient, and says
+        which are. There is no bound on the number of rounds."""
+        ...
+
+    def may_hold(self, condition: Array) -> bool:
+        """Whether a condition is true of all elements, as far as that is known by now."""
+        ...
+
     def replicated(self, run: Run, axis: Axis) -> AbstractContextManager[None]:
         """Every sample statement inside draws independent copies along `axis`."""
         ...

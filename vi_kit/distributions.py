@@ -26,10 +26,19 @@ PARAMS = {
     "Laplace": ("loc", "scale"),
     "Exponential": ("rate",),
     "Gamma": ("concentration", "rate"),
+    "Chi2": ("concentration", "rate"),
     "Weibull": ("scale", "concentration"),
     "Beta": ("concentration1", "concentration0"),
     "Uniform": ("low", "high"),
+    "Dirichlet": ("concentration",),
+    "StudentT": ("df", "loc", "scale"),
+    "VonMises": ("loc", "concentration"),
+    "LeftTruncatedNormal": ("loc", "scale", "low"),
+    "RightTruncatedNormal": ("loc", "scale", "high"),
 }
+
+OF_VECTORS = ("Categorical", "OneHotCategorical", "Dirichlet")
+"""Families whose parameter has one more dim than their elements have, or as many as vectors have."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,22 @@ class DistributionView(ABC):
         self.name = _family(base)
         self.batch_shape: tuple[int, ...] = tuple(fn.batch_shape)
         self.event_shape: tuple[int, ...] = tuple(fn.event_shape)
-        self.has_rsample = bool(fn.has_rsample)
+        self.has_partial_rsample = self.is_partial(base)
+        self.has_rsample = bool(fn.has_rsample) and not self.has_partial_rsample
 
     @abstractmethod
     def sample(self) -> Array: ...
 
     @abstractmethod
     def rsample(self) -> Array: ...
+
+    def is_partial(self, fn: Any) -> bool:
+        """Whether the path through a distribution's own sampler is not all of its gradient."""
+        del fn
+        return False
+
+    def partial_rsample(self) -> tuple[Array, Array]:
+        raise NotImplementedError(f"{self.name} has no such sampler")
 
     @abstractmethod
     def sample_elements(self, fn: Any) -> Array:
@@ -141,21 +159,22 @@ class DistributionView(ABC):
         except (NotImplementedError, TypeError):
             return None
 
-    def elementary(self) -> Elementary | None:
-        fn, event_ndim, transforms = self._elements()
-        family = _family(fn)
-        if family not in PARAMS:
+    def elementary(self, params: tuple[str, ...] = ()) -> Elementary | None:
+        fn, event_ndim, transforms = self._elements(params)
+        family = self.family(fn)
+        names = params or PARAMS.get(family)
+        if names is None or (params and not _has_scalars(fn, params)):
             return None
         one_hot = family == "OneHotCategorical"
         shape = tuple(self.fn.batch_shape) + self.event_shape
-        shape = shape[:-1] if one_hot else shape
-        params = {}
-        for name in PARAMS[family]:
+        shape = shape[:-1] if fn.event_shape else shape
+        live = {}
+        for name in names:
             value = self._param(fn, name)
-            full = (*shape, value.shape[-1]) if "Categorical" in family else shape
+            full = (*shape, value.shape[-1]) if family in OF_VECTORS else shape
             if tuple(value.shape) != full:
                 value = array_namespace(value).broadcast_to(value, full)
-            params[name] = value
+            live[name] = value
         elements = fn if tuple(fn.batch_shape) == shape else fn.expand(shape)
 
         def sample() -> Array:
@@ -164,7 +183,7 @@ class DistributionView(ABC):
 
         def push(value: Array) -> Array:
             if one_hot:
-                probs = params["probs"]
+                probs = live["probs"]
                 xp = array_namespace(probs)
                 categories = xp.arange(probs.shape[-1], device=device(probs))
                 return xp.astype(value[..., None] == categories, probs.dtype)
@@ -173,7 +192,12 @@ class DistributionView(ABC):
                 value = transform(value)
             return value
 
-        return Elementary("Categorical" if one_hot else family, params, event_ndim, sample, push)
+        family = "Categorical" if one_hot else family
+        return Elementary(family, live, event_ndim, sample, elements.log_prob, push)
+
+    def family(self, fn: Any) -> str:
+        """The name under which a distribution's parameters are known."""
+        return _family(fn)
 
     def mixture(self) -> Mixture | None:
         w, fn = self.wrappers, self.fn
@@ -234,14 +258,17 @@ class DistributionView(ABC):
             return xp.exp(-xp.logaddexp(xp.zeros_like(logits), -logits))
         return self.as_array(getattr(fn, name))
 
-    def _elements(self) -> tuple[Any, int, tuple[Any, ...]]:
-        """What lies below `Independent` and elementwise transforms, and how many dims they reinterpret."""
+    def _elements(self, params: tuple[str, ...] = ()) -> tuple[Any, int, tuple[Any, ...]]:
+        """What lies below `Independent` and elementwise transforms, and how many dims they reinterpret.
+        What has the parameters is not opened."""
         w, fn, event_ndim, transforms = self.wrappers, self.fn, 0, ()
         while True:
             if isinstance(fn, w.independent):
                 event_ndim += fn.reinterpreted_batch_ndims
             elif isinstance(fn, w.transformed):
                 if _family(fn) in PARAMS:  # Pyro's Weibull, an Exponential to a power
+                    break
+                if params and _has_scalars(fn, params):
                     break
                 if any(t.domain.event_dim or t.codomain.event_dim for t in fn.transforms):
                     break
@@ -268,6 +295,11 @@ def with_leaf(fn: Any, leaf: Callable[[Any], Any], **attributes: Any) -> Any:
 def without_validation(fn: Any, leaf: Callable[[Any], Any] = lambda fn: fn) -> Any:
     """A copy of a distribution that evaluates values outside its support too."""
     return with_leaf(fn, leaf, _validate_args=False)
+
+
+def _has_scalars(fn: Any, params: tuple[str, ...]) -> bool:
+    """Whether a distribution has these parameters, and no event dims."""
+    return not fn.event_shape and all(hasattr(fn, name) for name in params)
 
 
 def _family(fn: Any) -> str:

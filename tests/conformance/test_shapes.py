@@ -12,6 +12,7 @@ from tests.statistical.test_baselines import BASELINES
 from tests.statistical.test_categorical import OF_CATEGORICAL
 from tests.statistical.test_quadrature import QUADRATURE
 from tests.statistical.test_rebar import CONTROLS
+from tests.statistical.test_rejection import OF_CONTINUOUS
 from tests.statistical.test_relaxed import CASES as RELAXED
 from vi_kit.baselines import Baseline
 from vi_kit.estimators import REGISTRY
@@ -89,6 +90,7 @@ def test_every_estimator_has_cases():
     elsewhere = [*OF_CATEGORICAL.values(), *(estimator for estimator, _ in RELAXED.values())]
     elsewhere += [vi.MixtureReparam(), *(make(PyroWords()) for make in CONTROLS.values())]
     elsewhere += QUADRATURE
+    elsewhere += OF_CONTINUOUS.values()
     assert used | {type(estimator) for estimator in elsewhere} >= set(REGISTRY)
 
 

@@ -4,10 +4,13 @@ from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
 from vi_kit.estimators.enumerate import Enumerate
+from vi_kit.estimators.generalized_reparam import GeneralizedReparam
 from vi_kit.estimators.measure_valued import MeasureValued
 from vi_kit.estimators.mixture_reparam import MixtureReparam
 from vi_kit.estimators.quadrature import Quadrature
 from vi_kit.estimators.rebar import Rebar, Relax
+from vi_kit.estimators.rejection_reparam import RejectionReparam
+from vi_kit.estimators.rejector import Rejector
 from vi_kit.estimators.relaxed import Relaxed, StraightThrough
 from vi_kit.estimators.reparam import Reparam
 from vi_kit.estimators.score import Score
@@ -18,6 +21,8 @@ REGISTRY: tuple[type[Estimator], ...] = (
     Reparam,
     DoublyReparam,
     MixtureReparam,
+    RejectionReparam,
+    GeneralizedReparam,
     Score,
     Enumerate,
     MeasureValued,
@@ -38,10 +43,13 @@ __all__ = [
     "Enumerate",
     "Estimator",
     "Expansion",
+    "GeneralizedReparam",
     "MeasureValued",
     "MixtureReparam",
     "Quadrature",
     "Rebar",
+    "RejectionReparam",
+    "Rejector",
     "Relax",
     "Relaxed",
     "Reparam",

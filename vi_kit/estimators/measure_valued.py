@@ -51,7 +51,7 @@ class MeasureValued(Estimator):
 
     def num_slots(self, dist: Distribution) -> int:
         elements = dist.elementary()
-        if elements is None:
+        if elements is None or elements.family not in WEAK_DERIVATIVES:
             return 0
         per_element = WEAK_DERIVATIVES[elements.family].num_slots(elements.params)
         return per_element * math.prod(_event_shape(elements))

@@ -47,6 +47,17 @@ class WithBaseline(Estimator):
 
 
 @dataclass(frozen=True)
+class ScoredNoise(WithBaseline):
+    """What estimators have in common whose value is a function of noise that has a density with parameters."""
+
+    scores_noise: ClassVar[bool] = True
+
+    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
+        assert site.log_noise is not None
+        return contract_score(site, terms, site.log_noise, self.baseline)
+
+
+@dataclass(frozen=True)
 class Score(WithBaseline):
     r"""The score function, $E[(f(z) - b) \nabla_\theta \log q_\theta(z)]$.
 

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.scipy.special import digamma, gammaln, polygamma
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.handlers import substitute, uncondition
 from numpyro.infer.util import is_identically_one
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
+from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError, message
 from vi_kit._named import PLATE, Axis
@@ -100,6 +102,37 @@ class NumPyroBackend:
 
     def uniform(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
         return random.uniform(self.new_key(), shape, dtype=like.dtype)
+
+    def standard_gamma(self, concentration: jax.Array) -> jax.Array:
+        held = lax.stop_gradient(concentration)
+        return random.gamma(self.new_key(), held, dtype=held.dtype)
+
+    def lgamma(self, array: jax.Array) -> jax.Array:
+        return gammaln(array)
+
+    def polygamma(self, order: int, array: jax.Array) -> jax.Array:
+        return digamma(array) if order == 0 else polygamma(order, array)
+
+    def until_accepted(self, propose: Callable[[], tuple[jax.Array, jax.Array]]) -> jax.Array:
+        start, kept, count = self.new_key(), self.key, self.num_keys
+
+        def again(state: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+            self.key, self.num_keys = state[2], 0
+            values, now = propose()
+            key = self.new_key()
+            self.key, self.num_keys = kept, count
+            return jnp.where(state[1], state[0], values), state[1] | now, key
+
+        def is_open(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            return ~jnp.all(state[1])
+
+        like, accepted = jax.eval_shape(propose)
+        self.num_keys = count
+        nothing = jnp.zeros(like.shape, like.dtype), jnp.zeros(accepted.shape, bool)
+        return lax.while_loop(is_open, again, (*nothing, start))[0]
+
+    def may_hold(self, condition: jax.Array) -> bool:
+        return not not_jax_tracer(condition) or bool(jnp.all(condition))
 
     # Provenance
 

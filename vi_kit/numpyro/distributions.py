@@ -12,13 +12,18 @@ from numpyro.distributions import (
     Delta,
     ExpandedDistribution,
     Independent,
+    LeftTruncatedDistribution,
     MaskedDistribution,
     MixtureSameFamily,
+    Normal,
+    RightTruncatedDistribution,
     TransformedDistribution,
     constraints,
 )
 
 from vi_kit.distributions import DistributionView, Wrappers, with_leaf, without_validation
+
+TRUNCATED = (LeftTruncatedDistribution, RightTruncatedDistribution)
 
 
 class NumPyroDistribution(DistributionView):
@@ -70,6 +75,16 @@ class NumPyroDistribution(DistributionView):
 
     def as_array(self, value: Any) -> jax.Array:
         return jnp.asarray(value)
+
+    def family(self, fn: Any) -> str:
+        if isinstance(fn, TRUNCATED) and type(fn.base_dist) is Normal:
+            return type(fn).__name__.replace("Distribution", "Normal")
+        return super().family(fn)
+
+    def _param(self, fn: Any, name: str) -> jax.Array:
+        if isinstance(fn, TRUNCATED) and not hasattr(fn, name):
+            fn = fn.base_dist
+        return super()._param(fn, name)
 
     def covers(self, other: NumPyroDistribution, value: jax.Array) -> bool:
         """By the kinds of supports only: values are not known when a program is traced."""

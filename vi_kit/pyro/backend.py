@@ -79,6 +79,32 @@ class PyroBackend:
     def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.rand(shape, dtype=like.dtype, device=like.device)
 
+    def standard_gamma(self, concentration: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.distributions.Gamma(
+                concentration, torch.ones_like(concentration), validate_args=False
+            ).sample()
+
+    def lgamma(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.lgamma(array)
+
+    def polygamma(self, order: int, array: torch.Tensor) -> torch.Tensor:
+        return torch.digamma(array) if order == 0 else torch.polygamma(order, array)
+
+    def until_accepted(
+        self, propose: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor:
+        values, accepted = propose()
+        known = get_provenance((values, accepted))
+        values, accepted = detach_provenance(values), detach_provenance(accepted)
+        while not bool(accepted.all()):
+            again, now = (detach_provenance(x) for x in propose())
+            values, accepted = torch.where(accepted, values, again), accepted | now
+        return track_provenance(values, known)
+
+    def may_hold(self, condition: torch.Tensor) -> bool:
+        return bool(detach_provenance(condition).all())
+
     # Provenance
 
     def track(self, value: torch.Tensor, site: Site) -> torch.Tensor:

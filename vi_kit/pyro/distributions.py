@@ -10,6 +10,9 @@ from torch.distributions import Independent, MixtureSameFamily, TransformedDistr
 
 from vi_kit.distributions import DistributionView, Wrappers, without_validation
 
+WHOLE = dist.Distribution.score_parts
+"""The score of a draw by a distribution that has no `score_parts` of its own: all of it, or none."""
+
 
 class PyroDistribution(DistributionView):
     """A view of a Pyro distribution."""
@@ -27,6 +30,23 @@ class PyroDistribution(DistributionView):
 
     def rsample(self) -> torch.Tensor:
         return self.fn.rsample()
+
+    def is_partial(self, fn: Any) -> bool:
+        while isinstance(fn, TransformedDistribution):
+            fn = fn.base_dist
+        parts = getattr(type(fn), "score_parts", WHOLE)
+        return bool(fn.has_rsample) and parts is not WHOLE
+
+    def partial_rsample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        fn, event_ndim, transforms = self._elements()
+        fn = fn.expand(self.batch_shape + self.event_shape[:event_ndim])
+        value = fn.rsample()
+        log_noise = fn.score_parts(value).score_function
+        if event_ndim:
+            log_noise = log_noise.sum(tuple(range(-event_ndim, 0)))
+        for transform in transforms:
+            value = transform(value)
+        return value, log_noise
 
     def sample_elements(self, fn: Any) -> torch.Tensor:
         with torch.no_grad():
