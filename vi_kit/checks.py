@@ -33,7 +33,7 @@ def refuse_inexact(run: Run, terms: Sequence[Term], name: str) -> None:
     """Refuse, in the dry run, a nonlinear function of sites whose estimators are exact for polynomials only."""
     degrees = run.findings.degrees if run.findings is not None else {}
     for site in sorted({s for t in terms for s in t.upstream}, key=lambda s: s.order):
-        if site.label in degrees:
+        if degrees.get(site.label) is not None:
             estimator = type(site.estimator).__name__
             run.refuse(
                 message(

@@ -1,8 +1,9 @@
 """Programs as polynomials in the values of their sites: of which degree, or because of which operation not.
 
 A value is, in each site on which it depends, a polynomial, the exponential of one, or neither. One rule per operation
-says what an operation makes of its operands. The libraries read their programs operation by operation
-(`vi_kit.pyro.degrees`, `vi_kit.numpyro.degrees`) and look the rules up here by name.
+says what an operation makes of its operands. Of some sites it is only asked whether a value jumps. The libraries read
+their programs operation by operation (`vi_kit.pyro.degrees`, `vi_kit.numpyro.degrees`) and look the rules up here by
+name.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Form:
         degree: of the polynomial.
         is_exp: whether it is the exponential of the polynomial, times a constant.
         blocker: the operation that made it neither.
+        is_continuous: whether no more is known, or asked, than that it does not jump.
     """
 
     degree: int = 0
     is_exp: bool = False
     blocker: str | None = None
+    is_continuous: bool = False
 
     @property
     def is_constant(self) -> bool:
@@ -43,6 +46,13 @@ class Form:
 
 
 CONSTANT = Form()
+CONTINUOUS = Form(is_continuous=True)
+
+JUMPS = frozenset("floor ceil round trunc sign sgn heaviside frac fmod remainder rem while".split())
+"""Operations that jump though their result is no whole number or truth value, by any library's name."""
+
+TESTS = frozenset(("is_finite",))
+"""Operations whose truth value is about rounding and overflow."""
 
 Degrees = Mapping[str, Form]
 """What a value is in each site on which it depends, by label."""
@@ -57,10 +67,28 @@ def derive(name: str, rule: Rule, operands: Sequence[Degrees]) -> dict[str, Form
     for label in {label: None for operand in operands for label in operand}:
         forms = [operand.get(label, CONSTANT) for operand in operands]
         blocked = [f for f in forms if f.blocker]
-        form = blocked[0] if blocked else rule(name, forms)
+        if blocked:
+            form = blocked[0]
+        elif any(f.is_continuous for f in forms):
+            form = Form(blocker=name) if name in JUMPS else CONTINUOUS
+        else:
+            form = rule(name, forms)
         if not form.is_constant:
             found[label] = form
     return found
+
+
+def discrete(name: str, operand: Degrees, by_distribution: bool) -> dict[str, Form]:
+    """What whole numbers and truth values are that an operation made. In the code of a library's distribution they
+    choose between formulas for one function, which does not jump."""
+    if by_distribution or name in TESTS:
+        operand = {label: form for label, form in operand.items() if not form.is_continuous}
+    return {label: form if form.blocker else Form(blocker=name) for label, form in operand.items()}
+
+
+def start(degree: int | None) -> Form:
+    """What the value of a site is in itself, if a degree is asked for; else whether something jumps."""
+    return CONTINUOUS if degree is None else Form(1)
 
 
 def unknown(name: str, forms: Sequence[Form]) -> Form:
@@ -186,7 +214,8 @@ class Probe:
             entries += [(what, *item) for item in next(remaining).items() if what in self.used]
         for label, _ in self.draws:
             what = f"the draw of site {label!r}"
-            entries += [(what, above, Form(blocker=what)) for above in next(remaining)]
+            above = {label: f for label, f in next(remaining).items() if not f.is_continuous}
+            entries += [(what, label_above, Form(blocker=what)) for label_above in above]
         return entries
 
 
@@ -199,9 +228,27 @@ def shortfalls(plan: Plan, found: Iterable[tuple[str, str, Form]]) -> list[str]:
     """
     wrong: dict[str, dict[str, Form]] = {}
     for what, label, form in found:
-        if form.reason is not None or form.degree > plan.degrees[label]:
+        bound = plan.degrees[label]
+        if (
+            bound is None and form.blocker == what
+        ):  # what is drawn given the site is another check's
+            continue
+        if form.reason is not None or (bound is not None and form.degree > bound):
             wrong.setdefault(label, {})[what] = form
-    return [_shortfall(plan, label, terms) for label, terms in wrong.items()]
+    return [
+        _jump(plan, label, terms) if plan.degrees[label] is None else _shortfall(plan, label, terms)
+        for label, terms in wrong.items()
+    ]
+
+
+def _jump(plan: Plan, label: str, terms: Mapping[str, Form]) -> str:
+    name, site = type(plan.selection.resolved[label].estimator).__name__, label.split(" (")[0]
+    return message(
+        f"site {label!r}: {name}() is biased if a cost jumps between the discrete values of {site!r}",
+        got="; ".join(f"{what}, because of {form.reason}" for what, form in terms.items()),
+        expected="a cost that is continuous in the value, such as z * a + (1 - z) * b in the place of where(z, a, b)",
+        fix=f'estimators={{"{site}": vi.DisARM()}}, or vi.Relax(network, scale=None)',
+    )
 
 
 def _shortfall(plan: Plan, label: str, terms: Mapping[str, Form]) -> str:

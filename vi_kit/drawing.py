@@ -166,7 +166,7 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         findings.num_slots += findings.slots_of[site.label]
         findings.sizes[site] = estimator.num_worlds(dist)
         degree = estimator.max_degree(dist)
-        if degree is not None:
+        if degree is not None or estimator.live_alternatives:
             findings.degrees[site.label] = degree
         if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
             findings.all_at_once.add(site)
@@ -180,7 +180,7 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     if run.probe is not None:
         if site.label in run.probe.zeros:
             return estimator.degree_one(dist, run.probe.zeros[site.label])
-        return dist.rsample() if dist.has_rsample else dist.sample()
+        return dist.rsample() if dist.has_rsample else run.backend.untracked(dist.sample())
     pathwise = estimator.pathwise and not reason
     try:
         value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()

@@ -29,7 +29,8 @@ class Plan:
         slots_of: the alternatives of each site, by label.
         tracked: whether provenance is needed.
         entangled: whether everything depends on every site before it, so that provenance need not be followed.
-        degrees: for each site whose estimator is exact for polynomials only: of which degree, by label.
+        degrees: for each site whose estimator is exact for polynomials only: of which degree, by label; `None` for one
+            that asks for a cost without jumps.
         table: rows for `explain`.
         provenance: what a backend that traces programs found out about dependence.
     """
@@ -41,7 +42,7 @@ class Plan:
     slots_of: Mapping[str, int] = field(default_factory=dict)
     tracked: bool = True
     entangled: bool = False
-    degrees: Mapping[str, int] = field(default_factory=dict)
+    degrees: Mapping[str, int | None] = field(default_factory=dict)
     table: tuple[Row, ...] = ()
     provenance: Any = None
 
@@ -71,7 +72,7 @@ class Findings:
     slots_of: dict[str, int] = field(default_factory=dict)
     sizes: dict[Site, int] = field(default_factory=dict)
     all_at_once: set[Site] = field(default_factory=set)
-    degrees: dict[str, int] = field(default_factory=dict)
+    degrees: dict[str, int | None] = field(default_factory=dict)
     split: bool = False
     entangled: bool = True
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None

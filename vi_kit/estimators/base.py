@@ -141,8 +141,8 @@ class Estimator(ABC):
         return None
 
     def degree_one(self, dist: Distribution, zero: Array) -> Array:
-        """A value of the site whose elements have `zero` added, to find the degrees of terms by. For estimators
-        with a `max_degree`."""
+        """A value of the site whose elements have `zero` added, to find by it the degrees of terms, or jumps. For
+        estimators with a `max_degree` or `live_alternatives`."""
         raise NotImplementedError
 
     def second_rule(self) -> Estimator:

@@ -42,7 +42,7 @@ class Rebar(Estimator):
     the guide's gradient, an unbiased estimate of that of its variance. In NumPyro they need a place: give `SVI`
     `loss.with_state(guide)`. Inside a nonlinear function of replicates each of them in turn is relaxed.
 
-    Unbiased when: the cost has no jumps between the discrete values.
+    Unbiased when: the cost has no jumps between the discrete values; what jumps is refused.
     Needs: Bernoulli or OneHotCategorical elements (NumPyro has no OneHotCategorical); at sites drawn given this one
         `Reparam`, or in linear objectives `Enumerate`.
     Cost: 3 evaluations of the model; to learn, second derivatives too.
@@ -111,6 +111,9 @@ class Rebar(Estimator):
         soft = as_value(dist, softmax(z / temperature))
         return Expansion(as_value(dist, value), alternatives=soft, control=control)
 
+    def degree_one(self, dist: Distribution, zero: Array) -> Array:
+        return as_value(dist, probabilities(dist)) + zero
+
     def control(self, dist: Distribution, z: Array) -> Array | None:
         """A control variate besides the relaxed cost.
 
@@ -169,7 +172,7 @@ class Relax(Rebar):
     The network is trained like scale and temperature: against the gradient of the squared norm of the guide's
     gradient. Without a scale the model is never evaluated between the discrete values (LAX).
 
-    Unbiased when: the cost has no jumps between the discrete values; with `scale=None` always.
+    Unbiased when: the cost has no jumps between the discrete values (refused); with `scale=None` always.
     Needs: a network with second derivatives, and what `Rebar` needs; with `scale=None` Bernoulli or Categorical
         elements and nothing else.
     Cost: 3 evaluations of the model, with `scale=None` 1; second derivatives too.
@@ -221,6 +224,9 @@ class Relax(Rebar):
         if elements is None or elements.family not in ("Bernoulli", "Categorical"):
             return f"needs Bernoulli or Categorical elements; {dist.name} has none"
         return None
+
+    def degree_one(self, dist: Distribution, zero: Array) -> Array:
+        return as_value(dist, probabilities(dist)) + zero
 
     def control(self, dist: Distribution, z: Array) -> Array | None:
         run = current()

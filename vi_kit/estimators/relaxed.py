@@ -44,7 +44,7 @@ class Biased(Estimator):
                 message(
                     f"{type(self).__name__}: the gradient is biased",
                     got=f"biased={self.biased!r}",
-                    expected="biased=True, or an unbiased estimator: Enumerate(), DisARM(), MeasureValued() or"
+                    expected="biased=True, or an unbiased estimator: Enumerate(), DisARM(), Rebar(), MeasureValued() or"
                     " Score()",
                     fix=f"vi.{type(self).__name__}(..., biased=True)",
                 )

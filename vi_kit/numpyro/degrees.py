@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from vi_kit.degrees import (
+    CONTINUOUS,
+    JUMPS,
     Degrees,
     Form,
     Probe,
@@ -17,6 +20,7 @@ from vi_kit.degrees import (
     chosen,
     contraction,
     derive,
+    discrete,
     exponential,
     first_moved,
     linear,
@@ -26,6 +30,7 @@ from vi_kit.degrees import (
     product,
     quotient,
     solved,
+    start,
     unknown,
 )
 from vi_kit.plan import Plan
@@ -59,7 +64,7 @@ def degrees_found(plan: Plan, execute: Callable[[Probe], None]) -> list[tuple[st
         return [jnp.asarray(value) for value in probe.values()]
 
     closed = jax.make_jaxpr(values)([0.0] * len(labels))
-    degrees = read(closed.jaxpr, [{label: Form(1)} for label in labels])
+    degrees = read(closed.jaxpr, [{label: start(plan.degrees[label])} for label in labels])
     return probes[-1].found(degrees)
 
 
@@ -88,10 +93,11 @@ def _equation(equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
         body = params[CALLS[name]]
         return _called(name, body.jaxpr if isinstance(body, ClosedJaxpr) else body, operands)
     result = derive(name, _rule(name, params, equation), operands)
+    by_distribution = "/distributions/" in source_info_util.summarize(equation.source_info)
     return [
         result
         if jnp.issubdtype(variable.aval.dtype, jnp.floating)
-        else derive(name, unknown, [result])
+        else discrete(name, result, by_distribution)
         for variable in equation.outvars
     ]
 
@@ -105,12 +111,17 @@ def _called(name: str, jaxpr: Jaxpr, operands: list[Degrees]) -> list[Degrees]:
     if own == "xlogy":
         logs = derive("log", logarithm, operands[1:])
         return [derive(own, product, [operands[0], logs])]
-    before = {label for operand in operands for label, form in operand.items() if form.blocker}
+    forms = [item for operand in operands for item in operand.items()]
+    before = {label for label, form in forms if form.blocker}
+    continuous = {label for label, form in forms if form.is_continuous} - before
+
+    def outside(label: str, form: Form) -> Form:
+        if label in continuous:
+            return form if own in JUMPS else CONTINUOUS
+        return Form(blocker=own) if form.blocker and label not in before else form
+
     return [
-        {
-            label: Form(blocker=own) if form.blocker and label not in before else form
-            for label, form in result.items()
-        }
+        {label: outside(label, form) for label, form in result.items()}
         for result in read(jaxpr, operands)
     ]
 

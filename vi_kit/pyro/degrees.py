@@ -17,6 +17,7 @@ from vi_kit.degrees import (
     chosen,
     contraction,
     derive,
+    discrete,
     exponential,
     first_moved,
     linear,
@@ -26,6 +27,7 @@ from vi_kit.degrees import (
     product,
     quotient,
     solved,
+    start,
     unknown,
 )
 from vi_kit.plan import Plan
@@ -36,7 +38,10 @@ def degree_probe(plan: Plan) -> Probe:
     """A probe with a zero of degree one for each site whose estimator asks for a degree."""
     leaks: dict[str, Form] = {}
     return Probe(
-        {label: Traced(torch.zeros(()), {label: Form(1)}, leaks) for label in plan.degrees}
+        {
+            label: Traced(torch.zeros(()), {label: start(degree)}, leaks)
+            for label, degree in plan.degrees.items()
+        }
     )
 
 
@@ -90,15 +95,17 @@ class Traced(torch.Tensor):
         if func._schema.is_mutable:
             return _written(name, args, kwargs, degrees, leaks)
 
+        by_distribution = is_validation(sys._getframe(1))
+
         def wrap(x: Any) -> Any:
             if not isinstance(x, torch.Tensor):
                 return x
-            own = degrees if x.is_floating_point() else derive(name, unknown, [degrees])
+            own = degrees if x.is_floating_point() else discrete(name, degrees, by_distribution)
             return cls(x, own, leaks)
 
         wrapped = tree_map(wrap, result)
         if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
-            if not is_validation(sys._getframe(1)):
+            if not by_distribution:
                 _leak(leaks, degrees, "a value that became a Python number")
         return wrapped
 
@@ -131,7 +138,9 @@ def _degrees(name: str, args: Any, kwargs: Any) -> dict[str, Form]:
         return SPECIAL[base](base, *args, **kwargs)
     operands = [*map(_of, args), *map(_of, kwargs.values())]
     rule = RULES.get(base, unknown)
-    if kwargs.get("rounding_mode") or _is_whole(kwargs.get("dtype")):
+    if kwargs.get("rounding_mode"):
+        return discrete(base, derive(base, unknown, operands), by_distribution=False)
+    if _is_whole(kwargs.get("dtype")):
         rule = unknown
     return derive(base, rule, operands)
 
