@@ -136,6 +136,8 @@ def _refusal(
     fix = f'estimators={{"{site.name}": vi.{others[0]}()}}'
     if "replicates" in reason:
         expected, fix = "num_samples >= 2, or another baseline", "num_samples=2"
+    if "log_accept" in reason or "proposals" in reason:
+        fix = "a Rejector whose log_accept is the log of a probability, or another estimator"
     if "max_worlds" in reason:
         fix += f", or vi.Enumerate(max_worlds={dist.support_size()})"
     return message(

@@ -31,7 +31,7 @@ class GeneralizedReparam(ScoredNoise):
     Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
     Needs: independent Gamma, Chi2, InverseGamma, Beta or Dirichlet elements.
     Cost: one evaluation of the model.
-    Variance: below that of `Score`; above that of `RejectionReparam` with augmentation.
+    Variance: below that of `Score`; above that of `RejectionReparam` with augmentation. Give it a baseline.
     Use for: a comparison; `Reparam` and `RejectionReparam` have less variance.
 
     Args:

@@ -29,8 +29,9 @@ class MixtureReparam(Estimator):
     Needs: a MixtureSameFamily of components with independent continuous elements whose distribution function has a
         gradient (Normal, Laplace, Cauchy, LogNormal, ...).
     Cost: one evaluation of the model.
-    Variance: that of `Reparam`.
-    Use for: guides with several modes.
+    Variance: that of `Reparam` for the components; for the weights it grows as the modes move apart, where mass has to
+        pass through a region of little density.
+    Use for: guides with several modes that overlap.
 
     Example:
         >>> MixtureReparam()

@@ -52,7 +52,7 @@ class RejectionReparam(ScoredNoise):
         one-sided TruncatedNormal elements; or a `vi.Rejector` of your own.
     Cost: one evaluation of the model, and `augmentation` uniform variables for each Gamma variable.
     Variance: low where the cost is smooth: near that of `Reparam` with augmentation, and of `Score` times the
-        small score of the noise.
+        small score of the noise. With little augmentation give it a baseline.
     Use for: VonMises sites; samplers of your own, which have no other path; large Dirichlet sites in NumPyro, where it
         takes a fraction of the time of `Reparam`.
 

@@ -29,7 +29,8 @@ class Rejector:
     r"""How to draw the elements of a site: propose noise, accept some of it, transform what was accepted.
 
     What is accepted and transformed must have the site's own distribution, which is not checked. The three
-    functions work elementwise, on arrays of any shape and of the library that runs.
+    functions work elementwise, on arrays of any shape and of the library that runs. The distribution needs a `sample`
+    all the same, for dry runs.
 
     Args:
         proposal: from the parameters and a source of noise (`noise.uniform()`, `.normal()`, `.exponential()`,
