@@ -104,14 +104,14 @@ class Mixture:
         cdf: from values of shape `(*batch, D)` to the distribution function of each component's elements, shape
             `(*batch, K, D)`; D is 1 without event dims.
         log_prob: likewise, their log densities.
-        reason_against: why the components have no distribution function with a gradient, `None` if they have.
+        reason_against: says why the components have no distribution function with a gradient, `None` if they have.
     """
 
     log_weights: Array
     event_ndim: int
     cdf: Callable[[Array], Array]
     log_prob: Callable[[Array], Array]
-    reason_against: str | None
+    reason_against: Callable[[], str | None]
 
 
 class Backend(Protocol):

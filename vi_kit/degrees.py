@@ -182,6 +182,11 @@ def logarithm(name: str, forms: Sequence[Form]) -> Form:
     return Form(blocker=name)
 
 
+def named(names: str, rule: Rule) -> dict[str, Rule]:
+    """A rule by the names of operations, which are separated by spaces."""
+    return dict.fromkeys(names.split(), rule)
+
+
 @dataclass(eq=False)
 class Probe:
     """What a dry run notes in which the values of sites carry their degrees.

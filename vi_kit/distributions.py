@@ -209,16 +209,17 @@ class DistributionView(ABC):
         event_ndim, leaf = len(components.event_shape), components
         while isinstance(leaf, w.independent | w.expanded):
             leaf = leaf.base_dist
-        reason = None
-        if event_ndim > 1 or leaf.event_shape:
-            reason = "needs components whose elements are independent, with at most one event dim"
-        elif self.is_discrete(leaf):
-            reason = f"needs continuous components; {_family(leaf)} is discrete"
-        else:
+
+        def reason_against() -> str | None:
+            if event_ndim > 1 or leaf.event_shape:
+                return "needs components whose elements are independent, with at most one event dim"
+            if self.is_discrete(leaf):
+                return f"needs continuous components; {_family(leaf)} is discrete"
             try:
                 leaf.cdf(self.sample_elements(leaf))
             except NotImplementedError:
-                reason = f"needs the distribution function of {_family(leaf)}, which has none"
+                return f"needs the distribution function of {_family(leaf)}, which has none"
+            return None
 
         def along(value: Array) -> Array:
             value = value[..., None, :]
@@ -232,7 +233,7 @@ class DistributionView(ABC):
             event_ndim,
             lambda value: apart(leaf.cdf(along(value))),
             lambda value: apart(leaf.log_prob(along(value))),
-            reason,
+            reason_against,
         )
 
     def gaussian(self) -> tuple[Array, Array, Push] | None:

@@ -46,13 +46,14 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
     if expansion.is_worlds:
         return run.backend.track(_worlds(run, site, expansion, event_ndim), site), site
     upstream: frozenset[Site] = frozenset()
-    if run.plan.num_slots > 1:  # only slots ask for it, and it is not free
+    if run.plan.num_slots > 1 or expansion.log_noise is not None:  # it is not free
         upstream = _upstream(run, site, expansion.value)
     if expansion.log_noise is not None:
         log_noise = _aligned_slots(run, expansion.log_noise, 0, upstream)
         what = f"noise of site {site.name!r}"
-        known = _upstream(run, site, expansion.value)
-        site.log_noise = run.term(log_noise, site.axes, what, own=site, counts=False, known=known)
+        site.log_noise = run.term(
+            log_noise, site.axes, what, own=site, counts=False, known=upstream
+        )
     in_front = expansion.alternatives if made else expansion.control
     if in_front is not None:
         num = in_front.shape[0]

@@ -87,6 +87,15 @@ class Estimator(ABC):
     """Whether its value has a gradient, and is made of noise whose density depends on the parameters
     (`Expansion.log_noise`), so that there is a score term too."""
 
+    has_path: ClassVar[bool] = False
+    """Whether the worlds that it makes have gradients of their own, and not by their weights only."""
+
+    relaxes: ClassVar[bool] = False
+    """Whether its values may lie outside the support, which is then not checked."""
+
+    live_alternatives: ClassVar[bool] = False
+    """Whether the alternatives to the drawn value are differentiated, and not only compared with it."""
+
     def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
         """Shape of what is kept per site from step to step; `None` for nothing. See `Baseline.state_shape`."""
         del plates
@@ -101,12 +110,6 @@ class Estimator(ABC):
         """How many alternatives to the drawn value the model is evaluated on, besides it."""
         del dist
         return 0
-
-    relaxes: ClassVar[bool] = False
-    """Whether its values may lie outside the support, which is then not checked."""
-
-    live_alternatives: ClassVar[bool] = False
-    """Whether the alternatives to the drawn value are differentiated, and not only compared with it."""
 
     @property
     def parameters(self) -> Mapping[str, float]:
@@ -125,9 +128,6 @@ class Estimator(ABC):
     def needs_step(self) -> bool:
         """Whether it asks for the number of steps so far (`Run.step`)."""
         return False
-
-    has_path: ClassVar[bool] = False
-    """Whether the worlds that it makes have gradients of their own, and not by their weights only."""
 
     def max_degree(self, dist: Distribution) -> int | None:
         """Up to which degree it is exact for terms that are polynomials in the elements of the site, if it is

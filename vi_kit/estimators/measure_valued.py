@@ -13,7 +13,7 @@ from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.credit import contract_differences
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.estimators.noise import exponential
+from vi_kit.estimators.noise import Noise
 from vi_kit.estimators.weak_derivatives import WEAK_DERIVATIVES
 
 if TYPE_CHECKING:
@@ -76,10 +76,7 @@ class MeasureValued(Estimator):
         xp = array_namespace(drawn)
         is_float = xp.isdtype(drawn.dtype, "real floating")
         like = drawn if is_float else next(iter(fixed.values()))
-
-        def noise() -> Array:
-            return exponential(drawn.shape, like=like)
-
+        noise = Noise(tuple(drawn.shape), like).exponential
         pairs = WEAK_DERIVATIVES[elements.family].pairs(drawn, fixed, moved, noise)
         values = xp.stack([xp.astype(v, drawn.dtype) for v, _ in pairs])
         coefficients = xp.stack([c for _, c in pairs])

@@ -49,7 +49,7 @@ class MixtureReparam(Estimator):
         mixture = dist.mixture()
         if mixture is None:
             return f"needs a MixtureSameFamily; {dist.name} is none"
-        return mixture.reason_against
+        return mixture.reason_against()
 
     def expand(self, dist: Distribution) -> Expansion:
         mixture = dist.mixture()

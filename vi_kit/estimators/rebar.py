@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array, Named, combine, total
 from vi_kit.backend import current
 from vi_kit.cost import centred, stopped
@@ -18,6 +17,7 @@ from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.noise import exponential
 from vi_kit.estimators.relaxation import (
     as_value,
+    check_temperature,
     given_the_largest,
     hard,
     lacks_relaxation,
@@ -73,15 +73,7 @@ class Rebar(Estimator):
     learn: bool = True
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ObjectiveError(
-                message(
-                    f"{type(self).__name__}: the temperature must be positive",
-                    got=f"temperature={self.temperature!r}",
-                    expected="temperature > 0",
-                    fix="temperature=0.5",
-                )
-            )
+        check_temperature(type(self).__name__, self.temperature)
 
     @property
     def parameters(self) -> Mapping[str, float]:
@@ -224,9 +216,6 @@ class Relax(Rebar):
         if elements is None or elements.family not in ("Bernoulli", "Categorical"):
             return f"needs Bernoulli or Categorical elements; {dist.name} has none"
         return None
-
-    def degree_one(self, dist: Distribution, zero: Array) -> Array:
-        return as_value(dist, probabilities(dist)) + zero
 
     def control(self, dist: Distribution, z: Array) -> Array | None:
         run = current()

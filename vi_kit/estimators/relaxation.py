@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace, device
 
+from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array
 
 if TYPE_CHECKING:
@@ -17,6 +18,19 @@ def lacks_relaxation(dist: Distribution) -> str | None:
     if dist.elementary() is None or dist.name not in ("Bernoulli", "OneHotCategorical"):
         return f"needs Bernoulli or OneHotCategorical elements; {dist.name} has none"
     return None
+
+
+def check_temperature(name: str, value: float, expected: str = "temperature > 0") -> None:
+    """Refuse a temperature of an estimator that is not positive."""
+    if not value > 0:
+        raise ObjectiveError(
+            message(
+                f"{name}: the temperature must be positive",
+                got=f"temperature={value!r}",
+                expected=expected,
+                fix="temperature=0.5",
+            )
+        )
 
 
 def probabilities(dist: Distribution) -> Array:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import EstimatorError, ObjectiveError, message, whole_number
+from vi_kit._errors import EstimatorError, message, whole_number
 from vi_kit._named import Array
 from vi_kit.backend import current
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.noise import exponential, gumbel
 from vi_kit.estimators.relaxation import (
     as_value,
+    check_temperature,
     given_the_largest,
     hard,
     lacks_relaxation,
@@ -107,14 +108,9 @@ class Relaxed(Biased):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole_number("Relaxed", "num_rao", self.num_rao)
-        if not callable(self.temperature) and not self.temperature > 0:
-            raise ObjectiveError(
-                message(
-                    "Relaxed: the temperature must be positive",
-                    got=f"temperature={self.temperature!r}",
-                    expected="temperature > 0, or a function of the step",
-                    fix="temperature=0.5",
-                )
+        if not callable(self.temperature):
+            check_temperature(
+                "Relaxed", self.temperature, "temperature > 0, or a function of the step"
             )
 
     @property

@@ -26,6 +26,7 @@ from vi_kit.degrees import (
     linear,
     logarithm,
     moved,
+    named,
     power,
     product,
     quotient,
@@ -161,26 +162,22 @@ def _scan(params: Mapping[str, Any], operands: list[Degrees]) -> Sequence[Degree
     return [blocked] * (len(results))
 
 
-def _named(names: str, rule: Rule) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
-
-
 RULES: Mapping[str, Rule] = {
-    **_named("add sub add_any neg reduce_sum cumsum scatter-add", linear),
-    **_named("reshape broadcast_in_dim transpose squeeze expand_dims slice rev pad copy", moved),
-    **_named("concatenate stack unstack split tile convert_element_type stop_gradient", moved),
-    **_named("reduce_precision optimization_barrier device_put", moved),
-    **_named("dynamic_update_slice scatter", moved),
-    **_named("gather dynamic_slice", first_moved),
-    **_named("mul", product),
-    **_named("dot_general conv_general_dilated", contraction),
-    **_named("div", quotient),
-    **_named("triangular_solve", solved),
-    **_named("square", power(2)),
-    **_named("sqrt", power(0.5)),
-    **_named("rsqrt", power(-0.5)),
-    **_named("exp", exponential),
-    **_named("log", logarithm),
-    **_named("select_n", chosen),
+    **named("add sub add_any neg reduce_sum cumsum scatter-add", linear),
+    **named("reshape broadcast_in_dim transpose squeeze expand_dims slice rev pad copy", moved),
+    **named("concatenate stack unstack split tile convert_element_type stop_gradient", moved),
+    **named("reduce_precision optimization_barrier device_put", moved),
+    **named("dynamic_update_slice scatter", moved),
+    **named("gather dynamic_slice", first_moved),
+    **named("mul", product),
+    **named("dot_general conv_general_dilated", contraction),
+    **named("div", quotient),
+    **named("triangular_solve", solved),
+    **named("square", power(2)),
+    **named("sqrt", power(0.5)),
+    **named("rsqrt", power(-0.5)),
+    **named("exp", exponential),
+    **named("log", logarithm),
+    **named("select_n", chosen),
 }
 """By the name of the primitive."""

@@ -23,6 +23,7 @@ from vi_kit.degrees import (
     linear,
     logarithm,
     moved,
+    named,
     power,
     product,
     quotient,
@@ -191,27 +192,23 @@ def _constant(name: str, *args: Any, **kwargs: Any) -> dict[str, Form]:
     return {}
 
 
-def _named(names: str, rule: Rule) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
-
-
 RULES: Mapping[str, Rule] = {
-    **_named("rsub neg sum mean cumsum trace", linear),
-    **_named("view _unsafe_view reshape expand permute transpose t squeeze unsqueeze", moved),
-    **_named("select slice narrow clone detach detach_ alias contiguous _to_copy to", moved),
-    **_named("unbind split split_with_sizes chunk as_strided unfold flip roll diagonal", moved),
-    **_named("repeat positive lift_fresh cat stack copy tril triu diag_embed", moved),
-    **_named("constant_pad_nd _reshape_alias", moved),
-    **_named("index gather index_select masked_fill masked_select", first_moved),
-    **_named("mul", product),
-    **_named("mm bmm mv dot", contraction),
-    **_named("div", quotient),
-    **_named("square", power(2)),
-    **_named("sqrt", power(0.5)),
-    **_named("rsqrt", power(-0.5)),
-    **_named("exp", exponential),
-    **_named("log", logarithm),
-    **_named("where", chosen),
+    **named("rsub neg sum mean cumsum trace", linear),
+    **named("view _unsafe_view reshape expand permute transpose t squeeze unsqueeze", moved),
+    **named("select slice narrow clone detach detach_ alias contiguous _to_copy to", moved),
+    **named("unbind split split_with_sizes chunk as_strided unfold flip roll diagonal", moved),
+    **named("repeat positive lift_fresh cat stack copy tril triu diag_embed", moved),
+    **named("constant_pad_nd _reshape_alias", moved),
+    **named("index gather index_select masked_fill masked_select", first_moved),
+    **named("mul", product),
+    **named("mm bmm mv dot", contraction),
+    **named("div", quotient),
+    **named("square", power(2)),
+    **named("sqrt", power(0.5)),
+    **named("rsqrt", power(-0.5)),
+    **named("exp", exponential),
+    **named("log", logarithm),
+    **named("where", chosen),
 }
 """By the name of the ATen operation."""
 

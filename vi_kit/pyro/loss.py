@@ -206,9 +206,8 @@ class Loss(ELBO):
         for p, new, old in zip(learned, wanted, grads[len(params) :], strict=True):
             if new is not None:
                 result = result + ((p - p.detach()) * new).sum()
-            if (
-                old is not None and None in groups and len(groups) == 1
-            ):  # a split surrogate has none
+            # a surrogate that is split has no gradient by what is learned
+            if old is not None and groups.keys() == {None}:
                 result = result - self.settings.sign * ((p - p.detach()) * old.detach()).sum()
         return result
 
