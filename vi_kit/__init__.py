@@ -19,6 +19,7 @@ from vi_kit.baselines import (
 )
 from vi_kit.energy import from_log_density
 from vi_kit.estimators import (
+    Analytic,
     DisARM,
     DoublyReparam,
     Enumerate,
@@ -80,6 +81,7 @@ from vi_kit.quadrature_error import quadrature_error
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analytic",
     "AnalyticError",
     "BackendError",
     "Baseline",

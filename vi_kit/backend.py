@@ -62,6 +62,10 @@ class Distribution(Protocol):
         parameters of a family that vi_kit does not know."""
         ...
 
+    def moments(self) -> Moments | None:
+        """What is known of its values, `None` if mean and variance are not."""
+        ...
+
     def mixture(self) -> Mixture | None:
         """The components of which this distribution is a mixture, `None` if it is none."""
         ...
@@ -114,6 +118,21 @@ class Mixture:
     reason_against: Callable[[], str | None]
 
 
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What is known of the values of a distribution.
+
+    Attributes:
+        kind: see `vi_kit.expectations.start`.
+        arrays: likewise.
+        push: maps elements of which these are the moments to values of the distribution.
+    """
+
+    kind: str
+    arrays: tuple[Array, ...]
+    push: Push
+
+
 class Backend(Protocol):
     """Arrays, randomness, state and the running of programs, for one library."""
 
@@ -164,6 +183,15 @@ class Backend(Protocol):
         ...
 
     def untracked(self, value: Array) -> Array: ...
+    def random(self, moments: Moments, site: Site, sample: Array | None) -> Array:
+        """A value of which the moments are known, and what it is where a sample is asked for."""
+        ...
+
+    def expectation(self, array: Array, key: Hashable) -> Array:
+        """The expectation of a term over values that are random, or what it is for their samples, as the plan says.
+        `key` names the term, as for `upstream`."""
+        ...
+
     def upstream(self, run: Run, value: Array, key: Hashable) -> frozenset[Site]:
         """The sites on which a value depends, as far as they are tracked. `key` names the value: the same
         in every run of a program."""

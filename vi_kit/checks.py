@@ -32,7 +32,17 @@ def note_nonlinear(run: Run, summed: Iterable[Axis]) -> None:
 def refuse_inexact(run: Run, terms: Sequence[Term], name: str) -> None:
     """Refuse, in the dry run, a nonlinear function of sites whose estimators are exact for polynomials only."""
     degrees = run.findings.degrees if run.findings is not None else {}
+    analytic = run.findings.analytic if run.findings is not None else ()
     for site in sorted({s for t in terms for s in t.upstream}, key=lambda s: s.order):
+        if site.label in analytic:
+            run.refuse(
+                message(
+                    f"site {site.name!r}: Analytic() has no closed form inside {name}",
+                    got="a nonlinear function of costs, which needs draws",
+                    expected="a linear objective, such as vi.elbo(), or another estimator",
+                    fix=f'estimators={{"{site.name}": vi.Reparam()}}',
+                )
+            )
         if degrees.get(site.label) is not None:
             estimator = type(site.estimator).__name__
             run.refuse(
@@ -105,18 +115,23 @@ def refuse_scores_below(run: Run) -> None:
             nonlinear = (
                 run.in_nonlinear if above.estimator.live_alternatives else run.varied_in_nonlinear
             )
-            if enumerated and above not in nonlinear:
+            is_analytic = run.findings is not None and above.label in run.findings.analytic
+            if enumerated and above not in nonlinear and not is_analytic:
                 continue
-            if above.estimator.holds_params or above.estimator.live_alternatives:
-                instead = "Reparam()" if above.estimator.holds_params else "DisARM()"
-                name = type(above.estimator).__name__
+            if is_analytic or above.estimator.holds_params or above.estimator.live_alternatives:
+                instead = "DisARM()" if above.estimator.live_alternatives else "Reparam()"
+                name = "Analytic" if is_analytic else type(above.estimator).__name__
                 run.refuse(
                     message(
                         f"site {above.name!r}: {name}() with {type(site.estimator).__name__}() at"
                         f" site {site.name!r}, which is drawn given it",
                         got=f"a density of {site.name!r} that depends on {above.name!r}",
                         expected="sites drawn given it whose values are differentiable in it"
-                        + ("" if enumerated else ", or Enumerate() in a linear objective"),
+                        + (
+                            ""
+                            if enumerated or is_analytic
+                            else ", or Enumerate() in a linear objective"
+                        ),
                         fix=f'estimators={{"{above.name}": vi.{instead}}}',
                     )
                 )

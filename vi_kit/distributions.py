@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from array_api_compat import array_namespace, device
 
 from vi_kit._named import Array
-from vi_kit.backend import Elementary, Mixture, Push
+from vi_kit.backend import Elementary, Mixture, Moments, Push
 
 PARAMS = {
     "Bernoulli": ("probs",),
@@ -36,6 +36,19 @@ PARAMS = {
     "LeftTruncatedNormal": ("loc", "scale", "low"),
     "RightTruncatedNormal": ("loc", "scale", "high"),
 }
+
+KINDS = {
+    "Normal": ("normal", ("loc", "scale")),
+    "Gamma": ("gamma", ("concentration", "rate")),
+    "Chi2": ("gamma", ("concentration", "rate")),
+    "Beta": ("beta", ("concentration1", "concentration0")),
+    "Dirichlet": ("dirichlet", ("concentration",)),
+    "OneHotCategorical": ("one_hot", ("probs",)),
+}
+"""Families of whose values more is known than mean and variance, and by which parameters."""
+
+OPEN = ("AffineTransform", "ExpTransform", "IdentityTransform", "PowerTransform")
+"""Transforms through which moments go."""
 
 OF_VECTORS = ("Categorical", "OneHotCategorical", "Dirichlet")
 """Families whose parameter has one more dim than their elements have, or as many as vectors have."""
@@ -251,6 +264,55 @@ class DistributionView(ABC):
             return value
 
         return loc, scale_tril, push
+
+    def moments(self) -> Moments | None:
+        """What is known of its values; `None` if mean and variance are not."""
+        fn, _, transforms = self._elements()
+
+        def push(value: Array) -> Array:
+            for transform in transforms:
+                value = transform(value)
+            return value
+
+        family = self.family(fn)
+        if all(type(t).__name__ in OPEN for t in transforms):
+            gaussian = self.gaussian()
+            if gaussian is not None:
+                return Moments("gaussian", gaussian[:2], push)
+            elements = self.elementary() if family in KINDS else None
+            if elements is not None:
+                kind, names = KINDS[family]
+                params = elements.params
+                return Moments(kind, tuple(params[name] for name in names), push)
+        if fn.event_shape or family in ("Categorical", "Cauchy", "HalfCauchy", "Delta", "Unit"):
+            return None
+        try:
+            moments = self.fn.mean, self.fn.variance
+        except NotImplementedError:
+            return None
+        return Moments("moments", moments, lambda value: value)
+
+    def mean_log_prob(self, drawn: Any, is_own: bool) -> Array | None:
+        """The expectation of the log density of values drawn from another distribution (nats), if it is in the
+        library's registry.
+
+        Args:
+            drawn: the view of the distribution from which they are drawn.
+            is_own: whether that is this one.
+        """
+        try:
+            entropy = drawn.fn.entropy()
+            return -entropy if is_own else -(self.divergence_from(drawn.fn) + entropy)
+        except NotImplementedError:
+            return None
+
+    @abstractmethod
+    def divergence_from(self, drawn: Any) -> Array:
+        """The Kullback-Leibler divergence to this from another of the library's distributions (nats)."""
+
+    @abstractmethod
+    def arrays(self) -> list[Array]:
+        """All the arrays of which it is made."""
 
     def _param(self, fn: Any, name: str) -> Array:
         if name == "probs" and type(fn).__name__ == "NegativeBinomialLogits":  # NumPyro's has none

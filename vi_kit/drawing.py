@@ -38,6 +38,8 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
     dist = statement.dist
     if run.findings is not None:
         return _try(run, site, dist, choice), site
+    if choice.estimator.carries_moments:
+        return _moments(run, site, dist), site
     expansion = site.estimator.expand(dist)
     made = 0 if expansion.alternatives is None else expansion.alternatives.shape[0]
     if made != run.plan.slots_of.get(site.label, made):
@@ -105,13 +107,13 @@ def _open(run: Run, statement: Statement, role: str, inside: bool = False) -> tu
     choice = run.plan.selection.choose(
         name, label(name, role), dist, (*axes, *run.apart), statement.infer, why
     )
-    site = Site(name, run.num_sites, axes, choice.estimator, role)
+    site = Site(name, run.num_sites, axes, choice.estimator.acting, role)
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = site
     if run.findings is None:
         if site.label not in run.plan.selection.resolved:  # the structure changes from run to run
-            reason = _reason_against(run, site, dist)
+            reason = _reason_against(run, site, dist, choice.estimator)
             if reason:
                 raise EstimatorError(_refusal(run, site, dist, choice, reason))
         if site.estimator.tracked and not run.plan.tracked:
@@ -119,16 +121,16 @@ def _open(run: Run, statement: Statement, role: str, inside: bool = False) -> tu
     return site, choice
 
 
-def _reason_against(run: Run, site: Site, dist: Distribution) -> str | None:
-    estimator = site.estimator
-    return estimator.reason_against(dist) or estimator.unmet_need((*site.axes, *run.apart))
+def _reason_against(run: Run, site: Site, dist: Distribution, estimator: Estimator) -> str | None:
+    unmet = site.estimator.unmet_need((*site.axes, *run.apart))
+    return estimator.reason_against(dist) or unmet
 
 
 def _refusal(
     run: Run, site: Site, dist: Distribution, choice: Choice, reason: str, inside: bool = False
 ) -> str:
     """The text of the error about a site that its estimator cannot handle."""
-    name = type(site.estimator).__name__
+    name = type(choice.estimator).__name__
     others = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
     if inside:
         others = [e for e in others if e.num_worlds(dist) + e.num_slots(dist) == 1]
@@ -143,7 +145,7 @@ def _refusal(
         fix += f", or vi.Enumerate(max_worlds={dist.support_size()})"
     return message(
         f"site {site.name!r}: {name}() {reason}",
-        got=f"{site.estimator!r}, from {choice.rule}",
+        got=f"{choice.estimator!r}, from {choice.rule}",
         expected=expected,
         fix=fix,
     )
@@ -153,7 +155,9 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     """Dry run: check the choice, note it, and sample plainly."""
     findings, estimator = run.findings, choice.estimator
     assert findings is not None
-    reason = _reason_against(run, site, dist)
+    reason = _reason_against(run, site, dist, estimator)
+    if reason is None and inside and estimator.carries_moments:
+        reason = "needs to see what is done with the value, which a scan or cond does not show"
     if reason is None and inside and estimator.scores_noise:
         reason = "needs the density of its noise, which a scan or cond does not hand out"
     if reason is None and estimator.num_worlds(dist) + estimator.num_slots(dist) > 1:
@@ -171,6 +175,8 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         degree = estimator.max_degree(dist)
         if degree is not None or estimator.live_alternatives:
             findings.degrees[site.label] = degree
+        if estimator.carries_moments:
+            findings.analytic.add(site.label)
         if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
             findings.all_at_once.add(site)
     findings.choices[site.label] = choice
@@ -180,6 +186,8 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     findings.rows[site.label] = Row(
         site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
     )
+    if run.analysis is not None and estimator.carries_moments:
+        return _random(run, site, dist, run.backend.untracked(dist.sample()))
     if run.probe is not None:
         if site.label in run.probe.zeros:
             return estimator.degree_one(dist, run.probe.zeros[site.label])
@@ -200,11 +208,28 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         findings.raise_if_any()
         raise
     _upstream(run, site, value)
-    if pathwise and not estimator.tracked:
+    if pathwise and not estimator.tracked and not estimator.carries_moments:
         return value
     if estimator.is_support:
         value = run.backend.untracked(value)
     return run.backend.track(value, site)
+
+
+def _moments(run: Run, site: Site, dist: Distribution) -> Array:
+    """The value of a site by its moments, and what it falls back on."""
+    if site.estimator.carries_moments:
+        return _random(run, site, dist, None)
+    sample = site.estimator.expand(dist).value
+    upstream = _upstream(run, site, sample) if run.plan.num_slots > 1 else frozenset[Site]()
+    sample = _aligned_slots(run, sample, len(dist.event_shape), upstream)
+    sample = run.backend.track(sample, site) if site.estimator.tracked else sample
+    return _random(run, site, dist, sample)
+
+
+def _random(run: Run, site: Site, dist: Distribution, sample: Array | None) -> Array:
+    moments = dist.moments()
+    assert moments is not None
+    return run.backend.random(moments, site, sample)
 
 
 def _upstream(run: Run, site: Site, value: Array) -> frozenset[Site]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,10 @@ class Plan:
         entangled: whether everything depends on every site before it, so that provenance need not be followed.
         degrees: for each site whose estimator is exact for polynomials only: of which degree, by label; `None` for one
             that asks for a cost without jumps.
+        analytic: labels of the sites of which moments are carried.
+        closed: of which terms the expectation over these sites is known.
         table: rows for `explain`.
+        terms: further rows: every term that depends on these sites, and what it gets.
         provenance: what a backend that traces programs found out about dependence.
     """
 
@@ -43,7 +46,10 @@ class Plan:
     tracked: bool = True
     entangled: bool = False
     degrees: Mapping[str, int | None] = field(default_factory=dict)
+    analytic: frozenset[str] = frozenset()
+    closed: frozenset[Any] = frozenset()
     table: tuple[Row, ...] = ()
+    terms: tuple[str, ...] = ()
     provenance: Any = None
 
 
@@ -73,6 +79,7 @@ class Findings:
     sizes: dict[Site, int] = field(default_factory=dict)
     all_at_once: set[Site] = field(default_factory=set)
     degrees: dict[str, int | None] = field(default_factory=dict)
+    analytic: set[str] = field(default_factory=set)
     split: bool = False
     entangled: bool = True
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
@@ -90,10 +97,10 @@ class Findings:
             raise kind("\n".join(texts))
 
 
-def explanation(table: Sequence[Row]) -> str:
-    """The site table as text."""
+def explanation(plan: Plan) -> str:
+    """The site table as text, and what terms get if not all get the same."""
     head = Row("site", "distribution", "plates", "estimator", "chosen by", "why")
-    rows = [tuple(vars(r).values()) for r in (head, *table)]
+    rows = [tuple(vars(r).values()) for r in (head, *plan.table)]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:], *plan.terms])

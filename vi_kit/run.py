@@ -24,6 +24,7 @@ from vi_kit.checks import refuse_scores_below
 from vi_kit.copies import Copy, merged
 from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.degrees import Probe
+from vi_kit.expectations import Blocked
 from vi_kit.plan import Findings, Plan, Replan
 from vi_kit.transform import contract
 
@@ -44,6 +45,7 @@ class Run:
         plan: what is known about the program.
         findings: makes it a dry run, in which every site is plainly sampled and problems are noted.
         probe: makes a dry run one that finds the degrees of terms.
+        analysis: makes a dry run one that finds which terms have a closed form: the others by their keys, and why not.
         with_gradient: whether state (moving averages) advances.
         learning: whether what estimators learn by minimising the variance is differentiated.
     """
@@ -58,6 +60,7 @@ class Run:
         *,
         findings: Findings | None = None,
         probe: Probe | None = None,
+        analysis: dict[Any, Blocked | None] | None = None,
         with_gradient: bool = True,
         learning: bool = False,
     ):
@@ -65,6 +68,7 @@ class Run:
         self.plan = plan
         self.findings = findings
         self.probe = probe
+        self.analysis = analysis
         self.with_gradient = with_gradient
         self.learning = learning
         self.sites: list[Site] = []
@@ -239,6 +243,7 @@ class Run:
         counts: bool = True,
         statement: str = "",
         known: frozenset[Site] | None = None,
+        drawn_here: Site | None = None,
     ) -> Term:
         """A term from log densities.
 
@@ -251,12 +256,21 @@ class Run:
             counts: whether it is a term of the objective, to be searched if the loss is not finite.
             statement: name of the sample statement.
             known: the sites on which it depends, if they are known already.
+            drawn_here: see `Term.own`.
         """
+        closed = False
+        if self.plan.analytic and known is None:
+            key = (self.num_terms, what) if counts else None
+            closed = key in self.plan.closed
+            log_prob = self.backend.expectation(log_prob, key)
         if known is None:
             if self.probe is not None and counts:
                 self.probe.terms.append((what, log_prob))
             known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
             self.num_terms += 1
+            if closed:
+                known = frozenset(s for s in known if s.label not in self.plan.analytic)
+                drawn_here = None
         named = self.named(self.backend.untracked(log_prob), axes, known, what)
         upstream = known - {own}
         alternatives: dict[Site, Named] = {}
@@ -279,6 +293,7 @@ class Run:
             held=upstream if held else frozenset(),
             label=what,
             statement=statement,
+            own=drawn_here,
         )
         if counts:
             self.terms.append(term)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vi_kit._errors import ObjectiveError, message, whole_number
 from vi_kit._named import Named
 from vi_kit.backend import Backend
 from vi_kit.cost import Cost
 from vi_kit.estimators import Estimator
+from vi_kit.expectations import Blocked, analytic_error
 from vi_kit.language import Objective, iid
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan
@@ -187,11 +189,42 @@ def make_plan(
         num_slots=findings.num_slots,
         slots_of=findings.slots_of,
         degrees=findings.degrees,
-        tracked=any(c.estimator.tracked for c in resolved.values())
+        analytic=frozenset(findings.analytic),
+        tracked=any(c.estimator.acting.tracked for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
         table=tuple(findings.rows.values()),
     )
+
+
+def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
+    """The plan, with the terms that have a closed form.
+
+    Args:
+        plan: with the sites of which moments are carried.
+        found: by the key of each term that depends on them what had no closed form, if something had none.
+
+    Raises:
+        AnalyticError: a term has none, and a site on which it depends no fallback.
+    """
+    estimators = {label: plan.selection.resolved[label].estimator for label in plan.analytic}
+    refused, rows = [], []
+    for (_, what), blocked in found.items():
+        if blocked is None:
+            rows.append(f"{what}: closed form")
+            continue
+        labels = sorted(label for _, label in blocked.sites)
+        if any(
+            estimators[label].carries_moments and estimators[label].acting is estimators[label]
+            for label in labels
+        ):
+            refused.append(replace(blocked, term=what))
+        used = ", ".join(f"{estimators[label].acting!r} for {label!r}" for label in labels)
+        rows.append(f"{what}: {used}, because of {blocked}")
+    if refused:
+        raise analytic_error(refused)
+    closed = frozenset(key for key, blocked in found.items() if blocked is None)
+    return replace(plan, closed=closed, terms=tuple(dict.fromkeys(rows)))
 
 
 def not_finite(value: float, where: str | None) -> ObjectiveError:

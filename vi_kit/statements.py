@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vi_kit._errors import message
@@ -110,13 +110,19 @@ class Simulation:
                 untracked = self.run.backend.untracked(factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
                 self.factors[name] = Factor(values, number)
-        term = self.run.term(density, axes, what, statement=name)
         own = self.sites.get(name) if number is not None else None
-        self.terms.append(replace(term, own=own))
+        self.terms.append(self.run.term(density, axes, what, statement=name, drawn_here=own))
 
     def relaxes(self, name: str) -> bool:
         """Whether the value of a site may lie outside its support."""
-        return name in self.sites and self.sites[name].estimator.relaxes
+        return name in self.sites and _relaxes(self.run, self.sites[name])
+
+    def drawn_from(self, name: str) -> tuple[Site, Distribution, bool] | None:
+        """The site of a name whose value is known by its moments, its distribution, and whether that is this
+        program's."""
+        if name not in self.sites or self.sites[name].label not in self.run.plan.analytic:
+            return None
+        return self.sites[name], self.details[name].dist, True
 
     def result(self) -> Draw:
         cost = Cost(self.terms)
@@ -153,7 +159,8 @@ class Replay:
         if self._is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
         self.names.add(name)
-        findings = self.run.findings if self.run.probe is None else None
+        plain = self.run.probe is None and self.run.analysis is None
+        findings = self.run.findings if plain else None
         if findings is not None and not self._agrees(statement, value):
             if statement.dist.name == "ImproperUniform":  # there is no way to go on
                 findings.raise_if_any()
@@ -187,7 +194,14 @@ class Replay:
 
     def relaxes(self, name: str) -> bool:
         """See `Simulation.relaxes`."""
-        return name in self.draw.sites and self.draw.sites[name].estimator.relaxes
+        return name in self.draw.sites and _relaxes(self.run, self.draw.sites[name])
+
+    def drawn_from(self, name: str) -> tuple[Site, Distribution, bool] | None:
+        """See `Simulation.drawn_from`."""
+        sites, details = self.draw.sites, self.draw.details
+        if name not in sites or sites[name].label not in self.run.plan.analytic:
+            return None
+        return sites[name], details[name].dist, False
 
     def result(self) -> Cost:
         """The log density, once every site of the draw was met."""
@@ -238,6 +252,10 @@ class Replay:
 
     def _problem(self, headline: str, **parts: str) -> None:
         self.run.refuse(message(headline, **parts), of_estimator=False)
+
+
+def _relaxes(run: Run, site: Site) -> bool:
+    return site.estimator.relaxes or site.label in run.plan.analytic
 
 
 def one_number(scale: float | Array, *masks: Any) -> float | None:

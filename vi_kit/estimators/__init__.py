@@ -1,5 +1,6 @@
 """Gradient estimators, one strategy a file. A new one: its file, its line here, its row in the docs."""
 
+from vi_kit.estimators.analytic import Analytic
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
@@ -23,6 +24,7 @@ REGISTRY: tuple[type[Estimator], ...] = (
     MixtureReparam,
     RejectionReparam,
     GeneralizedReparam,
+    Analytic,
     Score,
     Enumerate,
     MeasureValued,
@@ -38,6 +40,7 @@ REGISTRY: tuple[type[Estimator], ...] = (
 
 __all__ = [
     "REGISTRY",
+    "Analytic",
     "DisARM",
     "DoublyReparam",
     "Enumerate",

@@ -90,6 +90,9 @@ class Estimator(ABC):
     has_path: ClassVar[bool] = False
     """Whether the worlds that it makes have gradients of their own, and not by their weights only."""
 
+    carries_moments: ClassVar[bool] = False
+    """Whether it has no draws: the site's value is its moments, which the operations of the program carry on."""
+
     relaxes: ClassVar[bool] = False
     """Whether its values may lie outside the support, which is then not checked."""
 
@@ -123,6 +126,11 @@ class Estimator(ABC):
         """Networks with parameters of their own, each with an input, from the arguments of a step."""
         del dist, args, kwargs
         return ()
+
+    @property
+    def acting(self) -> Estimator:
+        """What draws the values of its sites and contracts their terms: itself, or one that it falls back on."""
+        return self
 
     @property
     def needs_step(self) -> bool:

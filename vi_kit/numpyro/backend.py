@@ -22,9 +22,11 @@ from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError, message
 from vi_kit._named import PLATE, Axis
+from vi_kit.backend import Moments
 from vi_kit.cost import Cost, Site, kept_name
 from vi_kit.distributions import without_validation
 from vi_kit.numpyro.distributions import NumPyroDistribution, smooth, unchecked
+from vi_kit.numpyro.expectations import own_log_prob, start, term_p
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
 from vi_kit.run import STEP_KEY, Run
@@ -160,6 +162,12 @@ class NumPyroBackend:
         if self.dry:
             return frozenset(sites)
         return frozenset(s for s in sites if s.estimator.tracked or s.world is not None)
+
+    def random(self, moments: Moments, site: Site, sample: jax.Array | None) -> jax.Array:
+        return start(moments, (site.order, site.label), sample)
+
+    def expectation(self, array: jax.Array, key: Hashable) -> jax.Array:
+        return term_p.bind(array, key=key)
 
     # State
 
@@ -376,18 +384,24 @@ class _Handler:
         value = self.reading.latent(Statement(msg["name"], dist, self.axes(msg), msg["infer"]))
         if value is None:
             value = dist.fn.sample(self.backend.new_key())
-        msg["value"], msg["intermediates"] = value, dist.intermediates
+        by_moments = self.reading.drawn_from(msg["name"]) is not None
+        msg["value"], msg["intermediates"] = value, [] if by_moments else dist.intermediates
 
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
         fn, value, axes = smooth(msg["fn"]), msg["value"], self.axes(msg)
-        if self.run.probe is not None:
+        if self.run.probe is not None or (
+            self.run.plan.analytic and isinstance(self.reading, Simulation)
+        ):
             fn = unchecked(fn)
         if self.reading.relaxes(msg["name"]):
             fn = without_validation(fn)
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]
-        plain = None
-        if unmasked.fn is fn:
+        plain, drawn = None, self.reading.drawn_from(msg["name"])
+        if drawn is not None:
+            plain = own_log_prob(unmasked, *drawn, value)
+            log_prob = jnp.where(unmasked.mask, plain, 0.0)
+        elif unmasked.fn is fn:
             plain = log_prob = fn.log_prob(value, kept) if kept else fn.log_prob(value)
         else:
             log_prob = fn.log_prob(value)

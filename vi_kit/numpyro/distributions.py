@@ -19,6 +19,7 @@ from numpyro.distributions import (
     RightTruncatedDistribution,
     TransformedDistribution,
     constraints,
+    kl_divergence,
 )
 
 from vi_kit.distributions import DistributionView, Wrappers, with_leaf, without_validation
@@ -85,6 +86,12 @@ class NumPyroDistribution(DistributionView):
         if isinstance(fn, TRUNCATED) and not hasattr(fn, name):
             fn = fn.base_dist
         return super()._param(fn, name)
+
+    def divergence_from(self, drawn: Any) -> jax.Array:
+        return kl_divergence(drawn, self.fn)
+
+    def arrays(self) -> list[jax.Array]:
+        return jax.tree.leaves(self.fn)
 
     def covers(self, other: NumPyroDistribution, value: jax.Array) -> bool:
         """By the kinds of supports only: values are not known when a program is traced."""

@@ -33,11 +33,12 @@ from vi_kit.numpyro.backend import (
 )
 from vi_kit.numpyro.degrees import degrees_found
 from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.run import STEP_KEY, Run
-from vi_kit.settings import Settings, make_plan, not_finite
+from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
 
 UNKNOWN_NESTING = 32
 """Stands for the number of plate dims while it is being found."""
@@ -155,7 +156,7 @@ class Loss(ELBO):
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; nothing is computed."""
         step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs)
-        return explanation(step.plan()[0].table)
+        return explanation(step.plan()[0])
 
 
 def _total(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...]) -> jax.Array:
@@ -218,17 +219,28 @@ class _Step:
     ) -> tuple[dict[str | None, jax.Array], Run, NumPyroBackend]:
         backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance)
         run = Run(backend, plan, learning=learning)
-        try:
+        names: list[str | None] = []
+
+        def execute() -> Any:
             groups = self.settings.execute(run, *self.programs)
+            names[:] = list(groups)
+            values = [named.array for named in groups.values()]
+            return values, run.own_losses, run.new_state, backend.mutable
+
+        try:
+            if plan.analytic:
+                results = evaluated(execute, with_expectations(plan.closed))
+            else:
+                results = execute()
         except Replan:
             raise BackendError(
                 "the sites of model or guide change from one trace to the next; they may depend on nothing"
                 " but the arguments"
             ) from None
+        values, run.own_losses, run.new_state, backend.mutable = results
         for key, value in run.new_state.items():
             backend.set_state(key, value)
-        values = {group: named.array for group, named in groups.items()}
-        return values, run, backend
+        return dict(zip(names, values, strict=True)), run, backend
 
     def squared_gradient(self, plan: Plan, names: set[str], learned: set[str]) -> jax.Array:
         """The squared norm of the gradient of the guide's parameters, as a function of the learned ones only."""
@@ -287,6 +299,8 @@ class _Step:
         plan = replace(plan, max_plate_nesting=found["nesting"], provenance=found["provenance"])
         if plan.degrees:
             self.prove_degrees(plan)
+        if plan.analytic:
+            plan = self.with_closed_forms(plan)
         return plan, found["touched"]
 
     def provenance(self, plan: Plan) -> tuple[Provenance, int]:
@@ -332,6 +346,18 @@ class _Step:
 
         findings = Findings(estimator_problems=shortfalls(plan, degrees_found(plan, execute)))
         findings.raise_if_any()
+
+    def with_closed_forms(self, plan: Plan) -> Plan:
+        """The plan, with the terms that have a closed form."""
+        plain, found = replace(plan, num_slots=1, tracked=False), {}
+
+        def execute() -> None:
+            backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance, dry=True)
+            run = Run(backend, plain, findings=Findings(), analysis=found, with_gradient=False)
+            self.settings.execute(run, *self.programs)
+
+        jax.eval_shape(lambda: evaluated(execute, finding(found)))
+        return with_closed_forms(plan, found)
 
     def first_not_finite(self, plan: Plan) -> str | None:
         """The first statement whose log density is not finite, found in one plain draw."""

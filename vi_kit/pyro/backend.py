@@ -25,10 +25,13 @@ from torch.overrides import TorchFunctionMode
 
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, Axis
+from vi_kit.backend import Moments, current
 from vi_kit.cost import Cost, Site
+from vi_kit.expectations import Blocked
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
-from vi_kit.pyro.distributions import PyroDistribution, relaxed, unchecked
+from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
+from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
 from vi_kit.run import Run
 from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
 
@@ -129,6 +132,24 @@ class PyroBackend:
             run.findings.entangled = False
         return known
 
+    def random(self, moments: Moments, site: Site, sample: torch.Tensor | None) -> torch.Tensor:
+        return start(moments, (site.order, site.label), sample)
+
+    def expectation(self, array: torch.Tensor, key: Hashable) -> torch.Tensor:
+        run = current()
+        if not isinstance(array, Random):
+            return array
+        value = array.value
+        if run.analysis is not None:
+            if key is not None:
+                run.analysis[key] = value if isinstance(value, Blocked) else None
+            return sampled(array)
+        if array.sample is not None and key not in run.plan.closed:
+            return sampled(array)
+        if isinstance(value, Blocked):
+            raise value.error()
+        return value.full_mean
+
     # State
 
     def get_state(self, key: str) -> torch.Tensor | None:
@@ -176,7 +197,8 @@ class PyroBackend:
         self.tracking = run.plan.tracked and not run.plan.entangled
         self.untraceable = run.plan.provenance or frozenset()
         mode = _Leaks(self) if self.tracking else nullcontext()
-        with _Outermost(self), mode:
+        moments = CarriedMoments() if run.plan.analytic else nullcontext()
+        with _Outermost(self), mode, moments:
             yield
 
     @contextmanager
@@ -355,17 +377,6 @@ class _Leaks(TorchFunctionMode):
         return not isinstance(result, torch.Tensor | tuple | list | type(None)) or name == "tolist"
 
 
-def is_validation(frame: Any) -> bool:
-    """Whether a distribution is checking its own arguments."""
-    for _ in range(4):
-        if frame is None:
-            return False
-        if "/distributions/" in frame.f_code.co_filename.replace("\\", "/"):
-            return True
-        frame = frame.f_back
-    return False
-
-
 class _Handler:
     """Brings the messages of one program to the reading that is made of it."""
 
@@ -420,11 +431,16 @@ class _Handler:
                 )
         if self.reading.relaxes(name):
             fn = relaxed(fn)
-        if self.run.probe is not None:
+        if self.run.probe is not None or isinstance(value, Random):
             fn = unchecked(fn)
         axes, unmasked = self.axes(msg), PyroDistribution(fn)
-        log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
-        plain = log_prob if unmasked.fn is fn else unmasked.log_prob(value)
+        drawn = self.reading.drawn_from(name)
+        if drawn is not None and isinstance(value, Random):
+            plain = own_log_prob(unmasked, *drawn, value)
+            log_prob = plain if unmasked.fn is fn else scale_and_mask(plain, 1.0, unmasked.mask)
+        else:
+            log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
+            plain = log_prob if unmasked.fn is fn else unmasked.log_prob(value)
         scale, mask = split_scale(msg["scale"], axes), msg["mask"]
         density = scale_and_mask(log_prob, scale, mask)
 

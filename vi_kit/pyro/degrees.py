@@ -32,7 +32,7 @@ from vi_kit.degrees import (
     unknown,
 )
 from vi_kit.plan import Plan
-from vi_kit.pyro.backend import is_validation
+from vi_kit.pyro.distributions import is_validation
 
 
 def degree_probe(plan: Plan) -> Probe:

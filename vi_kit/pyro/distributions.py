@@ -66,6 +66,21 @@ class PyroDistribution(DistributionView):
     def as_array(self, value: torch.Tensor) -> torch.Tensor:
         return value
 
+    def divergence_from(self, drawn: Any) -> torch.Tensor:
+        return torch.distributions.kl_divergence(drawn, self.fn)
+
+    def arrays(self) -> list[torch.Tensor]:
+        found, pending = [], [self.fn]
+        while pending:
+            x = pending.pop()
+            if isinstance(x, torch.Tensor):
+                found.append(x)
+            elif isinstance(x, tuple | list):
+                pending += x
+            elif isinstance(x, torch.distributions.Distribution | torch.distributions.Transform):
+                pending += [v for k, v in vars(x).items() if not k.startswith("_cached")]
+        return found
+
     def covers(self, other: PyroDistribution, value: torch.Tensor) -> bool:
         plain = [getattr(d.fn.support, "base_constraint", d.fn.support) for d in (self, other)]
         if plain[1] is constraints.real and plain[0] is not constraints.real:
@@ -121,3 +136,14 @@ def relaxed(fn: Any) -> Any:
         return fn
 
     return without_validation(fn, leaf)
+
+
+def is_validation(frame: Any) -> bool:
+    """Whether a distribution is checking its own arguments."""
+    for _ in range(4):
+        if frame is None:
+            return False
+        if "/distributions/" in frame.f_code.co_filename.replace("\\", "/"):
+            return True
+        frame = frame.f_back
+    return False

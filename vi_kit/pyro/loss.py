@@ -21,7 +21,7 @@ from vi_kit.programs import Program
 from vi_kit.pyro.backend import Probe, PyroBackend
 from vi_kit.pyro.degrees import degree_probe, degrees_found
 from vi_kit.run import Run
-from vi_kit.settings import Settings, make_plan, not_finite
+from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
 
 MAX_PLANS = 16
 """Pairs of model and guide whose plans one loss keeps."""
@@ -104,7 +104,7 @@ class Loss(ELBO):
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
-        return explanation(self._plan(model, guide, args, kwargs).table)
+        return explanation(self._plan(model, guide, args, kwargs))
 
     # How it is done
 
@@ -152,6 +152,7 @@ class Loss(ELBO):
                     del self._plans[next(iter(self._plans))]
                 plan = make_plan(PyroBackend, draft, execute)
                 _prove_degrees(plan, execute)
+                plan = _with_closed_forms(plan, execute)
                 self._plans[key] = replace(plan, provenance=_untraceable(plan, execute))
         return self._plans[key]
 
@@ -243,6 +244,16 @@ def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:
         raise
     findings = Findings(estimator_problems=shortfalls(plan, degrees_found(probe)))
     findings.raise_if_any()
+
+
+def _with_closed_forms(plan: Plan, execute: Callable[[Run], None]) -> Plan:
+    """The plan, with the terms that have a closed form, found by one more dry run."""
+    if not plan.analytic:
+        return plan
+    found: dict[Any, Any] = {}
+    plain = replace(plan, num_slots=1, tracked=False)
+    execute(Run(PyroBackend(), plain, findings=Findings(), analysis=found, with_gradient=False))
+    return with_closed_forms(plan, found)
 
 
 def _plate_nesting(model: Any, guide: Any, args: Any, kwargs: Any) -> int:

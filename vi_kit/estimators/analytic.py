@@ -1,0 +1,94 @@
+"""Closed forms: the expectation over a site, from the operations of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vi_kit._errors import EstimatorError, message
+from vi_kit.estimators.base import Estimator, Expansion
+
+if TYPE_CHECKING:
+    from vi_kit.backend import Distribution
+    from vi_kit.cost import Site, Term
+
+
+@dataclass(frozen=True, repr=False)
+class Analytic(Estimator):
+    r"""The exact expectation $\nabla_\theta E[f(z)]$, term by term, from the operations of model and guide.
+
+    The site's value carries its mean and covariance through affine operations: sums, products with constants, linear
+    and convolution layers, slices, other shapes. Squares (a Normal log density whose loc it is), products of
+    independent sites, the `exp` of Normal values (Poisson and LogNormal likelihoods), and powers and logs of Gamma
+    values turn it into an expectation, which only linear operations may touch. Log densities of the site's own value
+    come from the KL divergences and entropies that the library has. A term that has no closed form is refused, with
+    the operation and the line of the program; or it gets the gradient of `fallback`, while all other terms stay exact.
+
+    Unbiased when: always, in costs that are linear in the log densities (`elbo`); nonlinear objectives are refused.
+    Needs: a site of known mean and variance: Normal, MultivariateNormal, LogNormal, Gamma, Beta, Dirichlet, Bernoulli,
+        OneHotCategorical, ...; terms that are closed forms in it, or a `fallback`.
+    Cost: up to two evaluations of an affine model, whatever the number of elements.
+    Variance: zero by this site, but for terms left to `fallback`.
+    Use for: linear decoders, conjugate models, the KL term of any model.
+
+    Args:
+        fallback: estimator of the terms that have no closed form; `None` to refuse them.
+
+    Raises:
+        AnalyticError: before any gradient, a term that has no closed form, and no `fallback`.
+        EstimatorError: a fallback that is none.
+
+    Example:
+        >>> from vi_kit.estimators import Reparam
+        >>> Analytic(fallback=Reparam())
+        Analytic(fallback=Reparam())
+
+    References:
+        Zero-Variance Gradients for Variational Autoencoders (Silent Gradients), 2025.
+        Ranganath, Gerrish and Blei 2014, Black Box Variational Inference (on expectations given all else).
+    """
+
+    tracked: ClassVar[bool] = False
+    pathwise: ClassVar[bool] = True
+    carries_moments: ClassVar[bool] = True
+    fallback: Estimator | None = None
+
+    def __post_init__(self) -> None:
+        other = self.fallback
+        if other is None:
+            return
+        fits = (
+            isinstance(other, Estimator)
+            and type(other).num_worlds is Estimator.num_worlds
+            and type(other).num_slots is Estimator.num_slots
+            and not (isinstance(other, Analytic) or other.holds_params or other.scores_noise)
+        )
+        if not fits:
+            raise EstimatorError(
+                message(
+                    "Analytic: its fallback must be an estimator of single draws",
+                    got=f"fallback={other!r}",
+                    expected="Reparam(), MixtureReparam(), Score(...), Relaxed(...) or StraightThrough(...)",
+                    fix="fallback=vi.Reparam(), or vi.Score() for discrete sites",
+                )
+            )
+
+    def __repr__(self) -> str:
+        return "Analytic()" if self.fallback is None else f"Analytic(fallback={self.fallback!r})"
+
+    @property
+    def acting(self) -> Estimator:
+        return self if self.fallback is None else self.fallback
+
+    def reason_against(self, dist: Distribution) -> str | None:
+        if dist.moments() is None:
+            return f"needs the mean and the variance of {dist.name}, which has none that are known"
+        return None if self.fallback is None else self.fallback.reason_against(dist)
+
+    def expand(self, dist: Distribution) -> Expansion:
+        raise NotImplementedError("the values of its sites are moments")
+
+    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
+        del site
+        return list(terms)

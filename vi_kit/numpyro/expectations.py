@@ -1,0 +1,511 @@
+"""Random values in a JAX program: its jaxpr, computed anew with moments in the place of the values of sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+from jax.interpreters import batching
+from jax.scipy.special import digamma, gammaln
+
+import vi_kit.expectations as rules
+from vi_kit.backend import Moments
+from vi_kit.cost import Site
+from vi_kit.expectations import Blocked, Value
+from vi_kit.moments import NoRuleError, SiteKey
+from vi_kit.numpyro.degrees import CALLS
+from vi_kit.numpyro.distributions import NumPyroDistribution
+
+
+class JaxLibrary:
+    """Implements `vi_kit.expectations.Library`."""
+
+    def vmap(self, fn: Any) -> Any:
+        return jax.vmap(fn)
+
+    def lgamma(self, array: jax.Array) -> jax.Array:
+        return gammaln(array)
+
+    def digamma(self, array: jax.Array) -> jax.Array:
+        return digamma(array)
+
+
+LIBRARY = JaxLibrary()
+
+random_p = Primitive("vi_kit_random")
+"""The value of a site: from a sample and what `vi_kit.expectations.start` needs."""
+
+sampled_p = Primitive("vi_kit_sampled")
+"""The first operand, which has the second as its sample."""
+
+term_p = Primitive("vi_kit_term")
+"""A term, of which the expectation is wanted."""
+
+either_p = Primitive("vi_kit_either")
+"""The first operand, in whose place the second may be taken if none of the others is random."""
+
+OWN = (random_p, sampled_p, term_p, either_p)
+
+for _primitive in OWN:
+    _primitive.def_abstract_eval(lambda first, *others, **params: first)
+    _primitive.def_impl(lambda first, *others, **params: first)
+
+
+def _batched(primitive: Primitive, num_arrays: Callable[[int], int]) -> None:
+    """Let a primitive take arrays with one more dim in front; `num_arrays` of its operands must have it."""
+
+    def rule(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[Any, int]:
+        (size,) = {x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None}
+        moved = []
+        for i, (x, d) in enumerate(zip(operands, dims, strict=True)):
+            if d is not None:
+                x = jnp.moveaxis(x, d, 0)
+            elif i < num_arrays(len(operands)):
+                x = jnp.broadcast_to(x, (size, *jnp.shape(x)))
+            moved.append(x)
+        return primitive.bind(*moved, **params), 0
+
+    batching.primitive_batchers[primitive] = rule
+
+
+_batched(random_p, lambda n: n)
+_batched(sampled_p, lambda n: n)
+_batched(term_p, lambda n: n)
+_batched(either_p, lambda n: 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Random:
+    """An array whose expectation is known, or was.
+
+    Attributes:
+        value: what is known of it.
+        sample: makes the value that it has where the sites have those that were drawn; `None` if none were.
+    """
+
+    value: Value | Blocked
+    sample: Callable[[], Any] | None
+
+
+Term = Callable[[Any, Any], jax.Array]
+"""From the key of a term and its value to the array that is to be its value."""
+
+
+def start(moments: Moments, site: SiteKey, sample: jax.Array | None) -> jax.Array:
+    """The value of a site."""
+    arrays = [jnp.asarray(x) for x in moments.arrays]
+    value = moments.push(
+        random_p.bind(jnp.zeros_like(arrays[0]), *arrays, kind=moments.kind, site=site)
+    )
+    return value if sample is None else sampled_p.bind(value, sample)
+
+
+def own_log_prob(
+    dist: NumPyroDistribution,
+    site: Site,
+    drawn: Any,
+    is_own: bool,
+    value: jax.Array,
+) -> jax.Array:
+    """The log density, under a distribution, of the value of a site that was drawn from another."""
+    log_prob, mean = dist.log_prob(value), dist.mean_log_prob(drawn, is_own)
+    if mean is None:
+        return log_prob
+    mean = jnp.broadcast_to(mean, log_prob.shape)
+    others = [jnp.asarray(x) for x in (*dist.arrays(), *drawn.arrays())]
+    return either_p.bind(log_prob, mean, *others, site=(site.order, site.label))
+
+
+def evaluated(fn: Callable[[], Any], on_term: Term) -> Any:
+    """What a program returns in which the values of sites are random."""
+    trees = []
+
+    def flat() -> list[Any]:
+        leaves, tree = jax.tree.flatten(fn())
+        trees.append(tree)
+        return leaves
+
+    closed = jax.make_jaxpr(flat)()
+    return jax.tree.unflatten(trees[-1], _evaluate(closed.jaxpr, closed.consts, (), on_term))
+
+
+def with_expectations(closed: Container[Any]) -> Term:
+    """What the terms of a run are: expectations if they have a closed form, else samples."""
+
+    def on_term(key: Any, x: Any) -> jax.Array:
+        if not isinstance(x, Random):
+            return x
+        if x.sample is not None and key not in closed:
+            return sampled(x)
+        if isinstance(x.value, Blocked):
+            raise x.value.error()
+        return x.value.full_mean
+
+    return on_term
+
+
+def finding(found: dict[Any, Blocked | None]) -> Term:
+    """Notes which terms have a closed form: what the others have instead, by their keys."""
+
+    def on_term(key: Any, x: Any) -> jax.Array:
+        if isinstance(x, Random) and key is not None:
+            found[key] = x.value if isinstance(x.value, Blocked) else None
+        return sampled(x)
+
+    return on_term
+
+
+def sampled(x: Any) -> Any:
+    """A random value as it is where the sites have the values that were drawn; of other things, themselves."""
+    if not isinstance(x, Random):
+        return x
+    assert x.sample is not None
+    return x.sample()
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], on_term: Term) -> list[Any]:
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    known.update(zip(jaxpr.invars, args, strict=True))
+
+    def of(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [of(atom) for atom in equation.invars]
+        results = _equation(equation, operands, on_term)
+        known.update(zip(equation.outvars, results, strict=True))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _equation(equation: Any, operands: list[Any], on_term: Term) -> Sequence[Any]:
+    primitive, params = equation.primitive, equation.params
+    if primitive is random_p:
+        return [_start(equation, operands, **params)]
+    if primitive is sampled_p:
+        value, sample = operands
+        return [Random(value.value, lambda: sampled(sample))]
+    if primitive is term_p:
+        return [on_term(params["key"], operands[0])]
+    if primitive is either_p:
+        return [_either(*operands, **params)]
+    is_random = any(isinstance(x, Random) for x in operands)
+    if not is_random and not _has_random(params):
+        return _bound(equation, operands)
+    name = primitive.name
+    if name in CALLS and CALLS[name] in params:
+        body = params[CALLS[name]]
+        own = body.jaxpr.debug_info.func_name if name.startswith("custom_") else ""
+        if is_random and own in FUNCTIONS:
+            return [_ruled(own, equation, operands, FUNCTIONS[own])]
+        inner = (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
+        results = _evaluate(*inner, operands, on_term)
+        return [_renamed(r, operands, own) for r in results] if own else results
+    if name == "scan" and not is_random:
+        return _scan(params, operands, on_term)
+    if name == "split" and not any(isinstance(x, Random) for x in operands[1:]):
+        return _split(equation, operands[0])
+    if len(equation.outvars) != 1:
+        return [_ruled(name, equation, operands, None, i) for i in range(len(equation.outvars))]
+    return [_ruled(name, equation, operands, RULES.get(name))]
+
+
+def _bound(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """What an equation makes of arrays."""
+    params = equation.primitive.get_bind_params(equation.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # as in older JAX
+    result = equation.primitive.bind(*functions, *operands, **params)
+    return result if equation.primitive.multiple_results else [result]
+
+
+def _has_random(params: Mapping[str, Any]) -> bool:
+    """Whether there is a site in the functions that an equation calls."""
+    for value in params.values():
+        for x in value if isinstance(value, tuple | list) else (value,):
+            body = x.jaxpr if isinstance(x, ClosedJaxpr) else x
+            if isinstance(body, Jaxpr):
+                for e in body.eqns:
+                    if e.primitive in OWN or _has_random(e.params):
+                        return True
+    return False
+
+
+def _start(equation: Any, operands: Sequence[Any], *, kind: str, site: SiteKey) -> Random:
+    """The elements of a site."""
+    try:
+        values = [x.value if isinstance(x, Random) else x for x in operands[1:]]
+        blocked = next((v for v in values if isinstance(v, Blocked)), None)
+        return Random(blocked or rules.start(kind, values, site, LIBRARY), None)
+    except NoRuleError as error:
+        line = rules.line_of_program(_frames(equation))
+        return Random(Blocked("sample", str(error), line, frozenset((site,))), None)
+
+
+def _either(log_prob: Any, closed: Any, *others: Any, site: SiteKey) -> Any:
+    if any(isinstance(x, Random) for x in (closed, *others)) or not isinstance(log_prob, Random):
+        return log_prob
+    return Random(Value((rules.Known(closed, frozenset((site,))),)), log_prob.sample)
+
+
+def _renamed(result: Any, operands: Sequence[Any], own: str) -> Any:
+    """With the name of the function that was called in the place of that of an operation inside."""
+    if not isinstance(result, Random) or not isinstance(result.value, Blocked):
+        return result
+    before = [x.value for x in operands if isinstance(x, Random)]
+    if result.value in before:
+        return result
+    inside = result.value
+    return Random(Blocked(own, inside.reason, inside.line, inside.sites), result.sample)
+
+
+def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: int = 0) -> Random:
+    live = [x for x in operands if isinstance(x, Random)]
+    draw: Callable[[], Any] | None = None
+    if all(x.sample is not None for x in live):
+        draw = rules.Once(lambda: _bound(equation, [sampled(x) for x in operands])[index])
+    blocked = next((x.value for x in live if isinstance(x.value, Blocked)), None)
+    if blocked is not None:
+        return Random(blocked, draw)
+    try:
+        if rule is None:
+            raise NoRuleError("there is no rule for it")
+        values = [x.value if isinstance(x, Random) else x for x in operands]
+        return Random(rule(equation, *values), draw)
+    except NoRuleError as error:
+        sites = frozenset[SiteKey]().union(*(x.value.sites for x in live))
+        line = rules.line_of_program(_frames(equation))
+        return Random(Blocked(name, str(error), line, sites), draw)
+
+
+def _frames(equation: Any) -> Iterator[tuple[str, int, str]]:
+    """Of the program, the innermost first: file, line and function."""
+    traceback = equation.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        yield frame.file_name, frame.line_num, frame.function_name
+
+
+def _scan(params: Mapping[str, Any], operands: list[Any], on_term: Term) -> Sequence[Any]:
+    """Of a loop in which sites are drawn and their terms made."""
+    consts, carries = params["num_consts"], params["num_carry"]
+    body, fixed = params["jaxpr"], operands[:consts]
+
+    def step(carry: Any, x: Any) -> Any:
+        results = _evaluate(body.jaxpr, body.consts, [*fixed, *carry, *x], on_term)
+        if any(isinstance(r, Random) for r in results):
+            raise NoRuleError("a random value that leaves a loop")
+        return results[:carries], results[carries:]
+
+    carry, out = operands[consts : consts + carries], operands[consts + carries :]
+    last, results = lax.scan(step, carry, out, length=params["length"], reverse=params["reverse"])
+    return [*last, *results]
+
+
+def _split(equation: Any, x: Random) -> list[Random]:
+    params = equation.params
+    axis, starts, pieces = params["axis"], 0, []
+    for i, size in enumerate(params["sizes"]):
+        start, starts = starts, starts + size
+
+        def cut(e: Any, value: Value, start: int = start, size: int = size) -> Value:
+            slices = [slice(None)] * len(value.shape)
+            slices[axis] = slice(start, start + size)
+            return _cut(value, slices)
+
+        pieces.append(_ruled("split", equation, [x], cut, i))
+    return pieces
+
+
+# The rules, by the names of primitives
+
+
+def _constant(x: Any) -> float:
+    if isinstance(x, Value):
+        raise NoRuleError("only powers that are numbers have a rule")
+    try:
+        return float(x)
+    except TypeError:
+        raise NoRuleError("only powers that are known numbers have a rule") from None
+
+
+def _pow(e: Any, x: Any, exponent: Any) -> Value:
+    if not isinstance(x, Value):
+        raise NoRuleError("only powers that are numbers have a rule")
+    return rules.power(x, _constant(exponent))
+
+
+def _dot(e: Any, x: Any, y: Any) -> Value:
+    (left, right), (batch_left, batch_right) = e.params["dimension_numbers"]
+    names: tuple[list[Any], list[Any]] = (
+        [("left", i) for i in range(len(x.shape))],
+        [("right", i) for i in range(len(y.shape))],
+    )
+    out = []
+    for dims, pairs in (((batch_left, batch_right), out), ((left, right), None)):
+        for i, j in zip(*dims, strict=True):
+            names[1][j] = names[0][i]
+            if pairs is not None:
+                pairs.append(names[0][i])
+    for own, contracted, batch in zip(names, (left, right), (batch_left, batch_right), strict=True):
+        out += [n for i, n in enumerate(own) if i not in (*contracted, *batch)]
+    return rules.einsum(x, y, names, out)
+
+
+def _reshape(e: Any, x: Value) -> Value:
+    new = tuple(e.params["new_sizes"])
+    return rules.moved(
+        x, ("reshape", new), lambda a: a.reshaped(new), lambda a: jnp.reshape(a, new)
+    )
+
+
+def _broadcast_in_dim(e: Any, x: Value) -> Value:
+    shape, positions = tuple(e.params["shape"]), tuple(e.params["broadcast_dimensions"])
+    return rules.moved(
+        x,
+        ("broadcast", shape, positions),
+        lambda a: a.placed(positions, shape),
+        lambda a: lax.broadcast_in_dim(a, shape, positions),
+        keeps=positions == tuple(range(len(shape) - len(positions), len(shape))),
+    )
+
+
+def _transpose(e: Any, x: Value) -> Value:
+    order = tuple(e.params["permutation"])
+    positions, shape = [order.index(d) for d in range(len(order))], [x.shape[d] for d in order]
+    return rules.moved(
+        x,
+        ("transpose", order),
+        lambda a: a.placed(positions, shape),
+        lambda a: jnp.transpose(a, order),
+    )
+
+
+def _squeeze(e: Any, x: Value) -> Value:
+    dims = tuple(e.params["dimensions"])
+    return rules.moved(
+        x, ("squeeze", dims), lambda a: a.squeezed(dims), lambda a: jnp.squeeze(a, dims)
+    )
+
+
+def _cut(x: Value, slices: Sequence[slice]) -> Value:
+    shown, cut = tuple((s.start, s.stop, s.step) for s in slices), tuple(slices)
+    return rules.moved(x, ("slice", shown), lambda a: a.sliced(cut), lambda a: a[cut])
+
+
+def _slice(e: Any, x: Value) -> Value:
+    starts, stops = e.params["start_indices"], e.params["limit_indices"]
+    steps = e.params["strides"] or (1,) * len(starts)
+    slices = [
+        slice(None) if (a, b, s) == (0, n, 1) else slice(a, b, s)
+        for a, b, s, n in zip(starts, stops, steps, x.shape, strict=True)
+    ]
+    return _cut(x, slices)
+
+
+def _laid_out(e: Any, x: Any, *others: Any) -> Value:
+    """Each element one of the first operand's, wherever the others, which are constant, say."""
+    if not isinstance(x, Value) or any(isinstance(y, Value) for y in others):
+        raise NoRuleError("its index is random")
+
+    def pick(array: jax.Array) -> jax.Array:
+        return e.primitive.bind(array, *others, **e.params)
+
+    return rules.moved(x, object(), lambda a: a.linear(pick, LIBRARY.vmap), pick)
+
+
+def _whole(e: Any, x: Any, *others: Any) -> Value:
+    """A function that is linear in its first operand."""
+    if not isinstance(x, Value) or any(isinstance(y, Value) for y in others):
+        raise NoRuleError("only a random first operand has a rule")
+    return rules.linear(x, lambda a: e.primitive.bind(a, *others, **e.params), LIBRARY)
+
+
+def _convolution(e: Any, x: Any, weight: Any) -> Value:
+    if not isinstance(x, Value) or isinstance(weight, Value):
+        raise NoRuleError("only a random input has a rule")
+    numbers, n = e.params["dimension_numbers"], len(x.shape)
+    where = {numbers.lhs_spec[0] - n: numbers.out_spec[0] - n}
+    if e.params["batch_group_count"] != 1:
+        where = {}
+    return rules.linear(x, lambda a: e.primitive.bind(a, weight, **e.params), LIBRARY, where)
+
+
+def _triangular_solve(e: Any, matrix: Any, right: Any) -> Value:
+    if isinstance(matrix, Value):
+        raise NoRuleError("only a random right hand side has a rule")
+    return rules.linear(right, lambda b: e.primitive.bind(matrix, b, **e.params), LIBRARY)
+
+
+def _select(e: Any, mask: Any, *cases: Any) -> Value:
+    if isinstance(mask, Value) or len(cases) != 2:
+        raise NoRuleError("its condition is random")
+    return rules.where(jnp.asarray(mask, bool), cases[1], cases[0])
+
+
+def _convert(e: Any, x: Value) -> Value:
+    dtype = e.params["new_dtype"]
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise NoRuleError("it makes whole numbers")
+    return rules.converted(x, lambda a: a.astype(dtype))
+
+
+def _concatenate(e: Any, *arrays: Any) -> Value:
+    return rules.concatenate(arrays, e.params["dimension"] - len(arrays[0].shape))
+
+
+def _pad(e: Any, x: Any, value: Any) -> Value:
+    if not isinstance(x, Value) or isinstance(value, Value):
+        raise NoRuleError("only a random first operand has a rule")
+    padded = _whole(e, x, jnp.zeros_like(value))
+    config, zeros = e.params["padding_config"], jnp.zeros(x.shape, value.dtype)
+    return rules.add(padded, lax.pad(zeros, value, config))
+
+
+def _xlogy(e: Any, x: Any, y: Any) -> Value:
+    return rules.multiply(x, rules.log(y) if isinstance(y, Value) else jnp.log(y))
+
+
+Rule = Callable[..., Value]
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("add", "add_any"), lambda e, x, y: rules.add(x, y)),
+    "sub": lambda e, x, y: rules.subtract(x, y),
+    "neg": lambda e, x: rules.negative(x),
+    "mul": lambda e, x, y: rules.multiply(x, y),
+    "div": lambda e, x, y: rules.divide(x, y),
+    "integer_pow": lambda e, x: rules.power(x, e.params["y"]),
+    "pow": _pow,
+    "square": lambda e, x: rules.power(x, 2),
+    "sqrt": lambda e, x: rules.power(x, 0.5),
+    "rsqrt": lambda e, x: rules.power(x, -0.5),
+    "exp": lambda e, x: rules.exp(x),
+    "log": lambda e, x: rules.log(x),
+    "abs": lambda e, x: rules.absolute(x),
+    "reduce_sum": lambda e, x: rules.sum_over(x, e.params["axes"]),
+    "dot_general": _dot,
+    "reshape": _reshape,
+    "broadcast_in_dim": _broadcast_in_dim,
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "slice": _slice,
+    **dict.fromkeys(("gather", "dynamic_slice", "rev"), _laid_out),
+    **dict.fromkeys(("cumsum", "reduce_window_sum"), _whole),
+    "conv_general_dilated": _convolution,
+    "triangular_solve": _triangular_solve,
+    "select_n": _select,
+    "convert_element_type": _convert,
+    "concatenate": _concatenate,
+    "pad": _pad,
+    **dict.fromkeys(
+        ("copy", "copy_p", "reduce_precision", "optimization_barrier", "device_put"),
+        lambda e, x: x,
+    ),
+    "stop_gradient": lambda e, x: rules.stopped(x, lax.stop_gradient),
+}
+"""By the name of the primitive."""
+
+FUNCTIONS: Mapping[str, Rule] = {"xlogy": _xlogy}
+"""By the name of a function that has a derivative of its own."""
