@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
-from vi_kit.backend import Distribution
+from vi_kit.backend import Distribution, Moments
 from vi_kit.cost import Site, Term, centred, label
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
 from vi_kit.plan import Replan, Row
@@ -227,8 +227,7 @@ def _moments(run: Run, site: Site, dist: Distribution) -> Array:
 
 
 def _random(run: Run, site: Site, dist: Distribution, sample: Array | None) -> Array:
-    moments = dist.moments()
-    assert moments is not None
+    moments = dist.moments() or Moments("unknown", (), lambda value: value)
     return run.backend.random(moments, site, sample)
 
 

@@ -53,9 +53,25 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Exponential:
-    """The exponential of Gaussian values."""
+    """The exponential of Gaussian values.
+
+    Attributes:
+        exponent: the values.
+        raw: itself by mean and variance, if its elements are independent.
+    """
 
     exponent: Affine
+    raw: Affine | None = None
+
+    @classmethod
+    def of(cls, exponent: Affine) -> Exponential:
+        site, raw = exponent.site_of_elements, None
+        if site is not None:
+            xp = array_namespace(exponent.mean)
+            variance = _variance(exponent)
+            mean = xp.exp(exponent.mean + variance / 2)
+            raw = Affine.around(mean, Noise(site, mean**2 * xp.expm1(variance)))
+        return cls(exponent, raw)
 
     @property
     def sites(self) -> frozenset[SiteKey]:
@@ -67,8 +83,9 @@ class Exponential:
 
     @property
     def mean(self) -> Array:
-        m, centred = self.exponent.mean, _centred(self.exponent)
-        return array_namespace(m).exp(m + product_mean(centred, centred) / 2)
+        return array_namespace(self.exponent.mean).exp(
+            self.exponent.mean + _variance(self.exponent) / 2
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +97,18 @@ class Power:
         family: `"gamma"` (concentration, rate) or `"beta"` (concentration1, concentration0).
         params: of the elements.
         exponent: of the power.
-        raw: the elements themselves.
         layout: tells layouts apart.
         library: for special functions.
+        raw: itself by means and covariances, if they are known.
     """
 
     site: SiteKey
     family: str
     params: tuple[Array, Array]
     exponent: float
-    raw: Affine
     layout: Hashable
     library: Library
+    raw: Affine | None = None
 
     @property
     def sites(self) -> frozenset[SiteKey]:
@@ -99,13 +116,15 @@ class Power:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.raw.shape
+        return tuple(self.params[0].shape)
 
     @property
     def mean(self) -> Array:
-        (a, b), p, lgamma = self.params, self.exponent, self.library.lgamma
-        if p == 1:
-            return self.raw.mean
+        return self.raw.mean if self.raw is not None else self.moment(self.exponent)
+
+    def moment(self, p: float) -> Array:
+        """The expectation of the elements to the power `p`."""
+        (a, b), lgamma = self.params, self.library.lgamma
         xp = array_namespace(a)
         least = a + p
         if p < 0:  # infinite elsewhere, where the formula is not
@@ -114,6 +133,14 @@ class Power:
         if self.family == "gamma":
             return xp.exp(log - p * xp.log(b))
         return xp.exp(log + lgamma(a + b) - lgamma(a + b + p))
+
+    def to(self, p: float) -> Power:
+        """Its elements to another power."""
+        raw = None
+        if self.raw is not None and self.raw.site_of_elements is not None:
+            mean = self.moment(p)
+            raw = Affine.around(mean, Noise(self.site, self.moment(2 * p) - mean**2))
+        return replace(self, exponent=p, raw=raw)
 
     @property
     def mean_log(self) -> Array:
@@ -172,7 +199,7 @@ class Value:
 def _affine(factor: Factor) -> Affine | None:
     if isinstance(factor, Affine):
         return factor
-    if isinstance(factor, Power) and factor.exponent == 1:
+    if isinstance(factor, Power | Exponential):
         return factor.raw
     if isinstance(factor, Known) and not factor.sites:
         return Affine.constant(factor.mean)
@@ -180,8 +207,12 @@ def _affine(factor: Factor) -> Affine | None:
 
 
 def _centred(affine: Affine) -> Affine:
-    mean = affine.mean
-    return Affine({**affine.parts, (): Part(mean * 0.0)})
+    return Affine({**affine.parts, (): Part(affine.mean * 0.0)})
+
+
+def _variance(affine: Affine) -> Array:
+    centred = _centred(affine)
+    return product_mean(centred, centred)
 
 
 def value_of(affine: Affine) -> Value:
@@ -216,12 +247,14 @@ def start(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> 
 
     Args:
         kind: `"normal"` (loc, scale), `"gaussian"` (loc, scale_tril), `"gamma"` (concentration, rate), `"beta"`
-            (concentration1, concentration0), `"dirichlet"` (concentration), `"one_hot"` (probs) or `"moments"` (mean,
-            variance).
+            (concentration1, concentration0), `"dirichlet"` (concentration), `"one_hot"` (probs), `"moments"` (mean,
+            variance) or `"unknown"`.
         arrays: these, of the shape of the site; a loc may be random.
         site: tells it apart.
         library: for special functions.
     """
+    if kind == "unknown":
+        raise NoRuleError("mean and variance of its distribution are not known")
     first, last = arrays[0], arrays[-1]
     if isinstance(last, Value):
         raise NoRuleError("a draw whose parameters, other than its loc, are random")
@@ -248,21 +281,17 @@ def start(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> 
         mean = first / last if kind == "gamma" else first / (first + last)
         total = first + last
         variance = mean / last if kind == "gamma" else mean * last / (total * (total + 1))
-        raw = _around(mean, Noise(site, variance))
-        return Value((Power(site, kind, (first, last), 1.0, raw, (), library),))
+        raw = Affine.around(mean, Noise(site, variance))
+        return Value((Power(site, kind, (first, last), 1.0, (), library, raw),))
     if kind == "dirichlet":
         total = xp.sum(first, axis=-1, keepdims=True)
         mean, spread = first / total, total + 1
         noise = Noise(site, mean / spread, mean / spread**0.5)
-        raw = _around(mean, noise)
-        return Value((Power(site, "beta", (first, total - first), 1.0, raw, (), library),))
+        raw = Affine.around(mean, noise)
+        return Value((Power(site, "beta", (first, total - first), 1.0, (), library, raw),))
     if kind == "one_hot":
-        return value_of(_around(first, Noise(site, first, first)))
-    return value_of(_around(first, Noise(site, last)))
-
-
-def _around(mean: Array, noise: Noise) -> Affine:
-    return Affine({**Affine.centred(noise).parts, (): Part(mean)})
+        return value_of(Affine.around(first, Noise(site, first, first)))
+    return value_of(Affine.around(first, Noise(site, last)))
 
 
 # Elementwise
@@ -272,7 +301,10 @@ def add(x: Any, y: Any) -> Value:
     x, y = _both(x, y)
     a, b = x.affine, y.affine
     if a is not None and b is not None:
-        return value_of(a.plus(b))
+        try:
+            return value_of(a.plus(b))
+        except NoRuleError:  # their sum has a mean all the same
+            pass
     return Value((Known(x.full_mean + y.full_mean, x.sites | y.sites),))
 
 
@@ -326,13 +358,9 @@ def _dependent_product(f: Factor, g: Factor) -> Factor:
     """The product of two functions of the same site."""
     sites = f.sites | g.sites
     if isinstance(f, Power) and isinstance(g, Power) and f.layout == g.layout:
-        total = f.exponent + g.exponent
-        bigger = max(f, g, key=lambda p: math.prod(p.shape))
-        if total == 0:
-            return Known(bigger.raw.mean * 0.0 + 1.0)
-        return replace(bigger, exponent=total)
+        return max(f, g, key=lambda p: math.prod(p.shape)).to(f.exponent + g.exponent)
     if isinstance(f, Exponential) and isinstance(g, Exponential):
-        return Exponential(f.exponent.plus(g.exponent))
+        return Exponential.of(f.exponent.plus(g.exponent))
     a, b = _affine(f), _affine(g)
     if a is not None and b is not None:
         return Known(product_mean(a, b), sites)
@@ -364,16 +392,15 @@ def power(x: Value, exponent: float) -> Value:
 
 def _power(factor: Factor, p: float) -> Factor:
     if isinstance(factor, Exponential):
-        return Exponential(factor.exponent.scaled(p))
+        return Exponential.of(factor.exponent.scaled(p))
     if isinstance(factor, Power):
-        return replace(factor, exponent=factor.exponent * p)
+        return factor.to(factor.exponent * p)
     if not factor.sites:
         return Known(factor.mean**p)
     if isinstance(factor, Affine) and p == 2:
         return Known(product_mean(factor, factor), factor.sites)
     if isinstance(factor, Affine) and factor.is_gaussian and p == int(p) and p > 0:
-        centred, n = _centred(factor), int(p)
-        variance = product_mean(centred, centred)
+        variance, n = _variance(factor), int(p)
         total = factor.mean**n
         for k in range(1, n // 2 + 1):
             count = math.comb(n, 2 * k) * math.prod(range(1, 2 * k, 2))
@@ -388,7 +415,7 @@ def exp(x: Value) -> Value:
     affine = x.affine
     if affine is None or not affine.is_gaussian:
         raise NoRuleError("the exponential of what is not an affine function of Gaussian values")
-    return Value((Exponential(affine),))
+    return Value((Exponential.of(affine),))
 
 
 def log(x: Value) -> Value:
@@ -459,13 +486,14 @@ def moved(
     def new(factor: Factor) -> Factor:
         if isinstance(factor, Affine):
             return move(whole(factor))
-        if isinstance(factor, Exponential):
-            return Exponential(move(whole(factor.exponent)))
         if isinstance(factor, Known):
             return Known(apply(full(factor.mean)), factor.sites)
+        raw = None if factor.raw is None else move(whole(factor.raw))
+        if isinstance(factor, Exponential):
+            return Exponential(move(whole(factor.exponent)), raw)
         a, b = (apply(full(p)) for p in factor.params)
         layout = factor.layout if keeps else (factor.layout, name)
-        return replace(factor, params=(a, b), raw=move(whole(factor.raw)), layout=layout)
+        return replace(factor, params=(a, b), raw=raw, layout=layout)
 
     return Value(tuple(map(new, x.factors)))
 
@@ -479,12 +507,13 @@ def converted(x: Value, fn: Apply) -> Value:
     def new(factor: Factor) -> Factor:
         if isinstance(factor, Affine):
             return affine(factor)
-        if isinstance(factor, Exponential):
-            return Exponential(affine(factor.exponent))
         if isinstance(factor, Known):
             return Known(fn(factor.mean), factor.sites)
+        raw = None if factor.raw is None else affine(factor.raw)
+        if isinstance(factor, Exponential):
+            return Exponential(affine(factor.exponent), raw)
         a, b = map(fn, factor.params)
-        return replace(factor, params=(a, b), raw=affine(factor.raw))
+        return replace(factor, params=(a, b), raw=raw)
 
     return Value(tuple(map(new, x.factors)))
 

@@ -68,7 +68,7 @@ class Part:
 
     @property
     def num_own(self) -> int:
-        return 1 + max((i for of in self.indices for i in of if i is not None), default=-1)
+        return 1 + max([-1, *(i for of in self.indices for i in of if i is not None)])
 
     @property
     def along(self) -> set[int]:
@@ -224,9 +224,26 @@ class Affine:
         indices = tuple(None if n == 1 else d - ndim for d, n in enumerate(variance.shape))
         return cls({(): Part(xp.zeros_like(variance)), (noise,): Part(one, (indices,))})
 
+    @classmethod
+    def around(cls, mean: Array, noise: Noise) -> Affine:
+        """Elements of which means and variances are known."""
+        return cls({**cls.centred(noise).parts, (): Part(mean)})
+
     @property
     def mean(self) -> Array:
         return self.parts[()].weights
+
+    @property
+    def site_of_elements(self) -> SiteKey | None:
+        """The one site on which it depends, each element on one of the site's that no other depends on; `None` if it is
+        no such array."""
+        if len(self.noises) != 1:
+            return None
+        ((key, part),) = self.noises.items()
+        if len(key) != 1 or part.num_own or key[0].shared is not None:
+            return None
+        long = {d - len(self.shape) for d, n in enumerate(self.shape) if n > 1}
+        return key[0].site if long == part.along else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -239,6 +256,10 @@ class Affine:
     @property
     def sites(self) -> frozenset[SiteKey]:
         return frozenset(noise.site for key in self.parts for noise in key)
+
+    @property
+    def by_site(self) -> dict[SiteKey, Noise]:
+        return {noise.site: noise for key in self.parts for noise in key}
 
     @property
     def is_gaussian(self) -> bool:
@@ -260,6 +281,7 @@ class Affine:
         return padded.map(lambda _, part: replace(part, weights=part.weights * factor))
 
     def plus(self, other: Affine) -> Affine:
+        _check_same(self, other)
         ndim = max(len(self.shape), len(other.shape))
         mine, theirs = self.padded(ndim), other.padded(ndim)
         parts = {**theirs.parts, **mine.parts}
@@ -447,6 +469,13 @@ class Affine:
         return self.map(part_of)
 
 
+def _check_same(a: Affine, b: Affine) -> None:
+    """Refuse two functions of one site of which the covariance is not known."""
+    mine, theirs = a.by_site, b.by_site
+    if any(theirs.get(site, noise) is not noise for site, noise in mine.items()):
+        raise NoRuleError("two different functions of the same site")
+
+
 def _sizes(a: Affine, b: Affine, names: tuple[Sequence[Any], Sequence[Any]]) -> dict[Any, int]:
     sizes: dict[Any, int] = {}
     for affine, own in zip((a, b), names, strict=True):
@@ -511,6 +540,7 @@ def mean_of_product(
     a: Affine, b: Affine, names: tuple[Sequence[Any], Sequence[Any]], out: Sequence[Any]
 ) -> Array:
     """The expectation of a product, summed over dims; see `Affine.einsum`."""
+    _check_same(a, b)
     sizes = _sizes(a, b, names)
     means = [(x.mean, own) for x, own in zip((a, b), names, strict=True)]
     total = _einsum(means, out)

@@ -82,9 +82,11 @@ class Analytic(Estimator):
         return self if self.fallback is None else self.fallback
 
     def reason_against(self, dist: Distribution) -> str | None:
+        if self.fallback is not None:
+            return self.fallback.reason_against(dist)
         if dist.moments() is None:
-            return f"needs the mean and the variance of {dist.name}, which has none that are known"
-        return None if self.fallback is None else self.fallback.reason_against(dist)
+            return f"needs the mean and the variance of {dist.name}, which are not known"
+        return None
 
     def expand(self, dist: Distribution) -> Expansion:
         raise NotImplementedError("the values of its sites are moments")

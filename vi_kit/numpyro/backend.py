@@ -390,10 +390,11 @@ class _Handler:
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
         fn, value, axes = smooth(msg["fn"]), msg["value"], self.axes(msg)
-        if self.run.probe is not None or (
-            self.run.plan.analytic and isinstance(self.reading, Simulation)
-        ):
+        is_latent = bool(self.run.plan.analytic) and not msg["is_observed"]
+        if self.run.probe is not None or (is_latent and isinstance(self.reading, Simulation)):
             fn = unchecked(fn)
+        elif is_latent:  # whether it lies in the support is not known of a random value
+            fn = without_validation(fn)
         if self.reading.relaxes(msg["name"]):
             fn = without_validation(fn)
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jax.interpreters import batching
@@ -99,10 +100,9 @@ Term = Callable[[Any, Any], jax.Array]
 def start(moments: Moments, site: SiteKey, sample: jax.Array | None) -> jax.Array:
     """The value of a site."""
     arrays = [jnp.asarray(x) for x in moments.arrays]
-    value = moments.push(
-        random_p.bind(jnp.zeros_like(arrays[0]), *arrays, kind=moments.kind, site=site)
-    )
-    return value if sample is None else sampled_p.bind(value, sample)
+    like = jnp.zeros_like([*arrays, sample][0])  # type: ignore[arg-type]
+    value = moments.push(random_p.bind(like, *arrays, kind=moments.kind, site=site))
+    return value if sample is None else sampled_p.bind(value, sample.astype(value.dtype))
 
 
 def own_log_prob(
@@ -273,12 +273,17 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
     try:
         if rule is None:
             raise NoRuleError("there is no rule for it")
-        values = [x.value if isinstance(x, Random) else x for x in operands]
-        return Random(rule(equation, *values), draw)
+        return Random(rule(equation, *map(_value, operands)), draw)
     except NoRuleError as error:
         sites = frozenset[SiteKey]().union(*(x.value.sites for x in live))
         line = rules.line_of_program(_frames(equation))
         return Random(Blocked(name, str(error), line, sites), draw)
+
+
+def _value(x: Any) -> Any:
+    if isinstance(x, Random):
+        return x.value
+    return jnp.asarray(x) if isinstance(x, np.ndarray) and x.ndim else x
 
 
 def _frames(equation: Any) -> Iterator[tuple[str, int, str]]:

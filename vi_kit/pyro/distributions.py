@@ -10,6 +10,8 @@ from torch.distributions import Independent, MixtureSameFamily, TransformedDistr
 
 from vi_kit.distributions import DistributionView, Wrappers, without_validation
 
+MADE_OF_ARRAYS = (torch.distributions.Distribution, torch.distributions.Transform)
+
 WHOLE = dist.Distribution.score_parts
 """The score of a draw by a distribution that has no `score_parts` of its own: all of it, or none."""
 
@@ -70,15 +72,16 @@ class PyroDistribution(DistributionView):
         return torch.distributions.kl_divergence(drawn, self.fn)
 
     def arrays(self) -> list[torch.Tensor]:
-        found, pending = [], [self.fn]
+        found, pending, seen = [], [self.fn], set()
         while pending:
             x = pending.pop()
             if isinstance(x, torch.Tensor):
                 found.append(x)
             elif isinstance(x, tuple | list):
                 pending += x
-            elif isinstance(x, torch.distributions.Distribution | torch.distributions.Transform):
-                pending += [v for k, v in vars(x).items() if not k.startswith("_cached")]
+            elif id(x) not in seen and isinstance(x, MADE_OF_ARRAYS):
+                seen.add(id(x))
+                pending += vars(x).values()
         return found
 
     def covers(self, other: PyroDistribution, value: torch.Tensor) -> bool:
