@@ -160,6 +160,8 @@ def _einsum(
             if len({a.dtype for a in arrays}) > 1:
                 dtype = xp.result_type(*arrays)
                 arrays = [xp.astype(a, dtype) for a in arrays]
+            while len(arrays) > 2 and subscripts[0] == subscripts[1]:  # else a path is looked for
+                arrays[:2], subscripts[:2] = [arrays[0] * arrays[1]], [subscripts[0]]
             product = xp.einsum(f"{','.join(subscripts)}->{target}", *arrays)
         factor = product if isinstance(factor, int) and factor == 1 else product * factor
     found = dict(zip(present, factor.shape, strict=True))

@@ -197,7 +197,8 @@ class PyroBackend:
         self.tracking = run.plan.tracked and not run.plan.entangled
         self.untraceable = run.plan.provenance or frozenset()
         mode = _Leaks(self) if self.tracking else nullcontext()
-        moments = CarriedMoments() if run.plan.analytic else nullcontext()
+        first = run.plan.analytic and self.tracking
+        moments = CarriedMoments() if first else nullcontext()
         with _Outermost(self), mode, moments:
             yield
 

@@ -87,7 +87,7 @@ def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch
     """The value of a site."""
     draw = None if sample is None else lambda: sampled(sample)
     try:
-        arrays = [_value(x) for x in moments.arrays]
+        arrays = _map(_value, moments.arrays)
         blocked = next((x for x in arrays if isinstance(x, Blocked)), None)
         if blocked is None:
             pushed = moments.push(known(rules.start(moments.kind, arrays, site, LIBRARY), None))
@@ -132,18 +132,19 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     if name in COMPARISONS and is_validation(sys._getframe(2)):
-        return func(*tree_map(_mean, args), **tree_map(_mean, kwargs))
-    operands = [x for x in tree_iter((args, kwargs)) if isinstance(x, Random)]
+        return func(*_map(_mean, args), **_map(_mean, kwargs))
+    operands: list[Random] = []
+    values = _map(_value, args, operands)
+    named = {key: _map(_value, x, operands) for key, x in kwargs.items()}
     draw: Callable[[], Any] | None = None
     if all(x.sample is not None for x in operands):
-        draw = rules.Once(lambda: func(*tree_map(sampled, args), **tree_map(sampled, kwargs)))
+        draw = rules.Once(lambda: func(*_map(sampled, args), **_map(sampled, kwargs)))
     blocked = next((x.value for x in operands if isinstance(x.value, Blocked)), None)
     if blocked is None:
         try:
             if name not in RULES:
                 raise NoRuleError("there is no rule for it")
-            result = RULES[name](*tree_map(_value, args), **tree_map(_value, kwargs))
-            return _wrapped(result, draw)
+            return _wrapped(RULES[name](*values, **named), draw)
         except NoRuleError as error:
             sites = frozenset[SiteKey]().union(*(x.value.sites for x in operands))
             blocked = Blocked(name, str(error), rules.line_of_program(_frames()), sites)
@@ -155,6 +156,19 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     return tree_map(
         lambda x: Random(blocked, lambda: x, x) if isinstance(x, torch.Tensor) else x, result
     )
+
+
+def _map(fn: Callable[[Any], Any], x: Any, found: list[Random] | None = None) -> Any:
+    """A function of everything in arguments; `found` gets what is random among them."""
+    if isinstance(x, Random):
+        if found is not None:
+            found.append(x)
+        return fn(x)
+    if isinstance(x, dict):
+        return {key: _map(fn, value, found) for key, value in x.items()}
+    if isinstance(x, tuple | list) and not isinstance(x, torch.Size):
+        return type(x)([_map(fn, value, found) for value in x])
+    return x
 
 
 def _wrapped(result: Any, draw: Callable[[], Any] | None, path: tuple[int, ...] = ()) -> Any:
@@ -175,19 +189,17 @@ def _wrapped(result: Any, draw: Callable[[], Any] | None, path: tuple[int, ...] 
     return known(result, at)
 
 
-def _value(x: Any) -> Any:
-    return x.value if isinstance(x, Random) else x
+def _value(x: Random) -> Any:
+    return x.value
 
 
-def _mean(x: Any) -> Any:
-    if not isinstance(x, Random):
-        return x
+def _mean(x: Random) -> Any:
     return x.value.full_mean if isinstance(x.value, Value) else sampled(x)
 
 
 def _frames() -> Any:
     """Of the program, the innermost first: file, line and function."""
-    frame = sys._getframe(3)
+    frame = sys._getframe(2)
     while frame is not None:
         yield frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
         frame = frame.f_back
