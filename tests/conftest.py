@@ -6,8 +6,16 @@ import pytest
 
 from tests.libraries import LIBRARIES
 
-# Compilation is most of the time of the tests: let XLA do it quickly rather than well.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compilation is most of the time of the tests: let XLA do it quickly rather than well. The flags after
+# the first halve it; they are those of jaxlib in constraints.txt, and another may not know them.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the kernels of notebooks, too
 
 
 @pytest.fixture(params=LIBRARIES)

@@ -123,24 +123,32 @@ class NumPyroWords:
         from numpyro import handlers
 
         guide = loss.with_state(guide)
-        with handlers.trace() as trace, handlers.seed(rng_seed=0):
-            guide(*args)
-        state = {n: site["value"] for n, site in trace.items() if site["type"] == "mutable"}
-        own = {n: s["value"] for n, s in trace.items() if s["type"] == "param" and "vi_kit" in n}
 
-        @jax.jit
-        def gradient(key: Any, state: Any) -> Any:
+        @jax.jit  # or each statement of the guide is compiled, for values that few tests look at
+        def initial() -> Any:
+            with handlers.trace() as trace, handlers.seed(rng_seed=0):
+                guide(*args)
+            kinds = {n: (s["type"], s["value"]) for n, s in trace.items()}
+            state = {n: value for n, (kind, value) in kinds.items() if kind == "mutable"}
+            own = {n: v for n, (kind, v) in kinds.items() if kind == "param" and "vi_kit" in n}
+            return state, own
+
+        state, own = initial()
+
+        @jax.jit  # all numbers are arguments: XLA would fold constants, which takes it long
+        def gradient(params: Any, key: Any, state: Any) -> Any:
             def value(params: Any) -> Any:
                 result = loss.loss_with_mutable_state(
                     key, {**own, **params, **state}, model, guide, *args
                 )
                 return result["loss"], result["mutable_state"] or {}
 
-            return jax.grad(value, has_aux=True)({n: self.xp.asarray(values) for n in names})
+            return jax.grad(value, has_aux=True)(params)
 
+        params = {n: self.xp.asarray(values) for n in names}
         draws = []
         for key in jax.random.split(jax.random.key(seed), num_draws):
-            draw, state = gradient(key, state)
+            draw, state = gradient(params, key, state)
             draws.append(np.concatenate([np.asarray(draw[n]) for n in names]))
         return np.array(draws)
 
