@@ -20,6 +20,7 @@ from vi_kit.baselines import (
 from vi_kit.energy import from_log_density
 from vi_kit.estimators import (
     Analytic,
+    Annealed,
     DisARM,
     DoublyReparam,
     Enumerate,
@@ -83,6 +84,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Analytic",
     "AnalyticError",
+    "Annealed",
     "BackendError",
     "Baseline",
     "Constant",

@@ -30,6 +30,7 @@ class Site:
         axes: its plates and replicate axes; one element of the site per index.
         estimator: the one chosen for it.
         role: of the program that sampled it: `"model"`, `"guide"` or `"reference"`.
+        variant: of the estimate that it is a part of.
         log_q: log density of its value, neither scaled nor masked (nats).
         world: axis of its worlds, if its value is several at once, such as all of its support.
         weights: of the worlds, where they are not their probabilities.
@@ -46,6 +47,7 @@ class Site:
     axes: tuple[Axis, ...]
     estimator: Estimator
     role: str = "guide"
+    variant: int = 0
     log_q: Term | None = None
     world: Axis | None = None
     weights: Term | None = None
@@ -58,15 +60,16 @@ class Site:
 
     @property
     def label(self) -> str:
-        return label(self.name, self.role)
+        return label(self.name, self.role, self.variant)
 
     def __repr__(self) -> str:
         return f"Site({self.name!r})"
 
 
-def label(name: str, role: str) -> str:
-    """The name of a site, told apart from that of a site of the guide."""
-    return name if role == "guide" else f"{name} ({role})"
+def label(name: str, role: str, variant: int = 0) -> str:
+    """The name of a site, told apart from that of a site of the guide and of the first variant."""
+    marks = [role] * (role != "guide") + ["second estimator"] * variant
+    return f"{name} ({', '.join(marks)})" if marks else name
 
 
 def kept_name(what: str, label: str) -> str:

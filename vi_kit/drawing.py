@@ -105,9 +105,15 @@ def _open(run: Run, statement: Statement, role: str, inside: bool = False) -> tu
     if role != "guide":
         why = f"a draw from the {role}"
     choice = run.plan.selection.choose(
-        name, label(name, role), dist, (*axes, *run.apart), statement.infer, why
+        name,
+        label(name, role, run.variant),
+        dist,
+        (*axes, *run.apart),
+        statement.infer,
+        why,
+        run.variant,
     )
-    site = Site(name, run.num_sites, axes, choice.estimator.acting, role)
+    site = Site(name, run.num_sites, axes, choice.estimator.acting, role, run.variant)
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = site

@@ -76,6 +76,7 @@ class Run:
         self.new_state: dict[str, Array] = {}
         self.own_losses: list[Array] = []
         self.learns = False
+        self.variant = 0
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
         self.subsamples: dict[str, Any] = {}

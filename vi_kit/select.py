@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import REPLICATE
 from vi_kit.baselines import LeaveOneOut, MovingAverage
-from vi_kit.estimators import Enumerate, Estimator, Reparam, Score
+from vi_kit.estimators import Annealed, Enumerate, Estimator, Reparam, Score
 
 if TYPE_CHECKING:
     from vi_kit._named import Axis
@@ -69,7 +69,25 @@ class Selection:
                         else f"estimators={{{pattern!r}: vi.Reparam()}}",
                     )
                 )
+        schedules = {e.schedule for e in estimators.values() if isinstance(e, Annealed)}
+        if len(schedules) > 1:
+            raise EstimatorError(
+                message(
+                    "the Annealed() estimators of one loss must share a schedule",
+                    got=f"{len(schedules)} schedules",
+                    expected="one function for all of them",
+                    fix="schedule = ...; vi.Annealed(..., schedule) at each site",
+                )
+            )
         return cls(tuple(estimators.items()))
+
+    @property
+    def schedule(self) -> Callable[[Any], Any] | None:
+        """How the two variants of an estimate are mixed, if there are two."""
+        for _, estimator in self.patterns:
+            if isinstance(estimator, Annealed):
+                return estimator.schedule
+        return None
 
     def choose(
         self,
@@ -79,6 +97,7 @@ class Selection:
         axes: Sequence[Axis],
         infer: Mapping[str, Any],
         not_enumerated: str = "",
+        variant: int = 0,
     ) -> Choice:
         """The estimator of one site: pattern, then annotation, then default.
 
@@ -89,10 +108,12 @@ class Selection:
             axes: its plates and replicate axes.
             infer: its annotations.
             not_enumerated: why the default rule must not enumerate the site, if so.
+            variant: which of `Estimator.variants`.
         """
         if label in self.resolved:
             return self.resolved[label]
         choice = self._choose(name, label, dist, axes, infer, not_enumerated)
+        choice = replace(choice, estimator=choice.estimator.variants[variant])
         if self.second_rules:
             choice = replace(choice, estimator=choice.estimator.second_rule())
         return choice
@@ -112,6 +133,15 @@ class Selection:
             if fnmatchcase(name, pattern):
                 return Choice(estimator, f"pattern {pattern!r}", "you said so")
         if "estimator" in infer:
+            if isinstance(infer["estimator"], Annealed):
+                raise EstimatorError(
+                    message(
+                        f"site {name!r}: Annealed() changes the whole estimate, not one site's only",
+                        got='infer={"estimator": Annealed(...)}',
+                        expected="Annealed() among the estimators of Loss",
+                        fix=f'Loss(objective, estimators={{"{name}": ...}})',
+                    )
+                )
             return Choice(infer["estimator"], "infer", "annotated at the sample statement")
         if dist.has_rsample:
             return Choice(Reparam(), "default", f"{dist.name} has a reparameterised sampler")

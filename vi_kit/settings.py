@@ -8,7 +8,7 @@ from typing import Any
 
 from vi_kit._errors import ObjectiveError, message, whole_number
 from vi_kit._named import Named
-from vi_kit.backend import Backend
+from vi_kit.backend import Backend, current
 from vi_kit.cost import Cost
 from vi_kit.estimators import Estimator
 from vi_kit.expectations import Blocked, analytic_error
@@ -90,10 +90,21 @@ class Settings:
         return -1.0 if self.objective.maximised else 1.0
 
     def averaged(self, model: Program, guide: Program) -> Cost:
-        """The objective program, averaged over `num_samples` replicates."""
-        if self.num_samples == 1:
-            return self.objective(model, guide)
-        return iid(lambda: self.objective(model, guide), self.num_samples).mean()
+        """The objective program, averaged over `num_samples` replicates; a mixture of two such, if estimators are
+        annealed."""
+
+        def once() -> Cost:
+            if self.num_samples == 1:
+                return self.objective(model, guide)
+            return iid(lambda: self.objective(model, guide), self.num_samples).mean()
+
+        schedule, run, first = self.selection.schedule, current(), once()
+        if schedule is None or not first.terms:
+            return first
+        run.variant = 1
+        second, run.variant = once(), 0
+        weight = schedule(run.step(first.terms[0].base.array))
+        return first * weight + second * (1.0 - weight)
 
     def execute(self, run: Run, model: Program, guide: Program) -> dict[str | None, Named]:
         """Run the objective, and say what to change if the program does not broadcast."""

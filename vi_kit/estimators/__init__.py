@@ -1,6 +1,7 @@
 """Gradient estimators, one strategy a file. A new one: its file, its line here, its row in the docs."""
 
 from vi_kit.estimators.analytic import Analytic
+from vi_kit.estimators.annealed import Annealed
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
@@ -36,11 +37,13 @@ REGISTRY: tuple[type[Estimator], ...] = (
     Relax,
     Relaxed,
     StraightThrough,
+    Annealed,
 )
 
 __all__ = [
     "REGISTRY",
     "Analytic",
+    "Annealed",
     "DisARM",
     "DoublyReparam",
     "Enumerate",

@@ -128,6 +128,11 @@ class Estimator(ABC):
         return ()
 
     @property
+    def variants(self) -> tuple[Estimator, Estimator]:
+        """Itself twice, or two others, of whose estimates of the objective a mixture is taken."""
+        return self, self
+
+    @property
     def acting(self) -> Estimator:
         """What draws the values of its sites and contracts their terms: itself, or one that it falls back on."""
         return self

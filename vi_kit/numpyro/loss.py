@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError
-from vi_kit.cost import kept_name
+from vi_kit.cost import kept_name, label
 from vi_kit.degrees import Probe, shortfalls
 from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
@@ -131,6 +131,8 @@ class Loss(ELBO):
             >>> # SVI(model, loss.with_state(guide), optax.adam(1e-2), loss)
         """
 
+        selection = self.settings.selection
+
         @functools.wraps(guide)
         def with_state(*args: Any, **kwargs: Any) -> Any:
             with _Latents() as latents:
@@ -138,17 +140,19 @@ class Loss(ELBO):
             for name, (fn, infer, plates) in latents.items():
                 dist = NumPyroDistribution(fn)
                 # by the default rule a site may have to be sampled after all, which needs more state
-                choice = self.settings.selection.choose(name, name, dist, (), infer, "sampled")
-                estimator = choice.estimator
-                shape = estimator.state_shape(plates)
-                if shape is not None:
-                    mutable(kept_name("baseline", name), jnp.zeros(shape))
-                if estimator.needs_step:
-                    mutable(STEP_KEY, jnp.zeros(()))
-                for what, start in estimator.parameters.items():
-                    param(kept_name(what, name), jnp.asarray(start, jnp.result_type(float)))
-                for network, inputs in estimator.networks(dist, args, kwargs):
-                    predictions(kept_name("network", name), network, inputs)
+                for variant in range(1 + (selection.schedule is not None)):
+                    own = label(name, "guide", variant)
+                    choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
+                    estimator = choice.estimator.acting
+                    shape = estimator.state_shape(plates)
+                    if shape is not None:
+                        mutable(kept_name("baseline", own), jnp.zeros(shape))
+                    if estimator.needs_step or selection.schedule is not None:
+                        mutable(STEP_KEY, jnp.zeros(()))
+                    for what, start in estimator.parameters.items():
+                        param(kept_name(what, own), jnp.asarray(start, jnp.result_type(float)))
+                    for network, inputs in estimator.networks(dist, args, kwargs):
+                        predictions(kept_name("network", own), network, inputs)
             return result
 
         return with_state
