@@ -44,6 +44,7 @@ KINDS = {
     "Beta": ("beta", ("concentration1", "concentration0")),
     "Dirichlet": ("dirichlet", ("concentration",)),
     "OneHotCategorical": ("one_hot", ("probs",)),
+    "Categorical": ("categorical", ("probs",)),
 }
 """Families of whose values more is known than mean and variance, and by which parameters."""
 
@@ -284,7 +285,7 @@ class DistributionView(ABC):
                 kind, names = KINDS[family]
                 params = elements.params
                 return Moments(kind, tuple(params[name] for name in names), push)
-        if fn.event_shape or family in ("Categorical", "Cauchy", "HalfCauchy", "Delta", "Unit"):
+        if fn.event_shape or family in ("Cauchy", "HalfCauchy", "Delta", "Unit"):
             return None
         try:
             moments = self.fn.mean, self.fn.variance

@@ -1,7 +1,6 @@
-"""Random values whose expectations are known, and what operations make of them.
+"""What operations make of random arrays whose expectations are known.
 
-A `Value` is a product of factors that are independent of one another: an affine function of noises, a power of a
-positive site, the exponential of a Gaussian, or an expectation. The functions below are the one table of rules for all
+The functions below are the one table of rules for all
 libraries (`vi_kit.pyro.expectations`, `vi_kit.numpyro.expectations` bring their operations to them); each takes values,
 arrays and numbers, and raises `NoRuleError` where there is no closed form.
 """
@@ -12,293 +11,42 @@ import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from vi_kit._errors import AnalyticError, message
 from vi_kit._named import Array
-from vi_kit.moments import (
-    Affine,
-    Noise,
-    NoRuleError,
-    Part,
-    SiteKey,
-    mean_of_product,
-    product_mean,
+from vi_kit.factors import (
+    Apply,
+    Choice,
+    Exponential,
+    Factor,
+    Known,
+    Library,
+    Power,
+    Value,
+    affine_of,
+    as_value,
+    both,
+    centred,
+    start,
+    value_of,
+    variance_of,
 )
+from vi_kit.moments import Affine, NoRuleError, SiteKey, mean_of_product, product_mean
 
-Apply = Callable[[Array], Array]
-
-
-class Library(Protocol):
-    """What rules need of a library."""
-
-    def vmap(self, fn: Apply) -> Apply: ...
-    def lgamma(self, array: Array) -> Array: ...
-    def digamma(self, array: Array) -> Array: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """An array of which no more than the expectation is kept, or a constant if it depends on no site."""
-
-    mean: Array
-    sites: frozenset[SiteKey] = frozenset()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.mean.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Exponential:
-    """The exponential of Gaussian values.
-
-    Attributes:
-        exponent: the values.
-        raw: itself by mean and variance, if its elements are independent.
-    """
-
-    exponent: Affine
-    raw: Affine | None = None
-
-    @classmethod
-    def of(cls, exponent: Affine) -> Exponential:
-        site, raw = exponent.site_of_elements, None
-        if site is not None:
-            xp = array_namespace(exponent.mean)
-            variance = _variance(exponent)
-            mean = xp.exp(exponent.mean + variance / 2)
-            raw = Affine.around(mean, Noise(site, mean**2 * xp.expm1(variance)))
-        return cls(exponent, raw)
-
-    @property
-    def sites(self) -> frozenset[SiteKey]:
-        return self.exponent.sites
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.exponent.shape
-
-    @property
-    def mean(self) -> Array:
-        return array_namespace(self.exponent.mean).exp(
-            self.exponent.mean + _variance(self.exponent) / 2
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Power:
-    """A power of the elements of a site with a Gamma or Beta distribution, laid out anew perhaps.
-
-    Attributes:
-        site: which.
-        family: `"gamma"` (concentration, rate) or `"beta"` (concentration1, concentration0).
-        params: of the elements.
-        exponent: of the power.
-        layout: tells layouts apart.
-        library: for special functions.
-        raw: itself by means and covariances, if they are known.
-    """
-
-    site: SiteKey
-    family: str
-    params: tuple[Array, Array]
-    exponent: float
-    layout: Hashable
-    library: Library
-    raw: Affine | None = None
-
-    @property
-    def sites(self) -> frozenset[SiteKey]:
-        return frozenset((self.site,))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.params[0].shape)
-
-    @property
-    def mean(self) -> Array:
-        return self.raw.mean if self.raw is not None else self.moment(self.exponent)
-
-    def moment(self, p: float) -> Array:
-        """The expectation of the elements to the power `p`."""
-        (a, b), lgamma = self.params, self.library.lgamma
-        xp = array_namespace(a)
-        least = a + p
-        if p < 0:  # infinite elsewhere, where the formula is not
-            least = xp.where(least > 0, least, xp.full_like(least, math.nan))
-        log = lgamma(least) - lgamma(a)
-        if self.family == "gamma":
-            return xp.exp(log - p * xp.log(b))
-        return xp.exp(log + lgamma(a + b) - lgamma(a + b + p))
-
-    def to(self, p: float) -> Power:
-        """Its elements to another power."""
-        raw = None
-        if self.raw is not None and self.raw.site_of_elements is not None:
-            mean = self.moment(p)
-            raw = Affine.around(mean, Noise(self.site, self.moment(2 * p) - mean**2))
-        return replace(self, exponent=p, raw=raw)
-
-    @property
-    def mean_log(self) -> Array:
-        (a, b), digamma = self.params, self.library.digamma
-        shift = array_namespace(b).log(b) if self.family == "gamma" else digamma(a + b)
-        return self.exponent * (digamma(a) - shift)
-
-
-Factor = Affine | Known | Exponential | Power
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A random array.
-
-    Attributes:
-        factors: independent arrays, which broadcast against one another.
-    """
-
-    factors: tuple[Factor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shapes = [f.shape for f in self.factors]
-        ndim = max(map(len, shapes))
-        return tuple(map(max, zip(*((1,) * (ndim - len(s)) + s for s in shapes), strict=True)))
-
-    @property
-    def sites(self) -> frozenset[SiteKey]:
-        return frozenset[SiteKey]().union(*(f.sites for f in self.factors))
-
-    @property
-    def mean(self) -> Array:
-        return math.prod((f.mean for f in self.factors[1:]), start=self.factors[0].mean)
-
-    @property
-    def full_mean(self) -> Array:
-        """The mean, if its factors broadcast."""
-        mean = self.mean
-        if tuple(mean.shape) == self.shape:
-            return mean
-        return array_namespace(mean).broadcast_to(mean, self.shape)
-
-    @property
-    def affine(self) -> Affine | None:
-        """Itself as an affine function of noises and of their products, if it is one."""
-        result: Affine | None = None
-        for factor in self.factors:
-            own = _affine(factor)
-            if own is None:
-                return None
-            result = own if result is None else result.times(own)
-        return result
-
-
-def _affine(factor: Factor) -> Affine | None:
-    if isinstance(factor, Affine):
-        return factor
-    if isinstance(factor, Power | Exponential):
-        return factor.raw
-    if isinstance(factor, Known) and not factor.sites:
-        return Affine.constant(factor.mean)
-    return None
-
-
-def _centred(affine: Affine) -> Affine:
-    return Affine({**affine.parts, (): Part(affine.mean * 0.0)})
-
-
-def _variance(affine: Affine) -> Array:
-    centred = _centred(affine)
-    return product_mean(centred, centred)
-
-
-def value_of(affine: Affine) -> Value:
-    return Value((affine,))
-
-
-def _as_value(x: Any, like: Value) -> Value:
-    """A constant as a value."""
-    if isinstance(x, Value):
-        return x
-    if not hasattr(x, "shape"):
-        mean = like.factors[0].mean
-        x = array_namespace(mean).asarray(x, dtype=mean.dtype, device=device(mean))
-    return Value((Known(x),))
-
-
-def _both(x: Any, y: Any) -> tuple[Value, Value]:
-    like = x if isinstance(x, Value) else y
-    return _as_value(x, like), _as_value(y, like)
-
-
-def known(value: Value) -> Value:
-    """Of which only the expectation is kept."""
-    return Value((Known(value.full_mean, value.sites),))
-
-
-# What the values of sites are
-
-
-def start(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> Value:
-    """The value of a site.
-
-    Args:
-        kind: `"normal"` (loc, scale), `"gaussian"` (loc, scale_tril), `"gamma"` (concentration, rate), `"beta"`
-            (concentration1, concentration0), `"dirichlet"` (concentration), `"one_hot"` (probs), `"moments"` (mean,
-            variance) or `"unknown"`.
-        arrays: these, of the shape of the site; a loc may be random.
-        site: tells it apart.
-        library: for special functions.
-    """
-    if kind == "unknown":
-        raise NoRuleError("mean and variance of its distribution are not known")
-    first, last = arrays[0], arrays[-1]
-    if isinstance(last, Value):
-        raise NoRuleError("a draw whose parameters, other than its loc, are random")
-    xp = array_namespace(last)
-    if kind == "gaussian":
-        shape = tuple(last.shape)[:-1]
-        noise = Noise(site, xp.ones(shape, dtype=last.dtype, device=device(last)), is_gaussian=True)
-        weights = xp.moveaxis(last, -1, 0)
-        batch = [None if n == 1 else d - len(shape) for d, n in enumerate(shape[:-1])]
-        own = None if shape[-1] == 1 else 0
-        if own is None:
-            weights = xp.reshape(weights, shape)
-        centred = {
-            (): Part(xp.zeros_like(noise.variance)),
-            (noise,): Part(weights, ((*batch, own),)),
-        }
-        return add(first, value_of(Affine(centred)))
-    if kind == "normal":
-        noise = Noise(site, last**2, is_gaussian=True)
-        return add(first, value_of(Affine.centred(noise)))
-    if isinstance(first, Value):
-        raise NoRuleError("a draw whose parameters are random")
-    if kind in ("gamma", "beta"):
-        mean = first / last if kind == "gamma" else first / (first + last)
-        total = first + last
-        variance = mean / last if kind == "gamma" else mean * last / (total * (total + 1))
-        raw = Affine.around(mean, Noise(site, variance))
-        return Value((Power(site, kind, (first, last), 1.0, (), library, raw),))
-    if kind == "dirichlet":
-        total = xp.sum(first, axis=-1, keepdims=True)
-        mean, spread = first / total, total + 1
-        noise = Noise(site, mean / spread, mean / spread**0.5)
-        raw = Affine.around(mean, noise)
-        return Value((Power(site, "beta", (first, total - first), 1.0, (), library, raw),))
-    if kind == "one_hot":
-        return value_of(Affine.around(first, Noise(site, first, first)))
-    return value_of(Affine.around(first, Noise(site, last)))
-
+__all__ = ["Known", "Library", "Value", "start"]
 
 # Elementwise
 
 
 def add(x: Any, y: Any) -> Value:
-    x, y = _both(x, y)
+    choice, shift = (choice_of(x), y) if isinstance(x, Value) else (choice_of(y), x)
+    if choice is not None and isinstance(shift, int | np.integer):
+        return Value((replace(choice, values=tuple(v + int(shift) for v in choice.values)),))
+    x, y = both(x, y)
     a, b = x.affine, y.affine
     if a is not None and b is not None:
         try:
@@ -340,7 +88,7 @@ def _scaled(value: Value, constant: Any) -> Value:
                 else Known(factor.mean * constant, factor.sites)
             )
             return Value((*value.factors[:i], scaled, *value.factors[i + 1 :]))
-    return Value((*value.factors, *_as_value(constant, value).factors))
+    return Value((*value.factors, *as_value(constant, value).factors))
 
 
 def _collected(factors: Sequence[Factor]) -> Value:
@@ -361,14 +109,12 @@ def _dependent_product(f: Factor, g: Factor) -> Factor:
         return max(f, g, key=lambda p: math.prod(p.shape)).to(f.exponent + g.exponent)
     if isinstance(f, Exponential) and isinstance(g, Exponential):
         return Exponential.of(f.exponent.plus(g.exponent))
-    a, b = _affine(f), _affine(g)
+    a, b = affine_of(f), affine_of(g)
     if a is not None and b is not None:
         return Known(product_mean(a, b), sites)
     exp, other = (f, b) if isinstance(f, Exponential) else (g, a)
     if isinstance(exp, Exponential) and other is not None and other.is_gaussian:
-        return Known(
-            product_mean(other, _centred(exp.exponent).plus(_one(other))) * exp.mean, sites
-        )
+        return Known(product_mean(other, centred(exp.exponent).plus(_one(other))) * exp.mean, sites)
     raise NoRuleError("a product of two functions of the same site")
 
 
@@ -400,7 +146,7 @@ def _power(factor: Factor, p: float) -> Factor:
     if isinstance(factor, Affine) and p == 2:
         return Known(product_mean(factor, factor), factor.sites)
     if isinstance(factor, Affine) and factor.is_gaussian and p == int(p) and p > 0:
-        variance, n = _variance(factor), int(p)
+        variance, n = variance_of(factor), int(p)
         total = factor.mean**n
         for k in range(1, n // 2 + 1):
             count = math.comb(n, 2 * k) * math.prod(range(1, 2 * k, 2))
@@ -448,7 +194,7 @@ def absolute(x: Value) -> Value:
 
 def where(mask: Array, x: Any, y: Any) -> Value:
     """One value where a mask, which is constant, is true, another where it is not."""
-    x, y = _both(x, y)
+    x, y = both(x, y)
     a, b, xp = x.affine, y.affine, array_namespace(mask)
     if a is not None and b is not None:
         return value_of(a.masked(mask).plus(b.masked(~mask)))
@@ -488,6 +234,8 @@ def moved(
             return move(whole(factor))
         if isinstance(factor, Known):
             return Known(apply(full(factor.mean)), factor.sites)
+        if isinstance(factor, Choice):
+            return Choice(factor.values, tuple(move(whole(i)) for i in factor.indicators))
         raw = None if factor.raw is None else move(whole(factor.raw))
         if isinstance(factor, Exponential):
             return Exponential(move(whole(factor.exponent)), raw)
@@ -509,6 +257,8 @@ def converted(x: Value, fn: Apply) -> Value:
             return affine(factor)
         if isinstance(factor, Known):
             return Known(fn(factor.mean), factor.sites)
+        if isinstance(factor, Choice):
+            return affine(factor.raw)
         raw = None if factor.raw is None else affine(factor.raw)
         if isinstance(factor, Exponential):
             return Exponential(affine(factor.exponent), raw)
@@ -536,7 +286,7 @@ def sum_over(x: Value, dims: Sequence[int]) -> Value:
 
 def einsum(x: Any, y: Any, names: tuple[Sequence[Any], Sequence[Any]], out: Sequence[Any]) -> Value:
     """The product of two arrays, summed over dims; see `Affine.einsum`."""
-    x, y = _both(x, y)
+    x, y = both(x, y)
     a, b = x.affine, y.affine
     sites = x.sites | y.sites
     if a is None or b is None:
@@ -562,13 +312,70 @@ def linear(
 def concatenate(arrays: Sequence[Any], axis: int) -> Value:
     """Along a dim (negative)."""
     like = next(x for x in arrays if isinstance(x, Value))
-    values = [_as_value(x, like) for x in arrays]
+    values = [as_value(x, like) for x in arrays]
     affines = [v.affine for v in values]
     if all(a is not None for a in affines):
         return value_of(Affine.concatenated([a for a in affines if a is not None], axis))
     means = [v.full_mean for v in values]
     sites = frozenset[SiteKey]().union(*(v.sites for v in values))
     return Value((Known(array_namespace(*means).concat(means, axis=axis), sites),))
+
+
+# Whole numbers
+
+
+def choice_of(x: Any) -> Choice | None:
+    """The one factor of a value of whole numbers."""
+    if isinstance(x, Value) and len(x.factors) == 1 and isinstance(x.factors[0], Choice):
+        return x.factors[0]
+    return None
+
+
+def compared(x: Any, y: Any, test: Callable[[Any, Any], Any]) -> Value | bool:
+    """The truth value, 1 or 0, of a comparison with a constant; a constant if it is the same for all values."""
+    choice, flipped = choice_of(x), False
+    if choice is None:
+        choice, flipped = choice_of(y), True
+    other = x if flipped else y
+    if choice is None or isinstance(other, Value):
+        raise NoRuleError("only whole numbers can be compared, and only with constants")
+    truths = [test(other, v) if flipped else test(v, other) for v in choice.values]
+    if all(isinstance(t, bool | np.bool_) for t in truths) and len(set(map(bool, truths))) == 1:
+        return bool(truths[0])
+    return value_of(choice.weighted(truths))
+
+
+def one_hot(x: Value, num_values: int) -> Value:
+    """Of whole numbers, along a new last dim."""
+    choice = choice_of(x)
+    if choice is None:
+        raise NoRuleError("only the values of a Categorical have a rule")
+    if choice.values == tuple(range(num_values)):
+        return value_of(choice.along_last())
+    xp = array_namespace(choice.mean)
+    shape = choice.shape
+    raised = moved(x, "one_hot", lambda a: a.placed(range(len(shape)), (*shape, 1)), lambda a: a)
+    numbers = xp.arange(num_values, device=device(choice.mean))
+    made = compared(raised, numbers, lambda v, n: xp.astype(n == v, choice.mean.dtype))
+    assert isinstance(made, Value)
+    return made
+
+
+def looked_up(x: Value, table: Array, names: Sequence[Any], out: Sequence[Any]) -> Value:
+    """What stands in a table at whole numbers.
+
+    Args:
+        x: the numbers.
+        table: the first dim goes over their values, as `Choice.values` has them.
+        names: of the dims of `x`, then of those of the table but the first; dims of one name run together.
+        out: names of the result's dims.
+    """
+    choice = choice_of(x)
+    if choice is None:
+        raise NoRuleError("its index is random, and not the value of a Categorical")
+    ndim = len(x.shape)
+    own = (*names[:ndim], "value")
+    return einsum(value_of(choice.along_last()), table, (own, ("value", *names[ndim:])), out)
 
 
 # What has no closed form

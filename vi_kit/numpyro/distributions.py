@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import (
     BernoulliLogits,
+    CategoricalLogits,
+    CategoricalProbs,
     Delta,
     ExpandedDistribution,
     Independent,
@@ -88,7 +90,7 @@ class NumPyroDistribution(DistributionView):
         return super()._param(fn, name)
 
     def divergence_from(self, drawn: Any) -> jax.Array:
-        return kl_divergence(drawn, self.fn)
+        return kl_divergence(with_leaf(drawn, _by_probs), with_leaf(self.fn, _by_probs))
 
     def arrays(self) -> list[jax.Array]:
         return jax.tree.leaves(self.fn)
@@ -107,6 +109,11 @@ def _plain(support: Any) -> Any:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
+
+
+def _by_probs(fn: Any) -> Any:
+    """A Categorical as NumPyro's registry of divergences has it."""
+    return CategoricalProbs(fn.probs) if isinstance(fn, CategoricalLogits) else fn
 
 
 class SmoothBernoulliLogits(BernoulliLogits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,9 @@ class Random:
     sample: Callable[[], Any] | None
 
 
+Rule = Callable[..., Any]
+"""From an equation and its operands to what it makes of them."""
+
 Term = Callable[[Any, Any], jax.Array]
 """From the key of a term and its value to the array that is to be its value."""
 
@@ -101,6 +105,8 @@ def start(moments: Moments, site: SiteKey, sample: jax.Array | None) -> jax.Arra
     """The value of a site."""
     arrays = [jnp.asarray(x) for x in moments.arrays]
     like = jnp.zeros_like([*arrays, sample][0])  # type: ignore[arg-type]
+    if moments.kind == "categorical":
+        like = like[..., 0].astype(jnp.int32)
     value = moments.push(random_p.bind(like, *arrays, kind=moments.kind, site=site))
     return value if sample is None else sampled_p.bind(value, sample.astype(value.dtype))
 
@@ -207,7 +213,7 @@ def _equation(equation: Any, operands: list[Any], on_term: Term) -> Sequence[Any
         return [_renamed(r, operands, own) for r in results] if own else results
     if name == "scan" and not is_random:
         return _scan(params, operands, on_term)
-    if name == "split" and not any(isinstance(x, Random) for x in operands[1:]):
+    if name in ("split", "unstack"):
         return _split(equation, operands[0])
     if len(equation.outvars) != 1:
         return [_ruled(name, equation, operands, None, i) for i in range(len(equation.outvars))]
@@ -273,7 +279,8 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
     try:
         if rule is None:
             raise NoRuleError("there is no rule for it")
-        return Random(rule(equation, *map(_value, operands)), draw)
+        result = rule(equation, *map(_value, operands))
+        return Random(result, draw) if isinstance(result, Value) else result
     except NoRuleError as error:
         sites = frozenset[SiteKey]().union(*(x.value.sites for x in live))
         line = rules.line_of_program(_frames(equation))
@@ -283,7 +290,8 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
 def _value(x: Any) -> Any:
     if isinstance(x, Random):
         return x.value
-    return jnp.asarray(x) if isinstance(x, np.ndarray) and x.ndim else x
+    is_known_truth = isinstance(x, np.ndarray) and x.dtype == bool  # `_select` looks at it
+    return jnp.asarray(x) if isinstance(x, np.ndarray) and x.ndim and not is_known_truth else x
 
 
 def _frames(equation: Any) -> Iterator[tuple[str, int, str]]:
@@ -310,17 +318,20 @@ def _scan(params: Mapping[str, Any], operands: list[Any], on_term: Term) -> Sequ
 
 
 def _split(equation: Any, x: Random) -> list[Random]:
-    params = equation.params
-    axis, starts, pieces = params["axis"], 0, []
-    for i, size in enumerate(params["sizes"]):
-        start, starts = starts, starts + size
+    """Of a split into pieces, and one into single slices."""
+    axis, name = equation.params["axis"], equation.primitive.name
+    sizes = equation.params.get("sizes", (1,) * len(equation.outvars))
+    pieces = []
+    for i, size in enumerate(sizes):
+        start = sum(sizes[:i])
 
         def cut(e: Any, value: Value, start: int = start, size: int = size) -> Value:
             slices = [slice(None)] * len(value.shape)
             slices[axis] = slice(start, start + size)
-            return _cut(value, slices)
+            piece = _cut(value, slices)
+            return _without(piece, (axis,)) if name == "unstack" else piece
 
-        pieces.append(_ruled("split", equation, [x], cut, i))
+        pieces.append(_ruled(name, equation, [x], cut, i))
     return pieces
 
 
@@ -334,6 +345,16 @@ def _constant(x: Any) -> float:
         return float(x)
     except TypeError:
         raise NoRuleError("only powers that are known numbers have a rule") from None
+
+
+def _whole_number(x: Any) -> Any:
+    """A constant as an int, if it is one whose value is known."""
+    if isinstance(x, Value) or jnp.ndim(x) or not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+        return x
+    try:
+        return int(x)
+    except TypeError:
+        return x
 
 
 def _pow(e: Any, x: Any, exponent: Any) -> Value:
@@ -389,7 +410,10 @@ def _transpose(e: Any, x: Value) -> Value:
 
 
 def _squeeze(e: Any, x: Value) -> Value:
-    dims = tuple(e.params["dimensions"])
+    return _without(x, tuple(e.params["dimensions"]))
+
+
+def _without(x: Value, dims: tuple[int, ...]) -> Value:
     return rules.moved(
         x, ("squeeze", dims), lambda a: a.squeezed(dims), lambda a: jnp.squeeze(a, dims)
     )
@@ -408,6 +432,31 @@ def _slice(e: Any, x: Value) -> Value:
         for a, b, s, n in zip(starts, stops, steps, x.shape, strict=True)
     ]
     return _cut(x, slices)
+
+
+def _gather(e: Any, x: Any, index: Any) -> Value:
+    if isinstance(x, Value):
+        return _laid_out(e, x, index)
+    choice, *shape = rules.choice_of(index), *index.shape
+    if choice is None:
+        raise NoRuleError("its index is random, and not the value of a Categorical")
+
+    def found(number: jax.Array) -> jax.Array:
+        return e.primitive.bind(x, jnp.full(shape, number), **e.params)
+
+    table = jax.vmap(found)(jnp.asarray(choice.values, jnp.int32))
+    names = list(range(table.ndim - 1))
+    batch = [i for i in names if i not in e.params["dimension_numbers"].offset_dims]
+    return rules.looked_up(index, table, [*batch, "vector", *names], names)
+
+
+def _compared(test: Any) -> Rule:
+    def rule(e: Any, x: Any, y: Any) -> Any:
+        result = rules.compared(_whole_number(x), _whole_number(y), test)
+        shape = e.outvars[0].aval.shape
+        return np.full(shape, result) if isinstance(result, bool) else result
+
+    return rule
 
 
 def _laid_out(e: Any, x: Any, *others: Any) -> Value:
@@ -447,11 +496,15 @@ def _triangular_solve(e: Any, matrix: Any, right: Any) -> Value:
 def _select(e: Any, mask: Any, *cases: Any) -> Value:
     if isinstance(mask, Value) or len(cases) != 2:
         raise NoRuleError("its condition is random")
+    if isinstance(mask, np.ndarray) and (mask.all() or not mask.any()):
+        return cases[int(mask.all())]
     return rules.where(jnp.asarray(mask, bool), cases[1], cases[0])
 
 
 def _convert(e: Any, x: Value) -> Value:
     dtype = e.params["new_dtype"]
+    if jnp.issubdtype(dtype, jnp.integer) and rules.choice_of(x) is not None:
+        return x
     if not jnp.issubdtype(dtype, jnp.floating):
         raise NoRuleError("it makes whole numbers")
     return rules.converted(x, lambda a: a.astype(dtype))
@@ -459,6 +512,29 @@ def _convert(e: Any, x: Value) -> Value:
 
 def _concatenate(e: Any, *arrays: Any) -> Value:
     return rules.concatenate(arrays, e.params["dimension"] - len(arrays[0].shape))
+
+
+def _stack(e: Any, *arrays: Any) -> Value:
+    axis, ndim = e.params["axis"], len(arrays[0].shape) + 1
+    dims = tuple(d for d in range(ndim) if d != axis)
+    shape = [1] * ndim
+    for d, n in zip(dims, arrays[0].shape, strict=True):
+        shape[d] = n
+    raised = [
+        rules.moved(
+            x, ("stack", axis), lambda a: a.placed(dims, shape), lambda a: jnp.expand_dims(a, axis)
+        )
+        if isinstance(x, Value)
+        else jnp.expand_dims(x, axis)
+        for x in arrays
+    ]
+    return rules.concatenate(raised, axis - ndim)
+
+
+def _tile(e: Any, x: Value) -> Value:
+    for axis, times in enumerate(e.params["reps"]):
+        x = rules.concatenate([x] * times, axis - len(x.shape)) if times > 1 else x
+    return x
 
 
 def _pad(e: Any, x: Any, value: Any) -> Value:
@@ -473,10 +549,10 @@ def _xlogy(e: Any, x: Any, y: Any) -> Value:
     return rules.multiply(x, rules.log(y) if isinstance(y, Value) else jnp.log(y))
 
 
-Rule = Callable[..., Value]
-
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("add", "add_any"), lambda e, x, y: rules.add(x, y)),
+    **dict.fromkeys(
+        ("add", "add_any"), lambda e, x, y: rules.add(_whole_number(x), _whole_number(y))
+    ),
     "sub": lambda e, x, y: rules.subtract(x, y),
     "neg": lambda e, x: rules.negative(x),
     "mul": lambda e, x, y: rules.multiply(x, y),
@@ -496,13 +572,17 @@ RULES: Mapping[str, Rule] = {
     "transpose": _transpose,
     "squeeze": _squeeze,
     "slice": _slice,
-    **dict.fromkeys(("gather", "dynamic_slice", "rev"), _laid_out),
+    "gather": _gather,
+    **dict.fromkeys(("dynamic_slice", "rev"), _laid_out),
+    **{name: _compared(getattr(operator, name)) for name in "eq ne lt le gt ge".split()},
     **dict.fromkeys(("cumsum", "reduce_window_sum"), _whole),
     "conv_general_dilated": _convolution,
     "triangular_solve": _triangular_solve,
     "select_n": _select,
     "convert_element_type": _convert,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "tile": _tile,
     "pad": _pad,
     **dict.fromkeys(
         ("copy", "copy_p", "reduce_precision", "optimization_barrier", "device_put"),

@@ -329,6 +329,9 @@ class _Leaks(TorchFunctionMode):
     )
     """Make a tensor of what they are given, without its provenance."""
 
+    CASTS = frozenset(("as_tensor", "asarray"))
+    """Make a tensor of a tensor."""
+
     SHAPED_BY_VALUES = frozenset(
         "nonzero argwhere masked_select unique unique_consecutive bincount repeat_interleave"
         " histc histogram".split()
@@ -350,6 +353,9 @@ class _Leaks(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if ProvenanceTensor not in types:
+            if name in self.CASTS and args and isinstance(args[0], ProvenanceTensor):
+                made = func(detach_provenance(args[0]), *args[1:], **kwargs)
+                return track_provenance(made, get_provenance(args[0]))
             if name in self.MAKERS:
                 self.backend.leaked |= get_provenance((args, kwargs))
             return func(*args, **kwargs)

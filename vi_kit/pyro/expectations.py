@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,8 +80,9 @@ class CarriedMoments(TorchFunctionMode):
 
 def known(value: Value, sample: Callable[[], Any] | None) -> Random:
     """A tensor for a value."""
-    mean = value.full_mean
-    return Random(value, sample, mean)
+    mean = value.full_mean.detach()
+    whole = rules.choice_of(value) is not None
+    return Random(value, sample, mean.long() if whole else mean)
 
 
 def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch.Tensor:
@@ -332,6 +334,26 @@ def _whole(func: Any) -> Callable[..., Value]:
     return rule
 
 
+def _one_hot(x: Value, num_classes: int = -1) -> Value:
+    choice = rules.choice_of(x)
+    if num_classes < 0 and choice is not None:
+        num_classes = max(choice.values) + 1
+    return rules.one_hot(x, num_classes)
+
+
+def _embedding(numbers: Value, weight: torch.Tensor, *args: Any, **unused: Any) -> Value:
+    return _looked_up(weight, 0, numbers)
+
+
+def _compared(test: Any) -> Callable[[Any, Any], Any]:
+    def rule(x: Any, y: Any) -> Any:
+        result = rules.compared(x, y, test)
+        shape = (x if isinstance(x, Value) else y).shape
+        return torch.full(shape, result) if isinstance(result, bool) else result
+
+    return rule
+
+
 def _where(mask: Any, x: Any, y: Any) -> Value:
     if isinstance(mask, Value):
         raise NoRuleError("its condition is random")
@@ -443,9 +465,35 @@ def _broadcast_tensors(*tensors: Any) -> Any:
     return tuple(_expand(t, shape) if isinstance(t, Value) else t.expand(shape) for t in tensors)
 
 
+def _looked_up(x: torch.Tensor, dim: int, numbers: Value) -> Value:
+    """What stands at whole numbers along one dim of a constant."""
+    choice = rules.choice_of(numbers)
+    if choice is None:
+        raise NoRuleError("its index is random, and not the value of a Categorical")
+    at = torch.as_tensor(choice.values, device=x.device)
+    table = x.index_select(dim, at).movedim(dim, 0)
+    own = [("number", i) for i in range(len(numbers.shape))]
+    others = [i for i in range(x.dim()) if i != dim]
+    return rules.looked_up(numbers, table, [*own, *others], [*others[:dim], *own, *others[dim:]])
+
+
 def _getitem(x: Any, index: Any) -> Value:
     index = index if isinstance(index, tuple) else (index,)
-    if not isinstance(x, Value) or any(isinstance(i, Value) for i in index):
+    if not isinstance(x, Value):
+        dims = [i for i in index if i is not Ellipsis]
+        if (
+            any(not isinstance(i, Value) and i != slice(None) for i in dims)
+            or len(index) - len(dims) > 1
+        ):
+            raise NoRuleError("beside a random index only whole dims have a rule")
+        full = (slice(None),) * (x.dim() - len(dims))
+        at = index.index(Ellipsis) if len(dims) < len(index) else len(index)
+        index = (*index[:at], *full, *index[at:][len(index) - len(dims) :])
+        (dim,) = [d for d, i in enumerate(index) if isinstance(i, Value)] or (None,)
+        if dim is None or sum(isinstance(i, Value) for i in index) > 1:
+            raise NoRuleError("only one index may be random")
+        return _looked_up(x, dim, index[dim])
+    if any(isinstance(i, Value) for i in index):
         raise NoRuleError("its index is random")
     if not all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in index):
 
@@ -511,6 +559,10 @@ def _stack(tensors: Any, dim: int = 0) -> Value:
 
 
 def _to(x: Value, *args: Any, **kwargs: Any) -> Value:
+    target = torch.empty(0, dtype=torch.long).to(*args, **kwargs).dtype
+    if not target.is_floating_point and rules.choice_of(x) is not None:
+        return x
+
     def to(array: torch.Tensor) -> torch.Tensor:
         new = array.to(*args, **kwargs)
         if not new.is_floating_point():
@@ -634,6 +686,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "stack": _stack,
     "to": _to,
     "type_as": lambda x, y: _to(x, y.dtype),
+    **dict.fromkeys(("long", "int"), _as_dtype(torch.long)),
     "float": _as_dtype(torch.float32),
     "double": _as_dtype(torch.float64),
     **dict.fromkeys(("contiguous", "clone", "dropout_off", "positive"), _same),
@@ -646,6 +699,9 @@ RULES: Mapping[str, Callable[..., Any]] = {
         name: _made_like(getattr(torch.Tensor, name))
         for name in "new_zeros new_ones new_full new_empty new_tensor".split()
     },
+    **{name: _compared(getattr(operator, name)) for name in "eq ne lt le gt ge".split()},
+    "one_hot": _one_hot,
+    "embedding": _embedding,
     "mse_loss": _mse_loss,
     "binary_cross_entropy_with_logits": _binary_cross_entropy_with_logits,
 }
