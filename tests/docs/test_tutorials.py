@@ -96,10 +96,13 @@ def test_cone_fit_rises_towards_the_evidence(lib):
     [
         ("cone", []),
         ("digits_vae", []),
+        ("gamma_def", []),
         ("cone_pyro", ["torch"]),
         ("digits_vae_pyro", ["torch"]),
+        ("gamma_def_pyro", ["torch"]),
         ("cone_numpyro", ["jax"]),
         ("digits_vae_numpyro", ["jax"]),
+        ("gamma_def_numpyro", ["jax"]),
     ],
 )
 def test_models_import_only_the_library_asked_for(module, expected):
