@@ -37,7 +37,7 @@ from vi_kit.factors import (
 )
 from vi_kit.moments import Affine, NoRuleError, SiteKey, mean_of_product, product_mean
 
-__all__ = ["Known", "Library", "Value", "start"]
+__all__ = ["Known", "Library", "Value"]
 
 # Elementwise
 
@@ -403,6 +403,12 @@ class Blocked:
         where = f" at {self.line}" if self.line else ""
         return f"{self.operation}{where}: {self.reason}"
 
+    @staticmethod
+    def among(values: Sequence[Value | Blocked]) -> Blocked | None:
+        """The first of some operands that had no closed form, with the sites of all."""
+        first = next((v for v in values if isinstance(v, Blocked)), None)
+        return first and replace(first, sites=sites_of(values))
+
     def error(self) -> AnalyticError:
         return analytic_error([self])
 
@@ -423,6 +429,29 @@ def analytic_error(found: Iterable[Blocked]) -> AnalyticError:
             )
         )
     return AnalyticError("\n".join(texts))
+
+
+def sites_of(values: Sequence[Value | Blocked]) -> frozenset[SiteKey]:
+    return frozenset[SiteKey]().union(*(v.sites for v in values))
+
+
+def started(
+    kind: str,
+    arrays: Sequence[Any],
+    site: SiteKey,
+    library: Library,
+    frames: Iterable[tuple[str, int, str]],
+) -> Value | Blocked:
+    """The value of a site, or why it has none. See `vi_kit.factors.start`."""
+    above = [x for x in arrays if isinstance(x, Value | Blocked)]
+    sites = sites_of(above) | {site}
+    blocked = Blocked.among(above)
+    if blocked is not None:
+        return replace(blocked, sites=sites)
+    try:
+        return start(kind, arrays, site, library)
+    except NoRuleError as error:
+        return Blocked("sample", str(error), line_of_program(frames), sites)
 
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep

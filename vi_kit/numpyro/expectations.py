@@ -242,13 +242,8 @@ def _has_random(params: Mapping[str, Any]) -> bool:
 
 def _start(equation: Any, operands: Sequence[Any], *, kind: str, site: SiteKey) -> Random:
     """The elements of a site."""
-    try:
-        values = [x.value if isinstance(x, Random) else x for x in operands[1:]]
-        blocked = next((v for v in values if isinstance(v, Blocked)), None)
-        return Random(blocked or rules.start(kind, values, site, LIBRARY), None)
-    except NoRuleError as error:
-        line = rules.line_of_program(_frames(equation))
-        return Random(Blocked("sample", str(error), line, frozenset((site,))), None)
+    values = [x.value if isinstance(x, Random) else x for x in operands[1:]]
+    return Random(rules.started(kind, values, site, LIBRARY, _frames(equation)), None)
 
 
 def _either(log_prob: Any, closed: Any, *others: Any, site: SiteKey) -> Any:
@@ -262,9 +257,9 @@ def _renamed(result: Any, operands: Sequence[Any], own: str) -> Any:
     if not isinstance(result, Random) or not isinstance(result.value, Blocked):
         return result
     before = [x.value for x in operands if isinstance(x, Random)]
-    if result.value in before:
-        return result
     inside = result.value
+    if any(isinstance(v, Blocked) and v.operation == inside.operation for v in before):
+        return result
     return Random(Blocked(own, inside.reason, inside.line, inside.sites), result.sample)
 
 
@@ -273,7 +268,7 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
     draw: Callable[[], Any] | None = None
     if all(x.sample is not None for x in live):
         draw = rules.Once(lambda: _bound(equation, [sampled(x) for x in operands])[index])
-    blocked = next((x.value for x in live if isinstance(x.value, Blocked)), None)
+    blocked = Blocked.among([x.value for x in live])
     if blocked is not None:
         return Random(blocked, draw)
     try:
@@ -282,7 +277,7 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
         result = rule(equation, *map(_value, operands))
         return Random(result, draw) if isinstance(result, Value) else result
     except NoRuleError as error:
-        sites = frozenset[SiteKey]().union(*(x.value.sites for x in live))
+        sites = rules.sites_of([x.value for x in live])
         line = rules.line_of_program(_frames(equation))
         return Random(Blocked(name, str(error), line, sites), draw)
 

@@ -88,18 +88,14 @@ def known(value: Value, sample: Callable[[], Any] | None) -> Random:
 def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch.Tensor:
     """The value of a site."""
     draw = None if sample is None else lambda: sampled(sample)
-    try:
-        arrays = _map(_value, moments.arrays)
-        blocked = next((x for x in arrays if isinstance(x, Blocked)), None)
-        if blocked is None:
-            pushed = moments.push(known(rules.start(moments.kind, arrays, site, LIBRARY), None))
-            return Random(pushed.value, draw, pushed)
-    except NoRuleError as error:
-        line = rules.line_of_program(_frames())
-        blocked = Blocked("sample", str(error), line, frozenset((site,)))
+    arrays = _map(_value, moments.arrays)
+    made = rules.started(moments.kind, arrays, site, LIBRARY, _frames())
+    if isinstance(made, Value):
+        pushed = moments.push(known(made, None))
+        return Random(pushed.value, draw, pushed)
     if draw is None:
-        raise blocked.error()
-    return Random(blocked, draw, draw())
+        raise made.error()
+    return Random(made, draw, draw())
 
 
 def own_log_prob(
@@ -141,14 +137,14 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     draw: Callable[[], Any] | None = None
     if all(x.sample is not None for x in operands):
         draw = rules.Once(lambda: func(*_map(sampled, args), **_map(sampled, kwargs)))
-    blocked = next((x.value for x in operands if isinstance(x.value, Blocked)), None)
+    blocked = Blocked.among([x.value for x in operands])
     if blocked is None:
         try:
             if name not in RULES:
                 raise NoRuleError("there is no rule for it")
             return _wrapped(RULES[name](*values, **named), draw)
         except NoRuleError as error:
-            sites = frozenset[SiteKey]().union(*(x.value.sites for x in operands))
+            sites = rules.sites_of([x.value for x in operands])
             blocked = Blocked(name, str(error), rules.line_of_program(_frames()), sites)
     if draw is None or name in LEAKS or name.endswith("_"):
         raise blocked.error()
