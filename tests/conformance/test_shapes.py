@@ -8,6 +8,7 @@ from tests.conformance.families import FAMILIES
 from tests.conformance.shapes import Hierarchy, Independent, ObservedPlate, Subsampled, VectorEvent
 from tests.libraries import PyroWords
 from tests.oracles import seed_of
+from tests.statistical.test_annealed import MIXTURES
 from tests.statistical.test_baselines import BASELINES
 from tests.statistical.test_categorical import OF_CATEGORICAL
 from tests.statistical.test_quadrature import QUADRATURE
@@ -91,7 +92,7 @@ def test_every_estimator_has_cases():
     used = {type(ESTIMATORS[estimator]) for _, _, estimator, _ in CASES.values()}
     elsewhere = [*OF_CATEGORICAL.values(), *(estimator for estimator, _ in RELAXED.values())]
     elsewhere += [vi.MixtureReparam(), *(make(PyroWords()) for make in CONTROLS.values())]
-    elsewhere += QUADRATURE
+    elsewhere += [*QUADRATURE, vi.Analytic(), MIXTURES["analytic and reparam"]]
     elsewhere += OF_CONTINUOUS.values()
     assert used | {type(estimator) for estimator in elsewhere} >= set(REGISTRY)
 
