@@ -135,6 +135,22 @@ def test_families(case, lib, request):
     shape.check(lib, loss, particles, 40, oracles.seed_of(request.node.name))
 
 
+@pytest.mark.parametrize("family", ["student_t", "chi2", "inverse_gamma", "left_truncated"])
+def test_implicit(family, lib, request):
+    """The libraries' own paths of the families of this file that have one."""
+    if "truncated" in family and lib.name == "pyro":
+        pytest.skip("Pyro has no TruncatedNormal")
+    loss = lib.Loss(vi.elbo(), vi.Reparam(), num_samples=1000)
+    shape = Independent(ALL[family], sizes=(2,))
+    shape.check(lib, loss, 1, 40, oracles.seed_of(request.node.name))
+
+
+def test_no_implicit_path(lib):
+    shape = Independent(ALL["von_mises"], sizes=(2,))
+    with pytest.raises(vi.EstimatorError, match="VonMises has none"):
+        shape.gradients(lib, lib.Loss(vi.elbo(), vi.Reparam()), 1, 0)
+
+
 def test_a_scalar_site(lib, request):
     loss = lib.Loss(vi.iwae(num_particles=2), vi.RejectionReparam(0), num_samples=1000)
     shape = Independent(ALL["near_one"], sizes=())
