@@ -277,6 +277,8 @@ class DistributionView(ABC):
 
         family = self.family(fn)
         if all(type(t).__name__ in OPEN for t in transforms):
+            if family == "LowRankMultivariateNormal":
+                return Moments("gaussian", (fn.loc, fn.scale_tril), push)
             gaussian = self.gaussian()
             if gaussian is not None:
                 return Moments("gaussian", gaussian[:2], push)

@@ -26,11 +26,11 @@ from vi_kit.factors import (
     Known,
     Library,
     Power,
+    Tilted,
     Value,
     affine_of,
     as_value,
     both,
-    centred,
     start,
     value_of,
     variance_of,
@@ -46,6 +46,9 @@ def add(x: Any, y: Any) -> Value:
     choice, shift = (choice_of(x), y) if isinstance(x, Value) else (choice_of(y), x)
     if choice is not None and isinstance(shift, int | np.integer):
         return Value((replace(choice, values=tuple(v + int(shift) for v in choice.values)),))
+    for one, other in ((x, y), (y, x)):
+        if isinstance(other, int | float | np.number) and other == 0:
+            return one
     x, y = both(x, y)
     a, b = x.affine, y.affine
     if a is not None and b is not None:
@@ -80,6 +83,8 @@ def multiply(x: Any, y: Any) -> Value:
 
 
 def _scaled(value: Value, constant: Any) -> Value:
+    if isinstance(constant, int | float | np.number) and constant == 1:
+        return value
     for i, factor in enumerate(value.factors):
         if isinstance(factor, Affine | Known):
             scaled = (
@@ -109,18 +114,22 @@ def _dependent_product(f: Factor, g: Factor) -> Factor:
         return max(f, g, key=lambda p: math.prod(p.shape)).to(f.exponent + g.exponent)
     if isinstance(f, Exponential) and isinstance(g, Exponential):
         return Exponential.of(f.exponent.plus(g.exponent))
+    tilted = [_tilted(x) for x in (f, g)]
+    if isinstance(tilted[0], Tilted) and tilted[1] is not None:
+        return tilted[0].times(tilted[1])
+    if isinstance(tilted[1], Tilted) and tilted[0] is not None:
+        return tilted[1].times(tilted[0])
     a, b = affine_of(f), affine_of(g)
     if a is not None and b is not None:
         return Known(product_mean(a, b), sites)
-    exp, other = (f, b) if isinstance(f, Exponential) else (g, a)
-    if isinstance(exp, Exponential) and other is not None and other.is_gaussian:
-        return Known(product_mean(other, centred(exp.exponent).plus(_one(other))) * exp.mean, sites)
     raise NoRuleError("a product of two functions of the same site")
 
 
-def _one(like: Affine) -> Affine:
-    xp = array_namespace(like.mean)
-    return Affine.constant(xp.ones((), dtype=like.mean.dtype, device=device(like.mean)))
+def _tilted(factor: Factor) -> Tilted | Exponential | None:
+    """What is made of Gaussian values, as such."""
+    if isinstance(factor, Affine) and factor.is_gaussian:
+        return Tilted((factor,))
+    return factor if isinstance(factor, Tilted | Exponential) else None
 
 
 def divide(x: Any, y: Any) -> Value:
@@ -143,6 +152,9 @@ def _power(factor: Factor, p: float) -> Factor:
         return factor.to(factor.exponent * p)
     if not factor.sites:
         return Known(factor.mean**p)
+    tilted = _tilted(factor)
+    if isinstance(tilted, Tilted) and p == 2:
+        return tilted.times(tilted)
     if isinstance(factor, Affine) and p == 2:
         return Known(product_mean(factor, factor), factor.sites)
     if isinstance(factor, Affine) and factor.is_gaussian and p == int(p) and p > 0:
@@ -182,7 +194,10 @@ def log(x: Value) -> Value:
 
 
 def absolute(x: Value) -> Value:
-    if any(isinstance(f, Affine) or (isinstance(f, Known) and f.sites) for f in x.factors):
+    if any(
+        isinstance(f, Affine | Tilted | Choice) or (isinstance(f, Known) and f.sites)
+        for f in x.factors
+    ):
         raise NoRuleError("the absolute value of what may be negative")
     return Value(
         tuple(
@@ -236,6 +251,8 @@ def moved(
             return Known(apply(full(factor.mean)), factor.sites)
         if isinstance(factor, Choice):
             return Choice(factor.values, tuple(move(whole(i)) for i in factor.indicators))
+        if isinstance(factor, Tilted):
+            return factor.map(lambda a: move(whole(a)))
         raw = None if factor.raw is None else move(whole(factor.raw))
         if isinstance(factor, Exponential):
             return Exponential(move(whole(factor.exponent)), raw)
@@ -259,6 +276,8 @@ def converted(x: Value, fn: Apply) -> Value:
             return Known(fn(factor.mean), factor.sites)
         if isinstance(factor, Choice):
             return affine(factor.raw)
+        if isinstance(factor, Tilted):
+            return factor.map(affine)
         raw = None if factor.raw is None else affine(factor.raw)
         if isinstance(factor, Exponential):
             return Exponential(affine(factor.exponent), raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from array_api_compat import array_namespace, device
@@ -65,11 +66,61 @@ class Exponential:
     def shape(self) -> tuple[int, ...]:
         return self.exponent.shape
 
-    @property
+    @cached_property
     def mean(self) -> Array:
         return array_namespace(self.exponent.mean).exp(
             self.exponent.mean + variance_of(self.exponent) / 2
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Tilted:
+    """Gaussian values, or the product of two such, times the exponential of Gaussian values.
+
+    Attributes:
+        values: one array or two.
+        exponent: of the exponential; `None` if there is none.
+    """
+
+    values: tuple[Affine, ...]
+    exponent: Affine | None = None
+
+    @property
+    def parts(self) -> tuple[Affine, ...]:
+        return self.values if self.exponent is None else (*self.values, self.exponent)
+
+    @property
+    def sites(self) -> frozenset[SiteKey]:
+        return frozenset[SiteKey]().union(*(a.sites for a in self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return broadcast([a.shape for a in self.parts])
+
+    @cached_property
+    def mean(self) -> Array:
+        if self.exponent is None:
+            return product_mean(*self.values)
+        tilt = centred(self.exponent)
+        means = [a.mean + product_mean(centred(a), tilt) for a in self.values]
+        total = math.prod(means[1:], start=means[0])
+        if len(means) == 2:
+            total = total + product_mean(*map(centred, self.values))
+        return total * Exponential(self.exponent).mean
+
+    def map(self, fn: Callable[[Affine], Affine]) -> Tilted:
+        exponent = None if self.exponent is None else fn(self.exponent)
+        return Tilted(tuple(map(fn, self.values)), exponent)
+
+    def times(self, other: Tilted | Exponential) -> Tilted:
+        """The product with another function of the same sites."""
+        values = (*self.values, *(other.values if isinstance(other, Tilted) else ()))
+        if len(values) > 2:
+            raise NoRuleError("a product of more than two functions of the same site")
+        exponents = [e for e in (self.exponent, other.exponent) if e is not None]
+        if len(exponents) == 2:
+            exponents = [exponents[0].plus(exponents[1])]
+        return Tilted(values, exponents[0] if exponents else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +153,7 @@ class Power:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.params[0].shape)
 
-    @property
+    @cached_property
     def mean(self) -> Array:
         return self.raw.mean if self.raw is not None else self.moment(self.exponent)
 
@@ -155,7 +206,7 @@ class Choice:
     def shape(self) -> tuple[int, ...]:
         return self.indicators[0].shape
 
-    @property
+    @cached_property
     def raw(self) -> Affine:
         return self.weighted(self.values)
 
@@ -179,7 +230,7 @@ class Choice:
         return Affine.concatenated(raised, -1)
 
 
-Factor = Affine | Known | Exponential | Power | Choice
+Factor = Affine | Known | Exponential | Tilted | Power | Choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,11 +243,23 @@ class Value:
 
     factors: tuple[Factor, ...]
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
-        shapes = [f.shape for f in self.factors]
-        ndim = max(map(len, shapes))
-        return tuple(map(max, zip(*((1,) * (ndim - len(s)) + s for s in shapes), strict=True)))
+        return broadcast([f.shape for f in self.factors])
+
+    @property
+    def like(self) -> Array:
+        """An array of its dtype, on its device."""
+        first = self.factors[0]
+        if isinstance(first, Known):
+            return first.mean
+        if isinstance(first, Power):
+            return first.params[0]
+        if isinstance(first, Choice):
+            return first.indicators[0].mean
+        if isinstance(first, Tilted):
+            return first.values[0].mean
+        return first.exponent.mean if isinstance(first, Exponential) else first.mean
 
     @property
     def sites(self) -> frozenset[SiteKey]:
@@ -224,6 +287,11 @@ class Value:
                 return None
             result = own if result is None else result.times(own)
         return result
+
+
+def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    ndim = max(map(len, shapes))
+    return tuple(map(max, zip(*((1,) * (ndim - len(s)) + s for s in shapes), strict=True)))
 
 
 def affine_of(factor: Factor) -> Affine | None:
@@ -254,7 +322,7 @@ def as_value(x: Any, like: Value) -> Value:
     if isinstance(x, Value):
         return x
     if not hasattr(x, "shape"):
-        mean = like.factors[0].mean
+        mean = like.like
         x = array_namespace(mean).asarray(x, dtype=mean.dtype, device=device(mean))
     return Value((Known(x),))
 

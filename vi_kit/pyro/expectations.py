@@ -48,12 +48,14 @@ class Random(torch.Tensor):
 
     @staticmethod
     def __new__(
-        cls, value: Value | Blocked, sample: Callable[[], Any] | None, like: torch.Tensor
+        cls,
+        value: Value | Blocked,
+        sample: Callable[[], Any] | None,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Random:
-        """`like`: a tensor of the same shape and dtype."""
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, like.shape, dtype=like.dtype, device=like.device
-        )
+        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         self.value, self.sample = value, sample
         return self
 
@@ -80,9 +82,8 @@ class CarriedMoments(TorchFunctionMode):
 
 def known(value: Value, sample: Callable[[], Any] | None) -> Random:
     """A tensor for a value."""
-    mean = value.full_mean.detach()
-    whole = rules.choice_of(value) is not None
-    return Random(value, sample, mean.long() if whole else mean)
+    like, whole = value.like, rules.choice_of(value) is not None
+    return Random(value, sample, value.shape, torch.long if whole else like.dtype, like.device)
 
 
 def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch.Tensor:
@@ -92,10 +93,10 @@ def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch
     made = rules.started(moments.kind, arrays, site, LIBRARY, _frames())
     if isinstance(made, Value):
         pushed = moments.push(known(made, None))
-        return Random(pushed.value, draw, pushed)
+        return Random(pushed.value, draw, pushed.shape, pushed.dtype, pushed.device)
     if draw is None:
         raise made.error()
-    return Random(made, draw, draw())
+    return _blocked(made, draw())
 
 
 def own_log_prob(
@@ -151,9 +152,11 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     result = draw()
     if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
         raise blocked.error()
-    return tree_map(
-        lambda x: Random(blocked, lambda: x, x) if isinstance(x, torch.Tensor) else x, result
-    )
+    return tree_map(lambda x: _blocked(blocked, x) if isinstance(x, torch.Tensor) else x, result)
+
+
+def _blocked(blocked: Blocked, sample: torch.Tensor) -> Random:
+    return Random(blocked, lambda: sample, sample.shape, sample.dtype, sample.device)
 
 
 def _map(fn: Callable[[Any], Any], x: Any, found: list[Random] | None = None) -> Any:
