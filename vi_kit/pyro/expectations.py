@@ -120,16 +120,17 @@ def sampled(x: Any) -> Any:
 
 
 def _apply(func: Any, args: Any, kwargs: Any) -> Any:
-    name = getattr(func, "__name__", "")
-    if name == "__get__":
-        name = func.__self__.__name__
-        if name not in RULES:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-    name = name if name in RULES else name.strip("_")
-    if name in METADATA:
+    """What a torch function makes of arguments of which some are random."""
+    written = getattr(func, "__name__", "")
+    is_attribute = written == "__get__"
+    if is_attribute:
+        written = func.__self__.__name__
+    name = written.strip("_")
+    if name in METADATA or (is_attribute and name not in RULES and name not in LEAKS):
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
+    if written == "__iter__":
+        return iter(args[0].unbind(0))
     if name in COMPARISONS and is_validation(sys._getframe(2)):
         return func(*_map(_mean, args), **_map(_mean, kwargs))
     operands: list[Random] = []
@@ -138,21 +139,35 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     draw: Callable[[], Any] | None = None
     if all(x.sample is not None for x in operands):
         draw = rules.Once(lambda: func(*_map(sampled, args), **_map(sampled, kwargs)))
+    lost = _lost(written, kwargs)
     blocked = Blocked.among([x.value for x in operands])
-    if blocked is None:
+    if blocked is None or lost:
         try:
-            if name not in RULES:
-                raise NoRuleError("there is no rule for it")
+            if lost or name not in RULES:
+                raise NoRuleError(lost or "there is no rule for it")
             return _wrapped(RULES[name](*values, **named), draw)
-        except NoRuleError as error:
+        except (
+            NoRuleError,
+            TypeError,
+        ) as error:  # a TypeError: arguments that a rule does not take
             sites = rules.sites_of([x.value for x in operands])
             blocked = Blocked(name, str(error), rules.line_of_program(_frames()), sites)
-    if draw is None or name in LEAKS or name.endswith("_"):
+    if draw is None or lost:
         raise blocked.error()
     result = draw()
     if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
         raise blocked.error()
     return tree_map(lambda x: _blocked(blocked, x) if isinstance(x, torch.Tensor) else x, result)
+
+
+def _lost(written: str, kwargs: Any) -> str | None:
+    """Why one cannot follow a random value through a function, not even by its sample."""
+    if written in LEAKS:
+        return "a random value becomes a Python number, or a tensor out of reach"
+    is_operator = written.startswith("__")
+    if "out" in kwargs or written == "__setitem__" or (written.endswith("_") and not is_operator):
+        return "it writes in place"
+    return None
 
 
 def _blocked(blocked: Blocked, sample: torch.Tensor) -> Random:
@@ -615,7 +630,9 @@ METADATA = frozenset(
 
 COMPARISONS = frozenset("eq ne lt le gt ge isnan isfinite isinf".split())
 
-LEAKS = frozenset("bool item float int tolist numpy index complex contains iter data".split())
+LEAKS = frozenset(
+    "__bool__ item __float__ __int__ tolist numpy __index__ __complex__ __contains__ __array__ data".split()
+)
 """Make Python numbers, or tensors out of reach."""
 
 F = torch.nn.functional
