@@ -225,10 +225,7 @@ def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
             rows.append(f"{what}: closed form")
             continue
         labels = sorted(label for _, label in blocked.sites)
-        if any(
-            estimators[label].carries_moments and estimators[label].acting is estimators[label]
-            for label in labels
-        ):
+        if any(estimators[label].acting.carries_moments for label in labels):
             refused.append(replace(blocked, term=what))
         used = ", ".join(f"{estimators[label].acting!r} for {label!r}" for label in labels)
         rows.append(f"{what}: {used}, because of {blocked}")
