@@ -45,6 +45,7 @@ KINDS = {
     "Dirichlet": ("dirichlet", ("concentration",)),
     "OneHotCategorical": ("one_hot", ("probs",)),
     "Categorical": ("categorical", ("probs",)),
+    "Bernoulli": ("bernoulli", ("probs",)),
 }
 """Families of whose values more is known than mean and variance, and by which parameters."""
 

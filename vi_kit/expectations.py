@@ -207,8 +207,15 @@ def absolute(x: Value) -> Value:
     )
 
 
-def where(mask: Array, x: Any, y: Any) -> Value:
-    """One value where a mask, which is constant, is true, another where it is not."""
+def where(mask: Any, x: Any, y: Any) -> Value:
+    """One value where a mask is true, another where it is not. The mask is constant, or a truth value."""
+    if isinstance(mask, Value):
+        truth = choice_of(mask)
+        if truth is None or truth.values != (0, 1):
+            raise NoRuleError("its condition is random, and no comparison of whole numbers")
+        parts = zip(truth.indicators, (as_value(y, mask), as_value(x, mask)), strict=True)
+        no, yes = (multiply(value_of(indicator), part) for indicator, part in parts)
+        return add(no, yes)
     x, y = both(x, y)
     a, b, xp = x.affine, y.affine, array_namespace(mask)
     if a is not None and b is not None:
@@ -361,7 +368,7 @@ def compared(x: Any, y: Any, test: Callable[[Any, Any], Any]) -> Value | bool:
     truths = [test(other, v) if flipped else test(v, other) for v in choice.values]
     if all(isinstance(t, bool | np.bool_) for t in truths) and len(set(map(bool, truths))) == 1:
         return bool(truths[0])
-    return value_of(choice.weighted(truths))
+    return Value((Choice.of_truth(choice.weighted(truths)),))
 
 
 def one_hot(x: Value, num_values: int) -> Value:

@@ -186,7 +186,7 @@ class Power:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Whole numbers, each one of several values that are known.
+    """Whole numbers or truth values, each one of several values that are known.
 
     Attributes:
         values: what each may be.
@@ -206,9 +206,15 @@ class Choice:
     def shape(self) -> tuple[int, ...]:
         return self.indicators[0].shape
 
+    @classmethod
+    def of_truth(cls, is_true: Affine) -> Choice:
+        xp = array_namespace(is_true.mean)
+        one = xp.ones((), dtype=is_true.mean.dtype, device=device(is_true.mean))
+        return cls((0, 1), (is_true.scaled(-1.0).plus(Affine.constant(one)), is_true))
+
     @cached_property
     def raw(self) -> Affine:
-        return self.weighted(self.values)
+        return self.indicators[1] if self.values == (0, 1) else self.weighted(self.values)
 
     @property
     def mean(self) -> Array:
@@ -337,8 +343,8 @@ def start(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> 
 
     Args:
         kind: `"normal"` (loc, scale), `"gaussian"` (loc, scale_tril), `"gamma"` (concentration, rate), `"beta"`
-            (concentration1, concentration0), `"dirichlet"` (concentration), `"one_hot"` or `"categorical"` (probs),
-            `"moments"` (mean, variance) or `"unknown"`.
+            (concentration1, concentration0), `"dirichlet"` (concentration), `"one_hot"`, `"categorical"` or
+            `"bernoulli"` (probs), `"moments"` (mean, variance) or `"unknown"`.
         arrays: these, of the shape of the site; a loc may be random.
         site: tells it apart.
         library: for special functions.
@@ -382,6 +388,9 @@ def start(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> 
     if kind in ("one_hot", "categorical"):
         one_hot = Affine.around(first, Noise(site, first, first))
         return value_of(one_hot) if kind == "one_hot" else Value((_chosen(one_hot),))
+    if kind == "bernoulli":
+        is_true = Affine.around(first, Noise(site, first * (1.0 - first)))
+        return Value((Choice.of_truth(is_true),))
     return value_of(Affine.around(first, Noise(site, last)))
 
 

@@ -113,3 +113,39 @@ def test_fallback(lib, request):
             1,
             0,
         )
+
+
+TRUE_LOC = {
+    "chosen": lambda lib, z, a: lib.xp.where(z > 0, a[0], a[1] * lib.array(X[:, 0])),
+    "equal": lambda lib, z, a: lib.xp.where(z == 1, a[0], a[1] * lib.array(X[:, 0])),
+    "truth value": lambda lib, z, a: lib.xp.where(
+        z.bool() if lib.name == "pyro" else z, a[0], a[1] * lib.array(X[:, 0])
+    ),
+    "number": lambda lib, z, a: z * a[0] + (1 - z) * a[1] * lib.array(X[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", TRUE_LOC)
+def test_bernoulli(name, lib):
+    """A mixture of two, chosen by a condition."""
+    values = np.append(np.linspace(-0.6, 0.7, NUM_DATA), [0.7, -1.2])
+
+    def model():
+        levels = lib.theta(values)[NUM_DATA:]
+        with lib.plate("data", NUM_DATA):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)))
+            loc = TRUE_LOC[name](lib, z, levels)
+            lib.sample("x", lib.dist.Normal(loc, SCALE), obs=lib.array(X[:, 1]))
+
+    def guide():
+        with lib.plate("data", NUM_DATA):
+            lib.sample("z", lib.dist.Bernoulli(logits=lib.theta(values)[:NUM_DATA]))
+
+    def elbo(theta):
+        q = 1 / (1 + np.exp(-theta[:NUM_DATA]))
+        yes = np.log(0.3) - np.log(q) + oracles.log_normal(X[:, 1], theta[-2], SCALE)
+        no = np.log(0.7) - np.log(1 - q) + oracles.log_normal(X[:, 1], theta[-1] * X[:, 0], SCALE)
+        return (q * yes + (1 - q) * no).sum()
+
+    draws = lib.gradients(lib.Loss(vi.elbo(), vi.Analytic()), model, guide, values, 2, 0)
+    np.testing.assert_allclose(draws, [-oracles.gradient(elbo, values)] * 2, atol=1e-9)

@@ -105,8 +105,9 @@ def start(moments: Moments, site: SiteKey, sample: jax.Array | None) -> jax.Arra
     """The value of a site."""
     arrays = [jnp.asarray(x) for x in moments.arrays]
     like = jnp.zeros_like([*arrays, sample][0])  # type: ignore[arg-type]
-    if moments.kind == "categorical":
-        like = like[..., 0].astype(jnp.int32)
+    if moments.kind in ("categorical", "bernoulli"):
+        like = like[..., 0] if moments.kind == "categorical" else like
+        like = like.astype(jnp.result_type(int))
     value = moments.push(random_p.bind(like, *arrays, kind=moments.kind, site=site))
     return value if sample is None else sampled_p.bind(value, sample.astype(value.dtype))
 
@@ -489,8 +490,10 @@ def _triangular_solve(e: Any, matrix: Any, right: Any) -> Value:
 
 
 def _select(e: Any, mask: Any, *cases: Any) -> Value:
-    if isinstance(mask, Value) or len(cases) != 2:
-        raise NoRuleError("its condition is random")
+    if len(cases) != 2:
+        raise NoRuleError("only two cases have a rule")
+    if isinstance(mask, Value):
+        return rules.where(mask, cases[1], cases[0])
     if isinstance(mask, np.ndarray) and (mask.all() or not mask.any()):
         return cases[int(mask.all())]
     return rules.where(jnp.asarray(mask, bool), cases[1], cases[0])
@@ -540,6 +543,12 @@ def _pad(e: Any, x: Any, value: Any) -> Value:
     return rules.add(padded, lax.pad(zeros, value, config))
 
 
+def _fixed(x: Any) -> Any:
+    if isinstance(x, Value):
+        raise NoRuleError("only a random first argument has a rule")
+    return x
+
+
 def _xlogy(e: Any, x: Any, y: Any) -> Value:
     return rules.multiply(x, rules.log(y) if isinstance(y, Value) else jnp.log(y))
 
@@ -587,5 +596,8 @@ RULES: Mapping[str, Rule] = {
 }
 """By the name of the primitive."""
 
-FUNCTIONS: Mapping[str, Rule] = {"xlogy": _xlogy}
+FUNCTIONS: Mapping[str, Rule] = {
+    "xlogy": _xlogy,
+    "xlog1py": lambda e, x, y: rules.multiply(x, jnp.log1p(_fixed(y))),
+}
 """By the name of a function that has a derivative of its own."""

@@ -369,8 +369,6 @@ def _compared(test: Any) -> Callable[[Any, Any], Any]:
 
 
 def _where(mask: Any, x: Any, y: Any) -> Value:
-    if isinstance(mask, Value):
-        raise NoRuleError("its condition is random")
     return rules.where(mask, x, y)
 
 
@@ -702,6 +700,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "stack": _stack,
     "to": _to,
     "type_as": lambda x, y: _to(x, y.dtype),
+    "bool": lambda x: rules.compared(x, 0, operator.ne),
     **dict.fromkeys(("long", "int"), _as_dtype(torch.long)),
     "float": _as_dtype(torch.float32),
     "double": _as_dtype(torch.float64),
