@@ -168,15 +168,23 @@ def _einsum(
     return _reshape(factor, [found.get(name, 1) for name in out])
 
 
-def _names(part: Part, dims: Sequence[Any], tag: Any) -> list[Any]:
+@dataclass(frozen=True)
+class _Own:
+    """Name of one of the own dims of a part."""
+
+    tag: str
+    index: int
+
+
+def _names(part: Part, dims: Sequence[Any], tag: str) -> list[Any]:
     """Names for the dims of a part's weights: `dims` for those of the array, others for its own."""
-    return [*((tag, i) for i in range(part.num_own)), *dims]
+    return [*(_Own(tag, i) for i in range(part.num_own)), *dims]
 
 
-def _name(index: int | None, dims: Sequence[Any], tag: Any) -> Any:
+def _name(index: int | None, dims: Sequence[Any], tag: str) -> Any:
     if index is None:
         return None
-    return dims[index] if index < 0 else (tag, index)
+    return dims[index] if index < 0 else _Own(tag, index)
 
 
 def _product(
@@ -586,21 +594,19 @@ def _covariance(
                 x, y = find(_name(i, names[0], "a")), find(_name(j, names[1], "b"))
                 if i is None or x == y:
                     continue
-                if isinstance(x, tuple):
+                if isinstance(x, _Own):
                     root[x] = y
-                elif isinstance(y, tuple):
+                elif isinstance(y, _Own):
                     root[y] = x
                 else:
-                    clash = (i, j)
+                    clash = (x, y)
         if clash is None:
             break
-        i, j = clash
-        if i in a.along:
-            a = a.freed(key, [i])
-        elif j in b.along:
-            b = b.freed(key, [j])
+        tied = [i for i in a.along if names[0][i] in clash]
+        if tied:
+            a = a.freed(key, tied[:1])
         else:
-            raise NoRuleError("a product of products that are laid out differently")
+            b = b.freed(key, [j for j in b.along if names[1][j] in clash][:1])
     operands = [
         (part.weights, [find(n) for n in _names(part, dims, tag)])
         for part, dims, tag in ((a, names[0], "a"), (b, names[1], "b"))

@@ -77,9 +77,9 @@ def log_sigmoid_slope(u):
     return -np.logaddexp(0, u) - np.logaddexp(0, -u)
 
 
-def simplex(num_nodes):
+def simplex(num_nodes, reach=14):
     """Values of three coordinates, by breaking a stick twice."""
-    u, step = np.linspace(-14, 14, num_nodes, retstep=True)
+    u, step = np.linspace(-reach, reach, num_nodes, retstep=True)
     first, second = (v.ravel() for v in np.meshgrid(u, u, indexing="ij"))
     rest = sigmoid(-first)
     values = np.stack([sigmoid(first), rest * sigmoid(second), rest * sigmoid(-second)], -1)

@@ -243,14 +243,14 @@ def _has_random(params: Mapping[str, Any]) -> bool:
 
 def _start(equation: Any, operands: Sequence[Any], *, kind: str, site: SiteKey) -> Random:
     """The elements of a site."""
-    values = [x.value if isinstance(x, Random) else x for x in operands[1:]]
+    values = [x.value if isinstance(x, Random) else jnp.asarray(x) for x in operands[1:]]
     return Random(rules.started(kind, values, site, LIBRARY, _frames(equation)), None)
 
 
 def _either(log_prob: Any, closed: Any, *others: Any, site: SiteKey) -> Any:
     if any(isinstance(x, Random) for x in (closed, *others)) or not isinstance(log_prob, Random):
         return log_prob
-    return Random(Value((rules.Known(closed, frozenset((site,))),)), log_prob.sample)
+    return Random(Value((rules.Known(jnp.asarray(closed), frozenset((site,))),)), log_prob.sample)
 
 
 def _renamed(result: Any, operands: Sequence[Any], own: str) -> Any:

@@ -141,7 +141,7 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
         draw = rules.Once(lambda: func(*_map(sampled, args), **_map(sampled, kwargs)))
     lost = _lost(written, kwargs)
     blocked = Blocked.among([x.value for x in operands])
-    if blocked is None or lost:
+    if blocked is None:
         try:
             if lost or name not in RULES:
                 raise NoRuleError(lost or "there is no rule for it")
@@ -151,7 +151,8 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
             TypeError,
         ) as error:  # a TypeError: arguments that a rule does not take
             sites = rules.sites_of([x.value for x in operands])
-            blocked = Blocked(name, str(error), rules.line_of_program(_frames()), sites)
+            shown = name if written.startswith("__") else written
+            blocked = Blocked(shown, str(error), rules.line_of_program(_frames()), sites)
     if draw is None or lost:
         raise blocked.error()
     result = draw()
@@ -399,7 +400,7 @@ def _permuted(x: Value, order: Sequence[int]) -> Value:
         x,
         ("permute", tuple(order)),
         lambda a: a.placed(positions, shape),
-        lambda a: a.permute(*order),
+        lambda a: a.permute(tuple(order)),
     )
 
 
