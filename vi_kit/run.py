@@ -20,11 +20,11 @@ from vi_kit._named import (
     from_layout,
 )
 from vi_kit.backend import Backend, _current
+from vi_kit.blocked import Blocked
 from vi_kit.checks import refuse_scores_below
 from vi_kit.copies import Copy, merged
 from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.degrees import Probe
-from vi_kit.expectations import Blocked
 from vi_kit.plan import Findings, Plan, Replan
 from vi_kit.transform import contract
 

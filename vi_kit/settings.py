@@ -9,9 +9,9 @@ from typing import Any
 from vi_kit._errors import ObjectiveError, message, whole_number
 from vi_kit._named import Named
 from vi_kit.backend import Backend, current
+from vi_kit.blocked import Blocked, analytic_error
 from vi_kit.cost import Cost
 from vi_kit.estimators import Estimator
-from vi_kit.expectations import Blocked, analytic_error
 from vi_kit.language import Objective, iid
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,31 +12,15 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jax.interpreters import batching
-from jax.scipy.special import digamma, gammaln
 
-import vi_kit.expectations as rules
 from vi_kit.backend import Moments
+from vi_kit.blocked import Blocked, Once, line_of_program, sites_of, started
 from vi_kit.cost import Site
-from vi_kit.expectations import Blocked, Value
-from vi_kit.moments import NoRuleError, SiteKey
+from vi_kit.factors import Known, Value
 from vi_kit.numpyro.degrees import CALLS
 from vi_kit.numpyro.distributions import NumPyroDistribution
-
-
-class JaxLibrary:
-    """Implements `vi_kit.expectations.Library`."""
-
-    def vmap(self, fn: Any) -> Any:
-        return jax.vmap(fn)
-
-    def lgamma(self, array: jax.Array) -> jax.Array:
-        return gammaln(array)
-
-    def digamma(self, array: jax.Array) -> jax.Array:
-        return digamma(array)
-
-
-LIBRARY = JaxLibrary()
+from vi_kit.numpyro.jax_rules import FUNCTIONS, LIBRARY, RULES, cut_out, without
+from vi_kit.parts import NoRuleError, SiteKey
 
 random_p = Primitive("vi_kit_random")
 """The value of a site: from a sample and what `vi_kit.expectations.start` needs."""
@@ -93,9 +76,6 @@ class Random:
     value: Value | Blocked
     sample: Callable[[], Any] | None
 
-
-Rule = Callable[..., Any]
-"""From an equation and its operands to what it makes of them."""
 
 Term = Callable[[Any, Any], jax.Array]
 """From the key of a term and its value to the array that is to be its value."""
@@ -244,13 +224,13 @@ def _has_random(params: Mapping[str, Any]) -> bool:
 def _start(equation: Any, operands: Sequence[Any], *, kind: str, site: SiteKey) -> Random:
     """The elements of a site."""
     values = [x.value if isinstance(x, Random) else jnp.asarray(x) for x in operands[1:]]
-    return Random(rules.started(kind, values, site, LIBRARY, _frames(equation)), None)
+    return Random(started(kind, values, site, LIBRARY, _frames(equation)), None)
 
 
 def _either(log_prob: Any, closed: Any, *others: Any, site: SiteKey) -> Any:
     if any(isinstance(x, Random) for x in (closed, *others)) or not isinstance(log_prob, Random):
         return log_prob
-    return Random(Value((rules.Known(jnp.asarray(closed), frozenset((site,))),)), log_prob.sample)
+    return Random(Value((Known(jnp.asarray(closed), frozenset((site,))),)), log_prob.sample)
 
 
 def _renamed(result: Any, operands: Sequence[Any], own: str) -> Any:
@@ -268,7 +248,7 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
     live = [x for x in operands if isinstance(x, Random)]
     draw: Callable[[], Any] | None = None
     if all(x.sample is not None for x in live):
-        draw = rules.Once(lambda: _bound(equation, [sampled(x) for x in operands])[index])
+        draw = Once(lambda: _bound(equation, [sampled(x) for x in operands])[index])
     blocked = Blocked.among([x.value for x in live])
     if blocked is not None:
         return Random(blocked, draw)
@@ -278,8 +258,8 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
         result = rule(equation, *map(_value, operands))
         return Random(result, draw) if isinstance(result, Value) else result
     except NoRuleError as error:
-        sites = rules.sites_of([x.value for x in live])
-        line = rules.line_of_program(_frames(equation))
+        sites = sites_of([x.value for x in live])
+        line = line_of_program(_frames(equation))
         return Random(Blocked(name, str(error), line, sites), draw)
 
 
@@ -324,280 +304,8 @@ def _split(equation: Any, x: Random) -> list[Random]:
         def cut(e: Any, value: Value, start: int = start, size: int = size) -> Value:
             slices = [slice(None)] * len(value.shape)
             slices[axis] = slice(start, start + size)
-            piece = _cut(value, slices)
-            return _without(piece, (axis,)) if name == "unstack" else piece
+            piece = cut_out(value, slices)
+            return without(piece, (axis,)) if name == "unstack" else piece
 
         pieces.append(_ruled(name, equation, [x], cut, i))
     return pieces
-
-
-# The rules, by the names of primitives
-
-
-def _constant(x: Any) -> float:
-    if isinstance(x, Value):
-        raise NoRuleError("only powers that are numbers have a rule")
-    try:
-        return float(x)
-    except TypeError:
-        raise NoRuleError("only powers that are known numbers have a rule") from None
-
-
-def _whole_number(x: Any) -> Any:
-    """A constant as an int, if it is one whose value is known."""
-    if isinstance(x, Value) or jnp.ndim(x) or not jnp.issubdtype(jnp.result_type(x), jnp.integer):
-        return x
-    try:
-        return int(x)
-    except TypeError:
-        return x
-
-
-def _pow(e: Any, x: Any, exponent: Any) -> Value:
-    if not isinstance(x, Value):
-        raise NoRuleError("only powers that are numbers have a rule")
-    return rules.power(x, _constant(exponent))
-
-
-def _dot(e: Any, x: Any, y: Any) -> Value:
-    (left, right), (batch_left, batch_right) = e.params["dimension_numbers"]
-    names: tuple[list[Any], list[Any]] = (
-        [("left", i) for i in range(len(x.shape))],
-        [("right", i) for i in range(len(y.shape))],
-    )
-    out = []
-    for dims, pairs in (((batch_left, batch_right), out), ((left, right), None)):
-        for i, j in zip(*dims, strict=True):
-            names[1][j] = names[0][i]
-            if pairs is not None:
-                pairs.append(names[0][i])
-    for own, contracted, batch in zip(names, (left, right), (batch_left, batch_right), strict=True):
-        out += [n for i, n in enumerate(own) if i not in (*contracted, *batch)]
-    return rules.einsum(x, y, names, out)
-
-
-def _reshape(e: Any, x: Value) -> Value:
-    new = tuple(e.params["new_sizes"])
-    return rules.moved(
-        x, ("reshape", new), lambda a: a.reshaped(new), lambda a: jnp.reshape(a, new)
-    )
-
-
-def _broadcast_in_dim(e: Any, x: Value) -> Value:
-    shape, positions = tuple(e.params["shape"]), tuple(e.params["broadcast_dimensions"])
-    return rules.moved(
-        x,
-        ("broadcast", shape, positions),
-        lambda a: a.placed(positions, shape),
-        lambda a: lax.broadcast_in_dim(a, shape, positions),
-        keeps=positions == tuple(range(len(shape) - len(positions), len(shape))),
-    )
-
-
-def _transpose(e: Any, x: Value) -> Value:
-    order = tuple(e.params["permutation"])
-    positions, shape = [order.index(d) for d in range(len(order))], [x.shape[d] for d in order]
-    return rules.moved(
-        x,
-        ("transpose", order),
-        lambda a: a.placed(positions, shape),
-        lambda a: jnp.transpose(a, order),
-    )
-
-
-def _squeeze(e: Any, x: Value) -> Value:
-    return _without(x, tuple(e.params["dimensions"]))
-
-
-def _without(x: Value, dims: tuple[int, ...]) -> Value:
-    return rules.moved(
-        x, ("squeeze", dims), lambda a: a.squeezed(dims), lambda a: jnp.squeeze(a, dims)
-    )
-
-
-def _cut(x: Value, slices: Sequence[slice]) -> Value:
-    shown, cut = tuple((s.start, s.stop, s.step) for s in slices), tuple(slices)
-    return rules.moved(x, ("slice", shown), lambda a: a.sliced(cut), lambda a: a[cut])
-
-
-def _slice(e: Any, x: Value) -> Value:
-    starts, stops = e.params["start_indices"], e.params["limit_indices"]
-    steps = e.params["strides"] or (1,) * len(starts)
-    slices = [
-        slice(None) if (a, b, s) == (0, n, 1) else slice(a, b, s)
-        for a, b, s, n in zip(starts, stops, steps, x.shape, strict=True)
-    ]
-    return _cut(x, slices)
-
-
-def _gather(e: Any, x: Any, index: Any) -> Value:
-    if isinstance(x, Value):
-        return _laid_out(e, x, index)
-    choice, *shape = rules.choice_of(index), *index.shape
-    if choice is None:
-        raise NoRuleError("its index is random, and not the value of a Categorical")
-
-    def found(number: jax.Array) -> jax.Array:
-        return e.primitive.bind(x, jnp.full(shape, number), **e.params)
-
-    table = jax.vmap(found)(jnp.asarray(choice.values, jnp.int32))
-    names = list(range(table.ndim - 1))
-    batch = [i for i in names if i not in e.params["dimension_numbers"].offset_dims]
-    return rules.looked_up(index, table, [*batch, "vector", *names], names)
-
-
-def _compared(test: Any) -> Rule:
-    def rule(e: Any, x: Any, y: Any) -> Any:
-        result = rules.compared(_whole_number(x), _whole_number(y), test)
-        shape = e.outvars[0].aval.shape
-        return np.full(shape, result) if isinstance(result, bool) else result
-
-    return rule
-
-
-def _laid_out(e: Any, x: Any, *others: Any) -> Value:
-    """Each element one of the first operand's, wherever the others, which are constant, say."""
-    if not isinstance(x, Value) or any(isinstance(y, Value) for y in others):
-        raise NoRuleError("its index is random")
-
-    def pick(array: jax.Array) -> jax.Array:
-        return e.primitive.bind(array, *others, **e.params)
-
-    return rules.moved(x, object(), lambda a: a.linear(pick, LIBRARY.vmap), pick)
-
-
-def _whole(e: Any, x: Any, *others: Any) -> Value:
-    """A function that is linear in its first operand."""
-    if not isinstance(x, Value) or any(isinstance(y, Value) for y in others):
-        raise NoRuleError("only a random first operand has a rule")
-    return rules.linear(x, lambda a: e.primitive.bind(a, *others, **e.params), LIBRARY)
-
-
-def _convolution(e: Any, x: Any, weight: Any) -> Value:
-    if not isinstance(x, Value) or isinstance(weight, Value):
-        raise NoRuleError("only a random input has a rule")
-    numbers, n = e.params["dimension_numbers"], len(x.shape)
-    where = {numbers.lhs_spec[0] - n: numbers.out_spec[0] - n}
-    if e.params["batch_group_count"] != 1:
-        where = {}
-    return rules.linear(x, lambda a: e.primitive.bind(a, weight, **e.params), LIBRARY, where)
-
-
-def _triangular_solve(e: Any, matrix: Any, right: Any) -> Value:
-    if isinstance(matrix, Value):
-        raise NoRuleError("only a random right hand side has a rule")
-    return rules.linear(right, lambda b: e.primitive.bind(matrix, b, **e.params), LIBRARY)
-
-
-def _select(e: Any, mask: Any, *cases: Any) -> Value:
-    if len(cases) != 2:
-        raise NoRuleError("only two cases have a rule")
-    if isinstance(mask, Value):
-        return rules.where(mask, cases[1], cases[0])
-    if isinstance(mask, np.ndarray) and (mask.all() or not mask.any()):
-        return cases[int(mask.all())]
-    return rules.where(jnp.asarray(mask, bool), cases[1], cases[0])
-
-
-def _convert(e: Any, x: Value) -> Value:
-    dtype = e.params["new_dtype"]
-    if jnp.issubdtype(dtype, jnp.integer) and rules.choice_of(x) is not None:
-        return x
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise NoRuleError("it makes whole numbers")
-    return rules.converted(x, lambda a: a.astype(dtype))
-
-
-def _concatenate(e: Any, *arrays: Any) -> Value:
-    return rules.concatenate(arrays, e.params["dimension"] - len(arrays[0].shape))
-
-
-def _stack(e: Any, *arrays: Any) -> Value:
-    axis, ndim = e.params["axis"], len(arrays[0].shape) + 1
-    dims = tuple(d for d in range(ndim) if d != axis)
-    shape = [1] * ndim
-    for d, n in zip(dims, arrays[0].shape, strict=True):
-        shape[d] = n
-    raised = [
-        rules.moved(
-            x, ("stack", axis), lambda a: a.placed(dims, shape), lambda a: jnp.expand_dims(a, axis)
-        )
-        if isinstance(x, Value)
-        else jnp.expand_dims(x, axis)
-        for x in arrays
-    ]
-    return rules.concatenate(raised, axis - ndim)
-
-
-def _tile(e: Any, x: Value) -> Value:
-    for axis, times in enumerate(e.params["reps"]):
-        x = rules.concatenate([x] * times, axis - len(x.shape)) if times > 1 else x
-    return x
-
-
-def _pad(e: Any, x: Any, value: Any) -> Value:
-    if not isinstance(x, Value) or isinstance(value, Value):
-        raise NoRuleError("only a random first operand has a rule")
-    padded = _whole(e, x, jnp.zeros_like(value))
-    config, zeros = e.params["padding_config"], jnp.zeros(x.shape, value.dtype)
-    return rules.add(padded, lax.pad(zeros, value, config))
-
-
-def _fixed(x: Any) -> Any:
-    if isinstance(x, Value):
-        raise NoRuleError("only a random first argument has a rule")
-    return x
-
-
-def _xlogy(e: Any, x: Any, y: Any) -> Value:
-    return rules.multiply(x, rules.log(y) if isinstance(y, Value) else jnp.log(y))
-
-
-RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(
-        ("add", "add_any"), lambda e, x, y: rules.add(_whole_number(x), _whole_number(y))
-    ),
-    "sub": lambda e, x, y: rules.subtract(x, y),
-    "neg": lambda e, x: rules.negative(x),
-    "mul": lambda e, x, y: rules.multiply(x, y),
-    "div": lambda e, x, y: rules.divide(x, y),
-    "integer_pow": lambda e, x: rules.power(x, e.params["y"]),
-    "pow": _pow,
-    "square": lambda e, x: rules.power(x, 2),
-    "sqrt": lambda e, x: rules.power(x, 0.5),
-    "rsqrt": lambda e, x: rules.power(x, -0.5),
-    "exp": lambda e, x: rules.exp(x),
-    "log": lambda e, x: rules.log(x),
-    "abs": lambda e, x: rules.absolute(x),
-    "reduce_sum": lambda e, x: rules.sum_over(x, e.params["axes"]),
-    "dot_general": _dot,
-    "reshape": _reshape,
-    "broadcast_in_dim": _broadcast_in_dim,
-    "transpose": _transpose,
-    "squeeze": _squeeze,
-    "slice": _slice,
-    "gather": _gather,
-    **dict.fromkeys(("dynamic_slice", "rev"), _laid_out),
-    **{name: _compared(getattr(operator, name)) for name in "eq ne lt le gt ge".split()},
-    **dict.fromkeys(("cumsum", "reduce_window_sum"), _whole),
-    "conv_general_dilated": _convolution,
-    "triangular_solve": _triangular_solve,
-    "select_n": _select,
-    "convert_element_type": _convert,
-    "concatenate": _concatenate,
-    "stack": _stack,
-    "tile": _tile,
-    "pad": _pad,
-    **dict.fromkeys(
-        ("copy", "copy_p", "reduce_precision", "optimization_barrier", "device_put"),
-        lambda e, x: x,
-    ),
-    "stop_gradient": lambda e, x: rules.stopped(x, lax.stop_gradient),
-}
-"""By the name of the primitive."""
-
-FUNCTIONS: Mapping[str, Rule] = {
-    "xlogy": _xlogy,
-    "xlog1py": lambda e, x, y: rules.multiply(x, jnp.log1p(_fixed(y))),
-}
-"""By the name of a function that has a derivative of its own."""

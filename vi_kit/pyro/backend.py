@@ -26,8 +26,8 @@ from torch.overrides import TorchFunctionMode
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.backend import Moments, current
+from vi_kit.blocked import Blocked
 from vi_kit.cost import Cost, Site
-from vi_kit.expectations import Blocked
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
 from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
