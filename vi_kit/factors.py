@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from array_api_compat import array_namespace, device
 
 from vi_kit._named import Array
-from vi_kit.moments import Affine, Noise, NoRuleError, Part, SiteKey, product_mean
+from vi_kit.moments import Affine, product_mean
+from vi_kit.parts import Noise, NoRuleError, Part, SiteKey
 
 Apply = Callable[[Array], Array]
 

@@ -20,17 +20,20 @@ class Analytic(Estimator):
 
     The site's value carries its mean and covariance through affine operations: sums, products with constants, linear
     and convolution layers, slices, other shapes. Squares (a Normal log density whose loc it is), products of
-    independent sites, the `exp` of Normal values (Poisson and LogNormal likelihoods), and powers and logs of Gamma
-    values turn it into an expectation, which only linear operations may touch. Log densities of the site's own value
-    come from the KL divergences and entropies that the library has. A term that has no closed form is refused, with
-    the operation and the line of the program; or it gets the gradient of `fallback`, while all other terms stay exact.
+    independent sites, the `exp` of Normal values (Poisson and LogNormal likelihoods; also times their squares), and
+    powers and logs of Gamma values turn it into an expectation, which only linear operations may touch. Values of a
+    Categorical or Bernoulli may be compared with constants, choose between cases and index tables. Log densities of
+    the site's own value come from the KL divergences and entropies that the library has. A term that has no closed
+    form is refused, with the operation and the line of the program; or it gets the gradient of `fallback`, while all
+    other terms stay exact.
 
     Unbiased when: always, in costs that are linear in the log densities (`elbo`); nonlinear objectives are refused.
     Needs: a site of known mean and variance: Normal, MultivariateNormal, LogNormal, Gamma, Beta, Dirichlet, Bernoulli,
-        OneHotCategorical, ...; terms that are closed forms in it, or a `fallback`.
+        Categorical, ...; terms that are closed forms in it, or a `fallback`.
     Cost: up to two evaluations of an affine model, whatever the number of elements.
     Variance: zero by this site, but for terms left to `fallback`.
-    Use for: linear decoders, conjugate models, the KL term of any model.
+    Use for: linear decoders, conjugate models, mixtures, regression with an AutoMultivariateNormal guide; the KL term
+        of any model.
 
     Args:
         fallback: estimator of the terms that have no closed form; `None` to refuse them.
