@@ -41,6 +41,7 @@ CLOSED = {
 }
 OF_BOTH = ["bernoulli", "geometric", *NODES]
 OF_PYRO = ["one_hot", "binomial", "geometric_probs", "laplace"]
+"""Of which NumPyro has no divergences."""
 
 
 def check(lib, model, guide, values, bound, estimators=None, rtol=1e-9, **settings):
@@ -78,13 +79,20 @@ def test_shapes(shape, lib):
     np.testing.assert_allclose(draws, [SHAPES[shape].exact(1)] * 2, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("family", [*OF_BOTH, *OF_PYRO])
-def test_families(family, lib):
-    if lib.name == "numpyro" and family in OF_PYRO:
-        pytest.skip("not closed in NumPyro")
+def check_family(family, lib):
     shape = Independent(CLOSED[family], sizes=(2,))
     draws = shape.gradients(lib, lib.Loss(vi.elbo(), vi.Analytic()), 2, 0)
     np.testing.assert_allclose(draws, [shape.exact(1)] * 2, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", OF_BOTH)
+def test_families(family, lib):
+    check_family(family, lib)
+
+
+@pytest.mark.parametrize("family", OF_PYRO)
+def test_families_of_pyro(family):
+    check_family(family, PyroWords())
 
 
 @pytest.mark.parametrize("settings", [{"num_samples": 3}, {"num_samples": 2, "vectorize": False}])
@@ -180,8 +188,8 @@ def test_with_another_estimator(place, other, lib, request):
     oracles.check_unbiased(draws, -oracles.gradient(elbo_of_chain, TwoNormals.values))
 
 
-def test_below_an_enumerated_site(lib):
-    """A coin, and a Normal value given it."""
+@pytest.mark.parametrize("of_coin", [vi.Enumerate(), vi.Analytic()], ids=repr)
+def test_below_a_coin(of_coin, lib):
     values = np.array([0.3, 0.2, 0.6, -0.3])
 
     def guide():
@@ -203,7 +211,42 @@ def test_below_an_enumerated_site(lib):
             total = total + np.exp(log_b) * (np.log(prior) - log_b + fit - kl)
         return total
 
-    check(lib, model, guide, values, bound, {"b": vi.Enumerate(), "z": vi.Analytic()})
+    check(lib, model, guide, values, bound, {"b": of_coin, "z": vi.Analytic()})
+
+
+# Objectives
+
+
+@vi.objective
+def held_elbo(model, guide):
+    """Of which the guide's draws are constants."""
+    z = vi.stop_gradient(vi.simulate(guide))
+    return vi.log_density(model, z) - vi.log_density(guide, z)
+
+
+def test_held_draws_have_no_closed_form(lib, request):
+    """The divergence of the two sites is known, but its gradient is that of the draw."""
+    case, exact = ConjugateNormal(lib), np.array([0.0, 0.0, -(0.2 + 0.5) / 1.3**2])
+    estimators = vi.Analytic(fallback=vi.Reparam())
+    loss = lib.Loss(held_elbo(), estimators, num_samples=1000)
+    draws = case.gradients(loss, 40, oracles.seed_of(request.node.name))
+    oracles.check_unbiased(draws, exact)
+    assert oracles.largest_z(draws, -oracles.gradient(case.closed_form_elbo, case.values)) >= 8
+    with pytest.raises(vi.AnalyticError, match="a random value whose gradient is stopped"):
+        case.gradients(lib.Loss(held_elbo(), vi.Analytic()), 1, 0)
+
+
+@vi.objective
+def mean_reward(model, guide):
+    z = vi.simulate(guide)
+    return vi.evaluate(lambda values: values["z"] ** 2 - 0.3 * values["z"], z) - z.log_density
+
+
+def test_rewards(lib):
+    case, values = ConjugateNormal(lib), ConjugateNormal.values
+    draws = case.gradients(lib.Loss(mean_reward(), vi.Analytic()), 2, 0)
+    expected = [0.3 - 2 * values[0], -2 * np.exp(2 * values[1]) - 1, 0.0]
+    np.testing.assert_allclose(draws, [expected] * 2, rtol=1e-12)
 
 
 # Linear functions of a Gaussian vector
@@ -227,6 +270,8 @@ OPERATIONS = {
     "cumsum": lambda xp, z, c: xp.cumsum(z, 1) - xp.flip(z, (0,)),
     "tril": lambda xp, z, c: xp.tril(z) + xp.roll(z, 1, 1),
     "vector": lambda xp, z, c: (z @ c(W)) @ c(W[0]) + c(W[1, :2]) @ z[:, 1:] * 0.3,
+    "outer": lambda xp, z, c: xp.outer(z[0], c(W[0])) + xp.tile(z[:1, :1], (3, 4)),
+    "kron": lambda xp, z, c: xp.kron(z, c(W[:1, :2])),
     "broadcast": lambda xp, z, c: xp.broadcast_to(xp.squeeze(z[:1], 0), (2, 3)) / 2.0 - (-z),
 }
 PRIOR = (0.3, 1.2)
@@ -368,6 +413,12 @@ def test_quadratic_forms(form, lib):
     matrix = np.random.default_rng(0).normal(size=(6, 6)) / 5
     case = Linear(lib, lambda z: z, lambda z: z)
 
+    def value(z):
+        return QUADRATICS[form](np, z, matrix)
+
+    eye = np.eye(6)
+    curvature = np.array([[value(a + b) - value(a) - value(b) for a in eye] for b in eye])
+
     def model():
         prior = lib.dist.Normal(lib.array(np.full(6, PRIOR[0])), PRIOR[1]).to_event(1)
         z = lib.sample("z", prior)
@@ -376,9 +427,30 @@ def test_quadratic_forms(form, lib):
     def bound(theta):
         mean, cov, entropy = case.moments(theta)
         prior = expected_log_normal(mean, PRIOR[0], np.diag(cov), PRIOR[1]).sum()
-        return prior + entropy + mean @ matrix @ mean + (matrix * cov).sum()
+        return prior + entropy + value(mean) + (curvature * cov).sum() / 2
 
     check(lib, model, case.guide, case.values, bound)
+
+
+def test_a_gram_matrix(lib):
+    """Of a matrix with itself: elements of one row are those of one column."""
+    values = np.concatenate([0.3 * np.arange(6) - 0.5, -0.1 * np.arange(6) - 0.4])
+    weight = np.array([[-0.4, 0.3], [0.1, -0.2]])
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.array(np.zeros((2, 3))), 1.0).to_event(2))
+        lib.factor("f", (z @ z.T * lib.array(weight)).sum())
+
+    def guide():
+        loc, log_scale = lib.theta(values).reshape((2, 2, 3))
+        lib.sample("z", lib.dist.Normal(loc, lib.xp.exp(log_scale)).to_event(2))
+
+    def bound(theta):
+        loc, log_scale = theta.reshape(2, 2, 3)
+        gram = loc @ loc.T + np.diag(np.exp(2 * log_scale).sum(-1))
+        return (gram * weight).sum() - kl_of_normals(loc, log_scale, 0.0, 1.0).sum()
+
+    check(lib, model, guide, values, bound)
 
 
 # Models

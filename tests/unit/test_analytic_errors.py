@@ -10,7 +10,7 @@ import pytest
 
 import vi_kit as vi
 from tests.conformance.families import FAMILIES
-from tests.conformance.shapes import Independent
+from tests.conformance.shapes import Hierarchy, Independent, VectorEvent
 from tests.libraries import NumPyroWords, PyroWords
 
 VALUES = np.array([0.3, -0.4])
@@ -46,8 +46,9 @@ def refused(lib, *terms, **settings):
     return str(caught.value)
 
 
-def line_of(fn):
-    return f"test_analytic_errors.py:{inspect.getsourcelines(fn)[1]} "
+def line_in(fn):
+    """The number of the first line of the body of a function."""
+    return inspect.getsourcelines(fn)[1] + 1
 
 
 def through_tanh(lib, z):
@@ -98,7 +99,7 @@ def test_the_operation_and_the_line(term, lib):
     first, got, expected, fix = refused(lib, term).split("\n")
     assert re.match(rf"site 'z': Analytic\(\) has no closed form for ({name}) at ", first)
     assert first.endswith(f": {reason}")
-    line = inspect.getsourcelines(term)[1] + 1
+    line = line_in(term)
     assert f" at test_analytic_errors.py:{line} ({term.__name__})" in first
     assert got == "  got:      model site 'f0'"
     assert expected.startswith("  expected: sums, products with constants, linear layers; squares,")
@@ -113,6 +114,21 @@ def test_all_terms_at_once(lib):
         "  got:      model site 'f0'",
         "  got:      model site 'f2'",
     ]
+
+
+def first_softplus(lib, z):
+    return lib.xp.logaddexp(z, lib.array(0.0))
+
+
+def second_softplus(lib, z):
+    return 0.5 * lib.xp.logaddexp(z, lib.array(0.0))
+
+
+def test_the_line_of_a_function_that_is_traced_once(lib):
+    for term in (first_softplus, second_softplus):
+        line = line_in(term)
+        text = f"for logaddexp at test_analytic_errors.py:{line} ({term.__name__}): "
+        assert text in refused(lib, term)
 
 
 def test_a_product_of_two_sites(lib):
@@ -145,6 +161,20 @@ def test_families_that_are_not_closed(family, lib):
     text = rf"no closed form for {NOT_CLOSED[family]} at shapes.py:\d+ \(.*(guide|model)\)"
     with pytest.raises(vi.AnalyticError, match=text):
         shape.gradients(lib, lib.Loss(vi.elbo(), vi.Analytic()), 1, 0)
+
+
+SHAPES = {
+    "a power of what is an expectation already": VectorEvent(FAMILIES["normal"]),
+    "a draw whose parameters, other than its loc, are random": Hierarchy(
+        FAMILIES["normal"], FAMILIES["normal"], local=True
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", SHAPES)
+def test_shapes_that_are_not_closed(reason, lib):
+    with pytest.raises(vi.AnalyticError, match=rf"at shapes.py:\d+ \(.*\): {reason}"):
+        SHAPES[reason].gradients(lib, lib.Loss(vi.elbo(), vi.Analytic()), 1, 0)
 
 
 @pytest.mark.parametrize("family", ["binomial", "geometric_probs", "laplace"])
@@ -356,30 +386,22 @@ def test_explain(lib):
     model = model_of(lib, through_tanh, lambda lib, z: 0.7 * z)
     loss = lib.Loss(vi.elbo(), estimators)
     guide = guide_of(lib)
-    table = explained(lib, loss, model, guide)
+    table = loss.explain(model, guide)
     assert re.search(r"^z +Normal +- +Analytic\(fallback=Reparam\(\)\)", table, re.MULTILINE)
     *_, own, prior, first, second = table.split("\n")
     assert own == "guide site 'z': closed form"
     assert prior == "model site 'z': closed form"
     assert second == "model site 'f1': closed form"
-    line = inspect.getsourcelines(through_tanh)[1] + 1
+    line = line_in(through_tanh)
     assert first == (
         f"model site 'f0': Reparam() for 'z', because of tanh at test_analytic_errors.py:{line}"
         " (through_tanh): there is no rule for it"
     )
 
 
-def explained(lib, loss, model, guide):
-    if lib.name == "pyro":
-        return loss.explain(model, guide)
-    return loss.explain(model, guide)
-
-
 def test_explain_refuses_too(lib):
     with pytest.raises(vi.AnalyticError, match="no closed form for tanh"):
-        explained(
-            lib, lib.Loss(vi.elbo(), vi.Analytic()), model_of(lib, through_tanh), guide_of(lib)
-        )
+        lib.Loss(vi.elbo(), vi.Analytic()).explain(model_of(lib, through_tanh), guide_of(lib))
 
 
 def test_repr():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -186,12 +186,12 @@ def _equation(equation: Any, operands: list[Any], on_term: Term) -> Sequence[Any
     name = primitive.name
     if name in CALLS and CALLS[name] in params:
         body = params[CALLS[name]]
-        own = body.jaxpr.debug_info.func_name if name.startswith("custom_") else ""
+        jaxpr, consts = (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
+        own = jaxpr.debug_info.func_name if name.startswith("custom_") else ""
         if is_random and own in FUNCTIONS:
             return [_ruled(own, equation, operands, FUNCTIONS[own])]
-        inner = (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
-        results = _evaluate(*inner, operands, on_term)
-        return [_renamed(r, operands, own) for r in results] if own else results
+        results = _evaluate(jaxpr, consts, operands, on_term)
+        return [_called(r, equation, operands, jaxpr, own) for r in results]
     if name == "scan" and not is_random:
         return _scan(params, operands, on_term)
     if name in ("split", "unstack"):
@@ -233,15 +233,19 @@ def _either(log_prob: Any, closed: Any, *others: Any, site: SiteKey) -> Any:
     return Random(Value((Known(jnp.asarray(closed), frozenset((site,))),)), log_prob.sample)
 
 
-def _renamed(result: Any, operands: Sequence[Any], own: str) -> Any:
-    """With the name of the function that was called in the place of that of an operation inside."""
+def _called(result: Any, equation: Any, operands: Sequence[Any], body: Jaxpr, own: str) -> Any:
+    """What had no closed form in a function that was called, with the name of the function, if it has a derivative of
+    its own, and with the line of the call, if it is a library's: such a one is traced where it is called first."""
     if not isinstance(result, Random) or not isinstance(result.value, Blocked):
         return result
-    before = [x.value for x in operands if isinstance(x, Random)]
     inside = result.value
+    before = [x.value for x in operands if isinstance(x, Random)]
     if any(isinstance(v, Blocked) and v.operation == inside.operation for v in before):
         return result
-    return Random(Blocked(own, inside.reason, inside.line, inside.sites), result.sample)
+    line = inside.line
+    if "site-packages" in (body.debug_info.func_src_info or ""):
+        line = line_of_program(_frames(equation)) or line
+    return Random(replace(inside, operation=own or inside.operation, line=line), result.sample)
 
 
 def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: int = 0) -> Random:

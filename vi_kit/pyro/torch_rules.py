@@ -460,8 +460,10 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "linalg_solve_triangular": _solve_triangular,
     **{
         name: _whole(getattr(torch, name))
-        for name in "cumsum flip roll tril triu diagonal trace diag_embed".split()
+        for name in "cumsum flip roll tril triu diagonal trace diag diag_embed take tile kron".split()
     },
+    "repeat": _whole(torch.Tensor.repeat),
+    **dict.fromkeys(("outer", "ger"), lambda x, y: rules.einsum(x, y, ("i", "j"), "ij")),
     "avg_pool2d": _whole(F.avg_pool2d),
     "index_select": _whole(torch.index_select),
     "gather": _whole(torch.gather),
