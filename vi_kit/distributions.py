@@ -305,10 +305,14 @@ class DistributionView(ABC):
             is_own: whether that is this one.
         """
         try:
-            entropy = drawn.fn.entropy()
+            entropy = drawn.entropy()
             return -entropy if is_own else -(self.divergence_from(drawn.fn) + entropy)
         except NotImplementedError:
             return None
+
+    def entropy(self) -> Array:
+        """In nats, if the library has it."""
+        return self.fn.entropy()
 
     @abstractmethod
     def divergence_from(self, drawn: Any) -> Array:

@@ -89,6 +89,9 @@ class NumPyroDistribution(DistributionView):
             fn = fn.base_dist
         return super()._param(fn, name)
 
+    def entropy(self) -> jax.Array:
+        return smooth(self.fn).entropy()
+
     def divergence_from(self, drawn: Any) -> jax.Array:
         return kl_divergence(with_leaf(drawn, _by_probs), with_leaf(self.fn, _by_probs))
 
@@ -112,16 +115,25 @@ def _plain(support: Any) -> Any:
 
 
 def _by_probs(fn: Any) -> Any:
-    """A Categorical as NumPyro's registry of divergences has it."""
-    return CategoricalProbs(fn.probs) if isinstance(fn, CategoricalLogits) else fn
+    """A Categorical as NumPyro's registry of divergences has it, with finite logits where a probability is 0."""
+    if not isinstance(fn, CategoricalLogits):
+        return fn
+    by_probs = CategoricalProbs(fn.probs)
+    by_probs.logits = jax.nn.log_softmax(fn.logits)
+    return by_probs
 
 
 class SmoothBernoulliLogits(BernoulliLogits):
-    """NumPyro's, with a log density whose gradient is right at a logit of exactly zero too."""
+    """NumPyro's, with a log density whose gradient is right at a logit of exactly zero too, and an entropy that is
+    finite at large ones."""
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         value, logits = jnp.asarray(value, jnp.result_type(float)), jnp.asarray(self.logits)
         return value * logits - jax.nn.softplus(logits)
+
+    def entropy(self) -> jax.Array:
+        logits = jnp.asarray(self.logits)
+        return jax.nn.softplus(logits) - logits * jax.nn.sigmoid(logits)
 
 
 class UncheckedDelta(Delta):
