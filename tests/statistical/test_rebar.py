@@ -384,6 +384,8 @@ def test_refusals(lib):
     case = Mixture(lib)
     with pytest.raises(vi.ObjectiveError, match="Rebar: the temperature must be positive"):
         vi.Rebar(temperature=0.0)
+    with pytest.raises(vi.ObjectiveError, match="Rebar: it needs a scale"):
+        vi.Rebar(scale=None)
     with pytest.raises(vi.EstimatorError, match="needs Bernoulli or OneHotCategorical elements"):
         case.gradients(lib.Loss(vi.elbo(), {"z": vi.Rebar()}), 1, 0)
     relax = vi.Relax(network(lib, 3))

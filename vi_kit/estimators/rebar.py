@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from array_api_compat import array_namespace
 
+from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array, Named, combine, total
 from vi_kit.backend import current
 from vi_kit.cost import centred, stopped
@@ -55,7 +56,7 @@ class Rebar(Estimator):
         learn: whether to learn them.
 
     Raises:
-        ObjectiveError: a temperature that is not positive.
+        ObjectiveError: a temperature that is not positive, or no scale.
 
     Example:
         >>> Rebar()
@@ -74,6 +75,15 @@ class Rebar(Estimator):
 
     def __post_init__(self) -> None:
         check_temperature(type(self).__name__, self.temperature)
+        if self.scale is None and self.relaxes:
+            raise ObjectiveError(
+                message(
+                    f"{type(self).__name__}: it needs a scale",
+                    got="scale=None",
+                    expected="the scale of the relaxed cost, a float",
+                    fix="scale=1.0, or vi.Relax(network, scale=None)",
+                )
+            )
 
     @property
     def parameters(self) -> Mapping[str, float]:
