@@ -188,7 +188,7 @@ def named(names: str, rule: Rule) -> dict[str, Rule]:
 
 
 @dataclass(eq=False)
-class Probe:
+class DegreeProbe:
     """What a dry run notes in which the values of sites carry their degrees.
 
     Attributes:
@@ -229,7 +229,7 @@ def shortfalls(plan: Plan, found: Iterable[tuple[str, str, Form]]) -> list[str]:
 
     Args:
         plan: with the degrees up to which they do.
-        found: by `Probe.found`.
+        found: by `DegreeProbe.found`.
     """
     wrong: dict[str, dict[str, Form]] = {}
     for what, label, form in found:

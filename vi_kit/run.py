@@ -24,7 +24,7 @@ from vi_kit.blocked import Blocked
 from vi_kit.checks import refuse_scores_below
 from vi_kit.copies import Copy, merged
 from vi_kit.cost import Cost, Site, Term, kept_name
-from vi_kit.degrees import Probe
+from vi_kit.degrees import DegreeProbe
 from vi_kit.plan import Findings, Plan, Replan
 from vi_kit.transform import contract
 
@@ -59,7 +59,7 @@ class Run:
         plan: Plan,
         *,
         findings: Findings | None = None,
-        probe: Probe | None = None,
+        probe: DegreeProbe | None = None,
         analysis: dict[Any, Blocked | None] | None = None,
         with_gradient: bool = True,
         learning: bool = False,

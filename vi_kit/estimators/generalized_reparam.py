@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from vi_kit.estimators.rejection_samplers import (
     STANDARDISED,
-    floating,
     lacks_map,
     standardised,
     summed,
+    with_floating_params,
 )
 from vi_kit.estimators.score import ScoredNoise
 
@@ -49,5 +49,5 @@ class GeneralizedReparam(ScoredNoise):
         return lacks_map(dist, STANDARDISED, "standardised form")
 
     def expand(self, dist: Distribution) -> Expansion:
-        elements = floating(dist.elementary())
+        elements = with_floating_params(dist.elementary())
         return summed(elements, STANDARDISED[elements.family](elements, standardised))

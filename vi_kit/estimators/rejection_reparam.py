@@ -10,9 +10,9 @@ from vi_kit.estimators.base import Expansion
 from vi_kit.estimators.rejection_samplers import (
     REJECTION_SAMPLERS,
     by_rejection,
-    floating,
     lacks_map,
     summed,
+    with_floating_params,
 )
 from vi_kit.estimators.rejector import Rejector
 from vi_kit.estimators.score import ScoredNoise
@@ -92,15 +92,15 @@ class RejectionReparam(ScoredNoise):
             return f"does not know the parameters of {dist.name}: give Rejector its `params`"
         if elements.family in NOT_SMOOTH:
             return f"needs independent continuous scalars; {dist.name} has none"
-        return self.rejector.problem(floating(elements))
+        return self.rejector.problem(with_floating_params(elements))
 
     def expand(self, dist: Distribution) -> Expansion:
         if self.rejector is not None:
-            elements = floating(dist.elementary(self.rejector.params))
+            elements = with_floating_params(dist.elementary(self.rejector.params))
             return summed(elements, self.rejector.draw(elements))
         if dist.has_partial_rsample:
             value, log_noise = dist.partial_rsample()
             return Expansion(value, log_noise=log_noise)
-        elements = floating(dist.elementary())
+        elements = with_floating_params(dist.elementary())
         draw = REJECTION_SAMPLERS[elements.family]
         return summed(elements, draw(elements, by_rejection(self.augmentation)))

@@ -221,7 +221,7 @@ def lacks_map(dist: Distribution, samplers: Mapping[str, Sampler], what: str) ->
     return f"has no {what} for {dist.name}; it has one for {', '.join(samplers)}"
 
 
-def floating(elements: Elementary | None) -> Elementary:
+def with_floating_params(elements: Elementary | None) -> Elementary:
     """Elements whose parameters are all of a floating dtype."""
     assert elements is not None
 

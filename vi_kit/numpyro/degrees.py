@@ -13,9 +13,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from vi_kit.degrees import (
     CONTINUOUS,
     JUMPS,
+    DegreeProbe,
     Degrees,
     Form,
-    Probe,
     Rule,
     chosen,
     contraction,
@@ -49,8 +49,10 @@ MAX_ROUNDS = 8
 """How often the body of a loop is read before its degree is taken to grow with every iteration."""
 
 
-def degrees_found(plan: Plan, execute: Callable[[Probe], None]) -> list[tuple[str, str, Form]]:
-    """What the terms of a probe are, as `Probe.found` says it.
+def degrees_found(
+    plan: Plan, execute: Callable[[DegreeProbe], None]
+) -> list[tuple[str, str, Form]]:
+    """What the terms of a probe are, as `DegreeProbe.found` says it.
 
     Args:
         plan: says for which sites.
@@ -59,7 +61,7 @@ def degrees_found(plan: Plan, execute: Callable[[Probe], None]) -> list[tuple[st
     labels, probes = list(plan.degrees), []
 
     def values(zeros: list[Any]) -> list[Any]:
-        probe = Probe(dict(zip(labels, zeros, strict=True)))
+        probe = DegreeProbe(dict(zip(labels, zeros, strict=True)))
         execute(probe)
         probes.append(probe)
         return [jnp.asarray(value) for value in probe.values()]

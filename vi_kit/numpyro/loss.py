@@ -19,7 +19,7 @@ from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError
 from vi_kit.cost import kept_name, label
-from vi_kit.degrees import Probe, shortfalls
+from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
 from vi_kit.numpyro.backend import (
@@ -343,7 +343,7 @@ class _Step:
         """Refuse terms of higher degree than their sites' estimators are exact for."""
         plain = replace(plan, num_slots=1, tracked=False)
 
-        def execute(probe: Probe) -> None:
+        def execute(probe: DegreeProbe) -> None:
             backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance, dry=True)
             run = Run(backend, plain, findings=Findings(), probe=probe, with_gradient=False)
             self.settings.execute(run, *self.programs)

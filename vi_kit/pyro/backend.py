@@ -47,7 +47,7 @@ class PyroBackend:
         self.leaked: frozenset[Site] = frozenset()
         self.tracking = False
         self.untraceable: frozenset[str] = frozenset()
-        self.probe: Probe | None = None
+        self.probe: LeakProbe | None = None
         self.params: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         self.own_params: dict[str, torch.Tensor] = {}
         self.own_modules: dict[str, torch.nn.Module] = {}
@@ -246,7 +246,7 @@ class PyroBackend:
         return reading.result()
 
 
-class Probe:
+class LeakProbe:
     """Finds sites whose values reach a term on a way that provenance does not follow (`torch.vmap`,
     `torch.jit.script`): the autograd graph goes there too.
 

@@ -10,9 +10,9 @@ import torch
 from torch.utils._pytree import tree_iter, tree_map
 
 from vi_kit.degrees import (
+    DegreeProbe,
     Degrees,
     Form,
-    Probe,
     Rule,
     chosen,
     contraction,
@@ -35,10 +35,10 @@ from vi_kit.plan import Plan
 from vi_kit.pyro.distributions import is_validation
 
 
-def degree_probe(plan: Plan) -> Probe:
+def degree_probe(plan: Plan) -> DegreeProbe:
     """A probe with a zero of degree one for each site whose estimator asks for a degree."""
     leaks: dict[str, Form] = {}
-    return Probe(
+    return DegreeProbe(
         {
             label: Traced(torch.zeros(()), {label: start(degree)}, leaks)
             for label, degree in plan.degrees.items()
@@ -46,8 +46,8 @@ def degree_probe(plan: Plan) -> Probe:
     )
 
 
-def degrees_found(probe: Probe) -> list[tuple[str, str, Form]]:
-    """What the terms of a probe are, as `Probe.found` says it."""
+def degrees_found(probe: DegreeProbe) -> list[tuple[str, str, Form]]:
+    """What the terms of a probe are, as `DegreeProbe.found` says it."""
     leaks = next(iter(probe.zeros.values())).leaks
     own = [v.degrees if isinstance(v, Traced) else {} for v in probe.values()]
     return probe.found({**degrees, **leaks} for degrees in own)

@@ -18,7 +18,7 @@ from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
 from vi_kit.plan import Findings, Plan, Replan, explanation
 from vi_kit.programs import Program
-from vi_kit.pyro.backend import Probe, PyroBackend
+from vi_kit.pyro.backend import LeakProbe, PyroBackend
 from vi_kit.pyro.degrees import degree_probe, degrees_found
 from vi_kit.run import Run
 from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
@@ -222,7 +222,7 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
     if not plan.tracked:
         return frozenset()
     backend = PyroBackend()
-    backend.probe = Probe()
+    backend.probe = LeakProbe()
     try:
         execute(Run(backend, plan, findings=Findings(), with_gradient=False))
     except Exception:  # the program may object to values that require a gradient (`.numpy()`)
