@@ -408,3 +408,18 @@ def test_repr():
     assert repr(vi.Analytic()) == "Analytic()"
     assert repr(vi.Analytic(fallback=vi.Score())) == f"Analytic(fallback={vi.Score()!r})"
     assert vi.Analytic(fallback=vi.Reparam()) == vi.Analytic(fallback=vi.Reparam())
+
+
+def test_a_support_that_is_random():
+    """Whether the datum lies in it is not asked of the mean."""
+    lib = PyroWords()
+
+    def model():
+        z = lib.sample("z", lib.dist.Gamma(lib.array(4.0), lib.array(1.0)))
+        lib.sample("x", lib.dist.Uniform(lib.array(0.0), z), obs=lib.array(2.5))
+
+    def guide():
+        lib.sample("z", lib.dist.Gamma(lib.xp.exp(lib.theta(VALUES)[0]), lib.array(1.0)))
+
+    with pytest.raises(vi.AnalyticError, match=r"no closed form for \w+ at"):
+        gradients(lib, model, guide)

@@ -16,7 +16,7 @@ from vi_kit.cost import Site
 from vi_kit.expectations import choice_of
 from vi_kit.factors import Known, Value
 from vi_kit.parts import NoRuleError, SiteKey
-from vi_kit.pyro.distributions import PyroDistribution, is_validation
+from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.torch_rules import LIBRARY, RULES
 
 METADATA = frozenset(
@@ -130,7 +130,7 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
             return func(*args, **kwargs)
     if written == "__iter__":
         return iter(args[0].unbind(0))
-    if name in COMPARISONS and is_validation(sys._getframe(2)):
+    if name in COMPARISONS and _is_check(sys._getframe(2)):
         return func(*_map(_mean, args), **_map(_mean, kwargs))
     operands: list[Random] = []
     values = _map(_value, args, operands)
@@ -145,10 +145,7 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
             if lost or name not in RULES:
                 raise NoRuleError(lost or "there is no rule for it")
             return _wrapped(RULES[name](*values, **named), draw)
-        except (
-            NoRuleError,
-            TypeError,
-        ) as error:  # a TypeError: arguments that a rule does not take
+        except (NoRuleError, TypeError) as error:  # TypeError: arguments that a rule does not take
             sites = sites_of([x.value for x in operands])
             shown = name if written.startswith("__") else written
             blocked = Blocked(shown, str(error), line_of_program(_frames()), sites)
@@ -158,6 +155,12 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
         raise blocked.error()
     return tree_map(lambda x: _blocked(blocked, x) if isinstance(x, torch.Tensor) else x, result)
+
+
+def _is_check(frame: Any) -> bool:
+    """Whether a distribution asks whether a random parameter is one that it may have."""
+    in_constraint = frame.f_code.co_filename.endswith("constraints.py")
+    return in_constraint and isinstance(frame.f_locals.get("value"), Random)
 
 
 def _lost(written: str, kwargs: Any) -> str | None:
