@@ -96,11 +96,13 @@ def num_equations(jaxpr: Any) -> int:
     return len(jaxpr.eqns) + sum(map(num_equations, inner))
 
 
-def static_cost(fn: Callable[..., jax.Array], *args: Any) -> dict[str, float]:
+def static_cost(
+    fn: Callable[..., jax.Array], *args: Any, compiler_options: dict[str, Any] | None = None
+) -> dict[str, float]:
     """What can be said of a gradient without running it."""
     gradient = jax.grad(fn, argnums=1)
     closed = jax.make_jaxpr(gradient)(*args)
-    cost = jax.jit(gradient).lower(*args).compile().cost_analysis()
+    cost = jax.jit(gradient).lower(*args).compile(compiler_options).cost_analysis()
     return {
         "equations": num_equations(closed.jaxpr),
         "flops": cost["flops"],
