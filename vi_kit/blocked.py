@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vi_kit._errors import AnalyticError, message
+from vi_kit._named import Array
 from vi_kit.factors import Library, Value, start
 from vi_kit.parts import NoRuleError, SiteKey
 
@@ -42,6 +43,19 @@ class Blocked:
 
     def error(self) -> AnalyticError:
         return analytic_error([self])
+
+
+def settled(value: Value | Blocked, sample: Callable[[], Array] | None, is_closed: bool) -> Array:
+    """What a term is: its expectation if it has a closed form, else what it is for the values that were drawn.
+
+    Raises:
+        AnalyticError: it has neither.
+    """
+    if sample is not None and not is_closed:
+        return sample()
+    if isinstance(value, Blocked):
+        raise value.error()
+    return value.full_mean
 
 
 def analytic_error(found: Iterable[Blocked]) -> AnalyticError:

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jax.interpreters import batching
 
 from vi_kit.backend import Moments
-from vi_kit.blocked import Blocked, Once, line_of_program, sites_of, started
+from vi_kit.blocked import Blocked, Once, line_of_program, settled, sites_of, started
 from vi_kit.cost import Site
 from vi_kit.factors import Known, Value
 from vi_kit.numpyro.degrees import CALLS
@@ -125,13 +125,7 @@ def with_expectations(closed: Container[Any]) -> Term:
     """What the terms of a run are: expectations if they have a closed form, else samples."""
 
     def on_term(key: Any, x: Any) -> jax.Array:
-        if not isinstance(x, Random):
-            return x
-        if x.sample is not None and key not in closed:
-            return sampled(x)
-        if isinstance(x.value, Blocked):
-            raise x.value.error()
-        return x.value.full_mean
+        return settled(x.value, x.sample, key in closed) if isinstance(x, Random) else x
 
     return on_term
 

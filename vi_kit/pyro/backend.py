@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.backend import Moments, current
-from vi_kit.blocked import Blocked
+from vi_kit.blocked import Blocked, settled
 from vi_kit.cost import Cost, Site
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
@@ -139,16 +139,11 @@ class PyroBackend:
         run = current()
         if not isinstance(array, Random):
             return array
-        value = array.value
         if run.analysis is not None:
             if key is not None:
-                run.analysis[key] = value if isinstance(value, Blocked) else None
+                run.analysis[key] = array.value if isinstance(array.value, Blocked) else None
             return sampled(array)
-        if array.sample is not None and key not in run.plan.closed:
-            return sampled(array)
-        if isinstance(value, Blocked):
-            raise value.error()
-        return value.full_mean
+        return settled(array.value, array.sample, key in run.plan.closed)
 
     # State
 

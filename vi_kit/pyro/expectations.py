@@ -21,7 +21,7 @@ from vi_kit.pyro.torch_rules import LIBRARY, RULES
 
 METADATA = frozenset(
     "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous get_device"
-    " len hash has_names is_conj is_neg is_inference type_as_tuple shape dtype device ndim layout"
+    " len hash has_names is_conj is_neg is_inference shape dtype device ndim layout"
     " is_leaf requires_grad grad grad_fn is_sparse is_quantized names format result_type".split()
 )
 """Tell nothing of values."""

@@ -31,15 +31,15 @@ LIBRARY = TorchLibrary()
 
 
 def _add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
-    return rules.add(
-        x, y if alpha == 1 else rules.multiply(y, alpha) if isinstance(y, Value) else alpha * y
-    )
+    return rules.add(x, _times(y, alpha))
 
 
 def _sub(x: Any, y: Any, *, alpha: Any = 1) -> Any:
-    if alpha != 1:
-        y = rules.multiply(y, alpha) if isinstance(y, Value) else alpha * y
-    return rules.subtract(x, y)
+    return rules.subtract(x, _times(y, alpha))
+
+
+def _times(y: Any, alpha: Any) -> Any:
+    return rules.multiply(y, alpha) if isinstance(y, Value) else y if alpha == 1 else alpha * y
 
 
 def _div(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
@@ -174,12 +174,8 @@ def _compared(test: Any) -> Callable[[Any, Any], Any]:
     return rule
 
 
-def _where(mask: Any, x: Any, y: Any) -> Value:
-    return rules.where(mask, x, y)
-
-
 def _masked_fill(x: Any, mask: Any, value: Any) -> Value:
-    return _where(mask, value, x)
+    return rules.where(mask, value, x)
 
 
 def _reshape(x: Value, *shape: Any) -> Value:
@@ -446,7 +442,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "xlogy": _xlogy,
     "sum": _sum,
     "mean": _mean_of,
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner_vectors"), _matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
     "rmatmul": lambda x, y: _matmul(y, x),
     **dict.fromkeys(("addmm", "addmv", "baddbmm"), _addmm),
     "linear": _linear,
@@ -467,7 +463,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "avg_pool2d": _whole(F.avg_pool2d),
     "index_select": _whole(torch.index_select),
     "gather": _whole(torch.gather),
-    "where": _where,
+    "where": rules.where,
     "masked_fill": _masked_fill,
     **dict.fromkeys(("reshape", "view"), _reshape),
     "reshape_as": lambda x, y: _reshape(x, y.shape),
@@ -498,7 +494,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("long", "int"), _as_dtype(torch.long)),
     "float": _as_dtype(torch.float32),
     "double": _as_dtype(torch.float64),
-    **dict.fromkeys(("contiguous", "clone", "dropout_off", "positive"), _same),
+    **dict.fromkeys(("contiguous", "clone", "positive"), _same),
     "detach": _detach,
     **{
         name: _made_like(getattr(torch, name))
