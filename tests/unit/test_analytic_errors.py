@@ -131,7 +131,9 @@ def test_the_line_of_a_function_that_is_traced_once(lib):
         assert text in refused(lib, term)
 
 
-def test_a_product_of_two_sites(lib):
+def two_sites(lib, term):
+    """A model with a term of two sites, and its guide."""
+
     def guide():
         theta = lib.theta(VALUES)
         lib.sample("z", lib.dist.Normal(theta[0], 1.0))
@@ -140,7 +142,13 @@ def test_a_product_of_two_sites(lib):
     def model():
         z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
         w = lib.sample("w", lib.dist.Normal(lib.array(0.0), 1.0))
-        lib.factor("f", lib.xp.exp(z * w))
+        lib.factor("f", term(z, w))
+
+    return model, guide
+
+
+def test_a_product_of_two_sites(lib):
+    model, guide = two_sites(lib, lambda z, w: lib.xp.exp(z * w))
 
     with pytest.raises(vi.AnalyticError, match=r"^sites \['w', 'z'\]: .* for exp at"):
         gradients(lib, model, guide)
@@ -268,15 +276,7 @@ def test_a_fallback_that_cannot_serve_the_site(lib):
 
 
 def test_a_term_of_two_sites_of_which_one_has_a_fallback(lib):
-    def guide():
-        theta = lib.theta(VALUES)
-        lib.sample("z", lib.dist.Normal(theta[0], 1.0))
-        lib.sample("w", lib.dist.Normal(theta[1], 1.0))
-
-    def model():
-        z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
-        w = lib.sample("w", lib.dist.Normal(lib.array(0.0), 1.0))
-        lib.factor("f", lib.xp.tanh(z + w))
+    model, guide = two_sites(lib, lambda z, w: lib.xp.tanh(z + w))
 
     estimators = {"z": vi.Analytic(fallback=vi.Reparam()), "w": vi.Analytic()}
     with pytest.raises(vi.AnalyticError, match=r"^sites \['w', 'z'\]: .* for tanh"):
