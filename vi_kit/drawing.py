@@ -34,19 +34,40 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
     Returns:
         The value for the program, and the site.
     """
-    site, choice = _open(run, statement, role)
+    site, choice = open_site(run, statement, role)
     dist = statement.dist
     if run.findings is not None:
         return _try(run, site, dist, choice), site
     if choice.estimator.carries_moments:
         return _moments(run, site, dist), site
     expansion = site.estimator.expand(dist)
+    claim(run, site, expansion)
+    return placed(run, site, expansion, len(dist.event_shape)), site
+
+
+def claim(run: Run, site: Site, expansion: Expansion) -> None:
+    """Give a site the axes that its expansion needs."""
     made = 0 if expansion.alternatives is None else expansion.alternatives.shape[0]
     if made != run.plan.slots_of.get(site.label, made):
         raise _other_number(run, site, made)
-    event_ndim = len(dist.event_shape)
+    in_front = expansion.alternatives if made else expansion.control
     if expansion.is_worlds:
-        return run.backend.track(_worlds(run, site, expansion, event_ndim), site), site
+        in_front = expansion.value
+        site.world = Axis(WORLD, site.order, f"worlds of {site.name}", in_front.shape[0])
+        run.place(site.world)
+    if in_front is not None:
+        site.slots = Axis(SLOT, site.order, f"slots of {site.name}", in_front.shape[0])
+    if expansion.alternatives is not None:
+        run.slots[site] = range(run.next_slot, run.next_slot + made)
+        run.next_slot += made
+        if run.next_slot > run.plan.num_slots:
+            raise Replan
+
+
+def placed(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array:
+    """The value of a site for the program, with worlds and alternatives along their axes."""
+    if expansion.is_worlds:
+        return run.backend.track(_worlds(run, site, expansion, event_ndim), site)
     upstream: frozenset[Site] = frozenset()
     if run.plan.num_slots > 1 or expansion.log_noise is not None:  # it is not free
         upstream = _upstream(run, site, expansion.value)
@@ -56,20 +77,16 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
         site.log_noise = run.term(
             log_noise, site.axes, what, own=site, counts=False, known=upstream
         )
-    in_front = expansion.alternatives if made else expansion.control
-    if in_front is not None:
-        num = in_front.shape[0]
-        site.slots = Axis(SLOT, site.order, f"slots of {site.name}", num)
-        if expansion.coefficients is not None:
-            named = _along_slots(run, site, expansion.coefficients, upstream)
-            site.coefficients = Term(centred(named))
-        if expansion.control is not None:
-            site.control = Term(_along_slots(run, site, expansion.control, upstream))
+    if expansion.coefficients is not None:
+        named = _along_slots(run, site, expansion.coefficients, upstream)
+        site.coefficients = Term(centred(named))
+    if expansion.control is not None:
+        site.control = Term(_along_slots(run, site, expansion.control, upstream))
     if expansion.alternatives is not None:
-        value = _alternatives(run, site, expansion, event_ndim, upstream)
+        value = _alternatives(run, site, expansion, event_ndim)
     else:
         value = _aligned_slots(run, expansion.value, event_ndim, upstream)
-    return (run.backend.track(value, site) if site.estimator.tracked else value), site
+    return run.backend.track(value, site) if site.estimator.tracked else value
 
 
 def draw_inside(
@@ -87,7 +104,7 @@ def draw_inside(
     """
     site, choice, dist = again, None, statement.dist
     if site is None:
-        site, choice = _open(run, statement, role, inside=True)
+        site, choice = open_site(run, statement, role, inside=True)
     if run.findings is not None:
         choice = choice or run.findings.choices[site.label]
         return _try(run, site, dist, choice, inside=True), site
@@ -97,7 +114,9 @@ def draw_inside(
     return (run.backend.track(value, site) if site.estimator.tracked else value), site
 
 
-def _open(run: Run, statement: Statement, role: str, inside: bool = False) -> tuple[Site, Choice]:
+def open_site(
+    run: Run, statement: Statement, role: str, inside: bool = False
+) -> tuple[Site, Choice]:
     """Choose the estimator of a site."""
     axes = tuple(sorted(statement.axes, key=lambda a: a.key, reverse=True))
     name, dist = statement.name, statement.dist
@@ -251,10 +270,8 @@ def _undeclared(run: Run, site: Site, dist: Distribution) -> list[int]:
 
 def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array:
     """Put the worlds of a site along an axis of their own."""
-    size = expansion.value.shape[0]
-    site.world = Axis(WORLD, site.order, f"worlds of {site.name}", size)
-    site.slots = Axis(SLOT, site.order, f"slots of {site.name}", size)
-    dim = run.place(site.world)
+    assert site.world is not None
+    size, dim = site.world.size, run.dims[site.world]
     value = _spread(expansion.value, dim, event_ndim)
     if expansion.weights is None:
         return value
@@ -268,29 +285,25 @@ def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Arra
     return _aligned_slots(run, value, event_ndim, upstream)
 
 
-def _alternatives(
-    run: Run, site: Site, expansion: Expansion, event_ndim: int, upstream: Iterable[Site]
-) -> Array:
+def _alternatives(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array:
     """Put the drawn value and its alternatives along the slot axis."""
     assert expansion.alternatives is not None
-    num, n, start = expansion.alternatives.shape[0], run.plan.num_slots, run.next_slot
-    run.slots[site] = range(start, start + num)
-    run.next_slot += num
-    if run.next_slot > n:
-        raise Replan
+    n, own = run.plan.num_slots, run.slots[site]
     value = _padded(run, expansion.value, event_ndim)
     xp = array_namespace(value)
     dim = value.ndim + run.slot_dim - event_ndim
     others = _first_slot(run, expansion.alternatives, event_ndim, lead=1)
-    others = xp.reshape(others, (num, *(1,) * (value.ndim - others.ndim + 1), *others.shape[1:]))
+    others = xp.reshape(
+        others, (len(own), *(1,) * (value.ndim - others.ndim + 1), *others.shape[1:])
+    )
     others = xp.moveaxis(xp.squeeze(others, axis=dim + 1), 0, dim)
     base = value[(slice(None),) * dim + (slice(0, 1),)]
-    pieces = [value[(slice(None),) * dim + (slice(0, start),)]] if value.shape[dim] > 1 else []
+    pieces = [value[(slice(None),) * dim + (slice(0, own.start),)]] if value.shape[dim] > 1 else []
     if not pieces:
-        pieces.append(_repeated(base, dim, start))
+        pieces.append(_repeated(base, dim, own.start))
     pieces.append(others)
-    if n > run.next_slot:
-        pieces.append(_repeated(base, dim, n - run.next_slot))
+    if n > own.stop:
+        pieces.append(_repeated(base, dim, n - own.stop))
     return xp.concat(pieces, axis=dim)
 
 
