@@ -33,6 +33,8 @@ class Distribution(Protocol):
     has_rsample: bool
     has_partial_rsample: bool
     """Whether the library's own sampler has a path, and noise whose density has a score."""
+    hides_elements: bool
+    """Whether the program masks elements of its events, so that its log density is not a multiple of `log_prob`."""
 
     def sample(self) -> Array: ...
     def rsample(self) -> Array: ...

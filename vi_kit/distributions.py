@@ -71,26 +71,20 @@ class DistributionView(ABC):
     """A library's distribution; implements `vi_kit.backend.Distribution`.
 
     Args:
-        fn: the distribution. A mask around it is dropped: it changes the density, not the draw.
+        fn: the distribution. Masks around it and in it are dropped: they change the density, not the draw.
 
     Attributes:
-        mask: what was dropped, `True` if there was none.
+        mask: what was dropped around it, `True` if nothing was.
+        hides_elements: whether a mask was dropped in it, which leaves out a part of its density.
     """
 
     wrappers: ClassVar[Wrappers]
 
     def __init__(self, fn: Any):
         w = self.wrappers
-        self.mask: Any = True
-        while isinstance(fn, w.masked) or (
-            isinstance(fn, w.expanded) and isinstance(fn.base_dist, w.masked)
-        ):
-            batch = tuple(fn.batch_shape)
-            masked = fn if isinstance(fn, w.masked) else fn.base_dist
-            self.mask, fn = masked._mask & self.mask, masked.base_dist
-            fn = fn if tuple(fn.batch_shape) == batch else fn.expand(batch)
-        self.fn = fn
-        base = fn
+        self.mask: Any
+        fn, self.mask, self.hides_elements = self._unmasked(fn)
+        self.fn = base = fn
         while isinstance(base, w.independent | w.expanded):
             base = base.base_dist
         self.name = _family(base)
@@ -98,6 +92,21 @@ class DistributionView(ABC):
         self.event_shape: tuple[int, ...] = tuple(fn.event_shape)
         self.has_partial_rsample = self.is_partial(base)
         self.has_rsample = bool(fn.has_rsample) and not self.has_partial_rsample
+
+    def _unmasked(self, fn: Any) -> tuple[Any, Any, bool]:
+        """A distribution without its masks; what they multiply its density by; whether some hide parts of it."""
+        if not hasattr(fn, "base_dist"):
+            return fn, True, False
+        w = self.wrappers
+        base, mask, hides = self._unmasked(fn.base_dist)
+        if isinstance(fn, w.masked):
+            return base, fn._mask & mask, hides
+        if base is not fn.base_dist:
+            fn = copy.copy(fn)
+            fn.base_dist = base
+        if mask is True or isinstance(fn, w.expanded):
+            return fn, mask, hides
+        return fn, True, True
 
     @abstractmethod
     def sample(self) -> Array: ...

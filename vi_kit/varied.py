@@ -55,8 +55,9 @@ def _together(draw: Draw) -> Site:
     ]
     numbers = {f.number for f in draw.factors.values()}
     pending = {t.pending for t in draw.density.terms if t.upstream.intersection(sites)}
-    uniform = len(sites) == 1 or (numbers != {None} and len(numbers) == len(pending) == 1)
-    run.varied[site] = Varied(tuple(sites), tuple(apart), uniform)
+    hidden = any(draw.details[name].dist.hides_elements for name in draw.factors)
+    alike = len(sites) == 1 or (numbers != {None} and len(numbers) == len(pending) == 1)
+    run.varied[site] = Varied(tuple(sites), tuple(apart), alike and not hidden)
     return site
 
 

@@ -399,7 +399,7 @@ class _Handler:
             fn = without_validation(fn)
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]
         plain, drawn = None, self.reading.drawn_from(msg["name"])
-        if drawn is not None:
+        if drawn is not None and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)
             log_prob = jnp.where(unmasked.mask, plain, 0.0)
         elif unmasked.fn is fn:
@@ -418,7 +418,7 @@ class _Handler:
         def factor() -> jax.Array:
             return jnp.where(unmasked.mask, jnp.ones_like(plain) * scale, 0.0)
 
-        number = one_number(scale, unmasked.mask)
+        number = None if unmasked.hides_elements else one_number(scale, unmasked.mask)
         self.reading.record(msg["name"], axes, density, plain, factor, number)
 
     def declared(self, log_prob: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:

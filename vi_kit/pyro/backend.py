@@ -437,7 +437,7 @@ class _Handler:
             fn = unchecked(fn)
         axes, unmasked = self.axes(msg), PyroDistribution(fn)
         drawn = self.reading.drawn_from(name)
-        if drawn is not None and isinstance(value, Random):
+        if drawn is not None and isinstance(value, Random) and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)
             log_prob = plain if unmasked.fn is fn else scale_and_mask(plain, 1.0, unmasked.mask)
         else:
@@ -450,7 +450,7 @@ class _Handler:
             ones = torch.ones_like(plain)
             return scale_and_mask(scale_and_mask(ones, scale, mask), 1.0, unmasked.mask)
 
-        number = one_number(scale, mask, unmasked.mask)
+        number = None if unmasked.hides_elements else one_number(scale, mask, unmasked.mask)
         self.reading.record(name, axes, density, plain, factor, number)
 
     def axes(self, msg: Any) -> tuple[Axis, ...]:
