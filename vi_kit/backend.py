@@ -33,11 +33,17 @@ class Distribution(Protocol):
     has_rsample: bool
     has_partial_rsample: bool
     """Whether the library's own sampler has a path, and noise whose density has a score."""
+    is_straight_through: bool
+    """Whether its path is that of another value, so that a gradient along it is biased."""
     hides_elements: bool
     """Whether the program masks elements of its events, so that its log density is not a multiple of `log_prob`."""
 
     def sample(self) -> Array: ...
     def rsample(self) -> Array: ...
+    def shown(self, value: Array) -> Array:
+        """What a program sees of a value that was drawn; `log_prob` may be asked of either."""
+        ...
+
     def partial_rsample(self) -> tuple[Array, Array]:
         """A value with a gradient, and the log density of the noise from which it was made."""
         ...

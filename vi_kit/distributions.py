@@ -91,7 +91,9 @@ class DistributionView(ABC):
         self.batch_shape: tuple[int, ...] = tuple(fn.batch_shape)
         self.event_shape: tuple[int, ...] = tuple(fn.event_shape)
         self.has_partial_rsample = self.is_partial(base)
-        self.has_rsample = bool(fn.has_rsample) and not self.has_partial_rsample
+        self.is_straight_through = self.rounds(base)
+        whole = not self.has_partial_rsample and not self.is_straight_through
+        self.has_rsample = whole and bool(fn.has_rsample)
 
     def _unmasked(self, fn: Any) -> tuple[Any, Any, bool]:
         """A distribution without its masks; what they multiply its density by; whether some hide parts of it."""
@@ -118,6 +120,15 @@ class DistributionView(ABC):
         """Whether the path through a distribution's own sampler is not all of its gradient."""
         del fn
         return False
+
+    def rounds(self, fn: Any) -> bool:
+        """Whether a distribution's own sampler rounds, and passes on the gradient of what it rounded."""
+        del fn
+        return False
+
+    def shown(self, value: Array) -> Array:
+        """What a program sees of a value that was drawn."""
+        return value
 
     def partial_rsample(self) -> tuple[Array, Array]:
         raise NotImplementedError(f"{self.name} has no such sampler")

@@ -42,7 +42,7 @@ class Draw(Mapping[str, Any]):
 
     Attributes:
         program: what was simulated.
-        by_name: the values, as the program saw them.
+        by_name: the values, as they were drawn.
         sites: the sites by name; observed sites are not among them.
         density: log density of the draw under the program that made it, as the draw was made (nats).
         details: what the backend needs to know of each site.
@@ -85,10 +85,14 @@ class Draw(Mapping[str, Any]):
     def replayed(self, name: str) -> Any:
         """A value for other programs and functions: a constant, if the draw is held."""
         value = self.by_name[name]
-        return current().backend.stop_gradient(value) if self.held else value
+        value = current().backend.stop_gradient(value) if self.held else value
+        return self._shown(name, value)
+
+    def _shown(self, name: str, value: Any) -> Any:
+        return self.details[name].dist.shown(value)
 
     def __getitem__(self, name: str) -> Any:
-        return self.by_name[name]
+        return self._shown(name, self.by_name[name])
 
     def __iter__(self) -> Any:
         return iter(self.by_name)

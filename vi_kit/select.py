@@ -155,7 +155,8 @@ class Selection:
                 f"{size} values, at most {DEFAULT_MAX_WORLDS}",
             )
         many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
-        why = f"no reparameterised sampler; {not_enumerated or 'support is not finite'}"
+        lacks = "biased sampler" if dist.is_straight_through else "no reparameterised sampler"
+        why = f"{lacks}; {not_enumerated or 'support is not finite'}"
         return Choice(Score(LeaveOneOut() if many else MovingAverage()), "default", why)
 
     def unmatched(self, names: Iterable[str]) -> list[str]:

@@ -53,7 +53,7 @@ class Simulation:
         self._refuse_factor(statement)
         value, site = draw(self.run, statement, self.program.role)
         self.values[name], self.sites[name], self.details[name] = value, site, statement
-        return value
+        return statement.dist.shown(value)
 
     def latent_inside(self, statement: Statement) -> Array | None:
         """The value of a latent site in the body of a library's control flow, which may be traced more

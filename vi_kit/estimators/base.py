@@ -45,6 +45,10 @@ class Expansion:
 
 def lacks_sampler(dist: Distribution) -> str | None:
     """Why a distribution has no pathwise gradient; `None` if it has one."""
+    if dist.is_straight_through:
+        return (
+            f"is biased: {dist.name} rounds its value and passes on the gradient of what it rounded"
+        )
     return None if dist.has_rsample else f"needs a reparameterised sampler; {dist.name} has none"
 
 

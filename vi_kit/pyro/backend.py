@@ -442,7 +442,8 @@ class _Handler:
             log_prob = plain if unmasked.fn is fn else scale_and_mask(plain, 1.0, unmasked.mask)
         else:
             log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
-            plain = log_prob if unmasked.fn is fn else unmasked.log_prob(value)
+            whole = unmasked.fn is fn and unmasked.unrounded is None
+            plain = log_prob if whole else unmasked.log_prob(value)
         scale, mask = split_scale(msg["scale"], axes), msg["mask"]
         density = scale_and_mask(log_prob, scale, mask)
 

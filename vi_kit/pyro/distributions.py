@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
+from torch.distributions.utils import clamp_probs
 
 from vi_kit.distributions import DistributionView, Wrappers, without_validation
+
+ROUNDED = (
+    dist.RelaxedBernoulliStraightThrough,
+    dist.RelaxedOneHotCategoricalStraightThrough,
+)
+"""Round what they draw. Their log density is that of what was rounded, which they note at the value."""
 
 MADE_OF_ARRAYS = (torch.distributions.Distribution, torch.distributions.Transform)
 
@@ -17,7 +25,13 @@ WHOLE = dist.Distribution.score_parts
 
 
 class PyroDistribution(DistributionView):
-    """A view of a Pyro distribution."""
+    """A view of a Pyro distribution.
+
+    One that rounds draws what is to be rounded, on the real line, where it has a density to the last digit.
+
+    Attributes:
+        unrounded: the distribution of that, if so.
+    """
 
     wrappers = Wrappers(
         masked=dist.MaskedDistribution,
@@ -27,8 +41,39 @@ class PyroDistribution(DistributionView):
         mixture=MixtureSameFamily,
     )
 
+    def __init__(self, fn: Any):
+        super().__init__(fn)
+        self.unrounded = _unrounded(self.fn)
+
     def sample(self) -> torch.Tensor:
-        return self.sample_elements(self.fn)
+        return self.sample_elements(self.unrounded or self.fn)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        if self.unrounded is None:
+            return self.fn.log_prob(value)
+        return self.unrounded.log_prob(getattr(value, "_vi_kit_drawn", value))
+
+    def rounds(self, fn: Any) -> bool:
+        return isinstance(fn, (*ROUNDED, dist.OneHotCategoricalStraightThrough))
+
+    def shown(self, value: torch.Tensor) -> Any:
+        if self.unrounded is None:
+            return value
+        leaf, soft = self.fn, value
+        while not isinstance(leaf, ROUNDED):
+            leaf = leaf.base_dist
+        for transform in leaf.transforms:
+            soft = transform(soft)
+        soft = clamp_probs(soft)
+        rounded: Any = soft.round()
+        if leaf.event_shape:
+            hard = torch.nn.functional.one_hot(soft.argmax(-1), soft.shape[-1])
+            rounded = hard.to(soft.dtype)
+        rounded._unquantize, rounded._vi_kit_drawn = soft, value
+        return rounded
+
+    def family(self, fn: Any) -> str:
+        return super().family(fn).replace("CategoricalStraightThrough", "Categorical")
 
     def rsample(self) -> torch.Tensor:
         return self.fn.rsample()
@@ -90,6 +135,18 @@ class PyroDistribution(DistributionView):
             if other.name != "Delta":
                 return False
         return bool(self.fn.support.check(value).all())
+
+
+def _unrounded(fn: Any) -> Any:
+    """A copy of a distribution that rounds, of what it rounds; `None` of one that does not."""
+    if isinstance(fn, ROUNDED):
+        return fn.base_dist
+    base = _unrounded(fn.base_dist) if isinstance(fn, Independent) else None
+    if base is None:
+        return None
+    fn = copy.copy(fn)
+    fn.base_dist = base
+    return fn
 
 
 class LinearOneHotCategorical(dist.OneHotCategorical):
