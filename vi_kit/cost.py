@@ -183,7 +183,8 @@ def _added(group: Sequence[Term]) -> Term:
 class Cost:
     """A random number that an objective program computes: a sum of terms, in nats.
 
-    Adding, subtracting and scaling keep the terms apart. `apply` is for everything else.
+    Adding, subtracting and scaling keep the terms apart. Other operators (`*` of two costs, `**`, `abs`) act on the
+    whole number, whatever plates its terms have; `apply` takes a function of the number, or element by element.
     """
 
     def __init__(self, terms: Iterable[Term]):
@@ -213,9 +214,7 @@ class Cost:
 
     def __mul__(self, factor: Any) -> Cost:
         if isinstance(factor, Cost):
-            from vi_kit.nonlinear import apply  # it is made of costs itself
-
-            return apply(lambda x, y: x * y, self, factor)
+            return _of_numbers(lambda x, y: x * y, self, factor)
         if getattr(factor, "ndim", 0) != 0:
             raise ObjectiveError(
                 message(
@@ -241,14 +240,16 @@ class Cost:
     __rmul__ = __mul__
 
     def __pow__(self, power: float) -> Cost:
-        from vi_kit.nonlinear import apply
-
-        return apply(lambda x: x**power, self)
+        return _of_numbers(lambda x: x**power, self)
 
     def __abs__(self) -> Cost:
-        from vi_kit.nonlinear import apply
-
-        return apply(abs, self)
+        return _of_numbers(abs, self)
 
     def __truediv__(self, divisor: Any) -> Cost:
         return self * (1.0 / divisor)
+
+
+def _of_numbers(fn: Callable[..., Any], *costs: Cost) -> Cost:
+    from vi_kit.nonlinear import apply  # it is made of costs itself
+
+    return apply(fn, *costs, plates=[])

@@ -3,8 +3,8 @@ alternatives are put on axes of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace, device
 
@@ -136,7 +136,11 @@ def open_site(
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = site
-    if run.findings is None:
+    if run.findings is not None:
+        run.findings.ignored.update(_ignored_hints(name, statement.infer))
+        if statement.infer.get("is_auxiliary"):
+            run.findings.auxiliary.add(site)
+    else:
         if site.label not in run.plan.selection.resolved:  # the structure changes from run to run
             reason = _reason_against(run, site, dist, choice.estimator)
             if reason:
@@ -144,6 +148,21 @@ def open_site(
         if site.estimator.tracked and not run.plan.tracked:
             raise Replan
     return site, choice
+
+
+def _ignored_hints(name: str, infer: Mapping[str, Any]) -> dict[str, None]:
+    """What is said once of annotations for other losses, which mean nothing here."""
+    hints = []
+    if infer.get("baseline"):
+        hints.append(("baseline", "vi.Score(baseline)"))
+    if infer.get("enumerate") and infer.get("num_samples"):
+        hints.append(("num_samples", "vi.WithoutReplacement(k), or num_samples of Loss"))
+    if infer.get("expand") is False:
+        hints.append(("expand", "nothing: values of enumerated sites are never expanded"))
+    return {
+        f"site {name!r}: infer={{{hint!r}: ...}} has no effect on this loss; instead of it: {instead}": None
+        for hint, instead in hints
+    }
 
 
 def _reason_against(run: Run, site: Site, dist: Distribution, estimator: Estimator) -> str | None:
@@ -232,8 +251,9 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         )
         findings.raise_if_any()
         raise
-    _upstream(run, site, value)
-    if pathwise and not estimator.tracked and not estimator.carries_moments:
+    findings.above[site] = _upstream(run, site, value)
+    followed = estimator.tracked or estimator.carries_moments or site in findings.auxiliary
+    if pathwise and not followed:
         return value
     if estimator.is_support:
         value = run.backend.untracked(value)

@@ -82,6 +82,9 @@ class Findings:
     analytic: set[str] = field(default_factory=set)
     split: bool = False
     entangled: bool = True
+    auxiliary: set[Site] = field(default_factory=set)
+    above: dict[Site, frozenset[Site]] = field(default_factory=dict)
+    ignored: dict[str, None] = field(default_factory=dict)
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
 
     def problem(self, text: str, *, of_estimator: bool) -> None:

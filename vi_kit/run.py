@@ -79,7 +79,7 @@ class Run:
         self.variant = 0
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
-        self.subsamples: dict[str, Any] = {}
+        self.subsamples: dict[tuple[str, int], Any] = {}
         self.sequential: set[str] = set()
         self.open_replicates: frozenset[Axis] = frozenset()
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
@@ -203,6 +203,33 @@ class Run:
         if self.findings is None:
             raise (EstimatorError if of_estimator else ObjectiveError)(text)
         self.findings.problem(text, of_estimator=of_estimator)
+
+    def share_subsample(
+        self, role: str, plate: tuple[str, int], indices: Any, same: Callable[[Any, Any], bool]
+    ) -> None:
+        """Note the minibatch of a plate, which all programs share that have the plate.
+
+        Args:
+            role: of the program.
+            plate: its name and full size.
+            indices: of the minibatch.
+            same: compares two minibatches.
+        """
+        shared = self.subsamples.setdefault(plate, indices)
+        if self.findings is None:
+            return
+        if len(indices) != len(shared) or not same(shared, indices):
+            name, size = plate
+            self.refuse(
+                message(
+                    f"plate {name!r}: model and guide are on different minibatches",
+                    got=f"in the {role} indices that are not those drawn before it",
+                    expected="one set of indices for both",
+                    fix=f"AutoNormal(model, create_plates=lambda idx: plate({name!r}, {size}, subsample=idx)); in a"
+                    " guide of your own the model's plate statement, with the same indices",
+                ),
+                of_estimator=False,
+            )
 
     def expanded(self, value: Array, axes: Iterable[Axis], event_ndim: int) -> Array:
         """A value that has all the plates of its site, at full size."""
@@ -344,7 +371,11 @@ class Run:
             held: whether the draw on which it depends is a constant.
         """
         shape = tuple(array.shape)
-        present = [a for a in axes if a.kind != PLATE or shape[-a.order :][:1] == (a.size,)]
+        present = [
+            a
+            for a in axes
+            if a.kind != PLATE or (a.order <= len(shape) and shape[-a.order] == a.size)
+        ]
         return self.term(array, present, what, held=held)
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,6 +194,8 @@ def make_plan(
                 of_estimator=False,
             )
     findings.raise_if_any()
+    for text in findings.ignored:
+        warnings.warn(text, stacklevel=2)
     resolved = {**plan.selection.resolved, **findings.choices}
     return replace(
         plan,

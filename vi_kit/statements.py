@@ -41,6 +41,7 @@ class Simulation:
     run: Run
     program: Program
     terms: list[Term] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
     values: dict[str, Array] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)
     inside: dict[str, Site] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class Simulation:
             number: the same, if it is one known number for all elements.
         """
         what = f"{self.program.role} site {name!r}"
+        _refuse_second(self, name)
         if name in self.sites:
             site = self.sites[name]
             site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
@@ -137,6 +139,7 @@ class Replay:
     program: Program
     draw: Draw
     terms: list[Term] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
 
     def latent(self, statement: Statement) -> Array | None:
@@ -189,6 +192,7 @@ class Replay:
         """Note a log density. See `Simulation.record`."""
         del plain, factor, number
         what = f"{self.program.role} site {name!r}"
+        _refuse_second(self, name)
         term = self.run.term(density, axes, what, held=self.draw.held, statement=name)
         self.terms.append(term)
 
@@ -210,6 +214,7 @@ class Replay:
         drawn_by = self.draw.program.role
         for name in self.draw.keys() - self.names - self.draw.data.keys():
             if self.draw.details[name].infer.get("is_auxiliary"):
+                self._refuse_random_given(name)
                 continue
             self._problem(
                 f"{drawn_by} site {name!r} is not a latent site of the {self.program.role}",
@@ -218,6 +223,26 @@ class Replay:
                 fix=f"sample({name!r}, ..., infer={{'is_auxiliary': True}})",
             )
         return Cost(self.terms)
+
+    def _refuse_random_given(self, auxiliary: str) -> None:
+        """Refuse an auxiliary site of the guide that the model's sites do not determine: the guide's density of these
+        is an integral over it, in whose place its joint density would stand."""
+        findings, sites = self.run.findings, self.draw.sites
+        if findings is None or (self.program.role, self.draw.program.role) != ("model", "guide"):
+            return
+        made_of_it = (
+            name in self.names
+            and self.draw.details[name].dist.name == "Delta"
+            and sites[auxiliary] in findings.above[site]
+            for name, site in sites.items()
+        )
+        if not any(made_of_it):
+            self._problem(
+                f"guide site {auxiliary!r}: the model's sites are random given this auxiliary one",
+                got="a joint density of both, where that of the model's sites alone is wanted",
+                expected="model sites with a Delta at a function of it, or the site in the model too",
+                fix=f"in the model sample({auxiliary!r}, ...) given its other sites, to guess what was drawn",
+            )
 
     def _agrees(self, statement: Statement, value: Array) -> bool:
         """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
@@ -254,6 +279,21 @@ class Replay:
 
     def _problem(self, headline: str, **parts: str) -> None:
         self.run.refuse(message(headline, **parts), of_estimator=False)
+
+
+def _refuse_second(reading: Simulation | Replay, name: str) -> None:
+    """Refuse a second statement of one name: its value would take the place of the first one's."""
+    if name in reading.recorded:
+        reading.run.refuse(
+            message(
+                f"{reading.program.role} site {name!r}: two sample statements have this name",
+                got=f"{name!r} twice in one run of the {reading.program.role}",
+                expected="one name per sample statement",
+                fix=f'names such as f"{name}_{{i}}" in a loop',
+            ),
+            of_estimator=False,
+        )
+    reading.recorded.add(name)
 
 
 def _relaxes(run: Run, site: Site) -> bool:

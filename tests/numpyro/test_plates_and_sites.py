@@ -6,6 +6,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.infer.autoguide import AutoNormal
 from scipy import stats
 
 import vi_kit as vi
@@ -115,11 +117,12 @@ def test_annotated_estimators(estimator):
 
 
 def test_auxiliary_bernoulli_site_is_enumerated():
-    """A mixture of two Normals as a guide: the bound of the joint guide in closed form."""
+    """A mixture of two Normals as a guide, whose coin the model guesses: the bound in closed form."""
     theta = np.array([0.4, -0.3, 0.6])
 
     def model():
         numpyro.sample("loc", dist.Normal(0.0, 1.0))
+        numpyro.sample("b", dist.Bernoulli(0.3))
 
     def guide():
         t = numpyro.param("theta", theta)
@@ -131,6 +134,7 @@ def test_auxiliary_bernoulli_site_is_enumerated():
         for b in (0, 1):
             log_q = oracles.log_bernoulli(t[0], b)
             log_p = -0.5 * ((t[1] + t[2] * b) ** 2 + 0.25) + 0.5 + np.log(0.5)
+            log_p = log_p + np.log(0.3 if b else 0.7)
             total = total - np.exp(log_q) * (log_p - log_q)
         return total
 
@@ -187,3 +191,74 @@ def test_chain_of_enumerated_sites():
 
     got = gradients(Loss(), model, guide, {"theta": theta}, 1)[0]
     np.testing.assert_allclose(got, oracles.gradient(minus_bound, theta), atol=1e-12)
+
+
+def rows_model():
+    with numpyro.plate("data", 4, subsample_size=2) as batch:
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=jnp.asarray(X)[batch])
+
+
+def test_a_minibatch_that_only_the_model_is_given():
+    rows = {"data": jnp.array([3, 1])}
+    model = numpyro.handlers.substitute(rows_model, rows)
+    guide = AutoNormal(rows_model)
+    with numpyro.handlers.seed(rng_seed=0):
+        guide()
+    with pytest.raises(vi.ObjectiveError, match="'data': model and guide are on different mini"):
+        value(Loss(), model, guide, {})
+    assert np.isfinite(value(Loss(), model, numpyro.handlers.substitute(guide, rows), {}))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_minibatches_inside_a_scan(inside):
+    """Model and guide are on the same elements: a point guide gives one value per pair of elements."""
+    data = jnp.arange(4.0)
+
+    def steps(step):
+        if inside:
+            scan(lambda carry, x: (carry, step()), 0.0, jnp.arange(3))
+        else:
+            step()
+
+    def model():
+        def step():
+            with numpyro.plate("data", 4, subsample_size=2) as batch:
+                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+                numpyro.sample("x", dist.Normal(z - data[batch], 0.01), obs=jnp.zeros(2))
+
+        steps(step)
+
+    def guide():
+        def step():
+            with numpyro.plate("data", 4, subsample_size=2) as batch:
+                numpyro.sample("z", dist.Delta(data[batch]))
+
+        steps(step)
+
+    losses = jax.jit(jax.vmap(lambda key: Loss().loss(key, {}, model, guide)))
+    values = {round(float(v), 6) for v in losses(jax.random.split(jax.random.key(0), 25))}
+    likelihood = 2 * stats.norm(0, 0.01).logpdf(0.0)
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    steps_of = 3 if inside else 1
+    possible = {round(-steps_of * 2 * (stats.norm.logpdf(p).sum() + likelihood), 6) for p in pairs}
+    assert values <= possible
+    assert len(values) >= 3
+
+
+def test_a_parameter_of_a_function_of_the_draw():
+    """SVI trains what model and guide declare; one that only the objective knows would stay as it is."""
+
+    def program():
+        numpyro.sample("z", dist.Normal(numpyro.param("a", 0.3), 1.0))
+
+    @vi.objective
+    def weighted(model, guide):
+        return vi.evaluate(lambda v: numpyro.param("w", 2.0) * v["z"], vi.simulate(guide))
+
+    with pytest.raises(vi.ObjectiveError, match="parameter 'w' of the objective is not among"):
+        gradients(Loss(weighted()), program, program, {"a": 0.3}, 1)
+    draws = gradients(Loss(weighted()), program, program, {"a": 0.3, "w": 2.0}, 4)
+    np.testing.assert_allclose(draws[:, 0], -2.0)
+    assert abs(draws[:, 1]).min() > 0
+    assert "Reparam" in Loss(weighted()).explain(program, program)

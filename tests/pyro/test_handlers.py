@@ -164,11 +164,12 @@ def test_auxiliary_site():
 
 
 def test_auxiliary_bernoulli_site_is_enumerated():
-    """A mixture of two Normals as a guide: its exact gradient by quadrature."""
+    """A mixture of two Normals as a guide, whose coin the model guesses: its exact gradient."""
     theta = np.array([0.4, -0.3, 0.6])
 
     def coin_model():
         pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Bernoulli(0.3))
 
     def coin_guide():
         t = pyro.param("theta", torch.tensor(theta))
@@ -182,6 +183,7 @@ def test_auxiliary_bernoulli_site_is_enumerated():
         for b, q in ((0, 1 - one), (1, one)):
             mean = t[1] + t[2] * b
             log_p = -0.5 * (mean**2 + 0.25) - 0.5 * np.log(2 * np.pi)
+            log_p = log_p + np.log(0.3 if b else 0.7)
             entropy = 0.5 * np.log(2 * np.pi * np.e * 0.25)
             value = value + q * (log_p + entropy - oracles.log_bernoulli(t[0], b))
         return value

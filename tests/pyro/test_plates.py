@@ -215,3 +215,47 @@ def test_mixture_has_the_gradient_of_trace_enum():
 
     theirs = TraceEnum_ELBO(max_plate_nesting=1)
     check_same(Loss(), theirs, model, guide, X)
+
+
+def rows_model(x, batch):
+    with pyro.plate("data", len(x), subsample=batch):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x[batch])
+
+
+def test_a_minibatch_that_only_the_model_is_given():
+    """The guide would draw rows of its own."""
+    batch = torch.tensor([4, 1, 2])
+    with pytest.raises(
+        vi.ObjectiveError, match="'data': model and guide are on different mini"
+    ) as e:
+        Loss().loss_and_grads(rows_model, AutoNormal(rows_model), X, batch)
+    assert "create_plates" in str(e.value)
+
+
+def test_a_minibatch_that_both_are_given():
+    def create_plates(x, batch):
+        return pyro.plate("data", len(x), subsample=batch)
+
+    batch = torch.tensor([4, 1, 2])
+    guide = AutoNormal(rows_model, create_plates=create_plates)
+    check_same_as_trace_elbo(rows_model, guide, X, batch)
+
+
+def test_a_guide_that_numbers_the_rows_of_a_minibatch():
+    """The guide's plate is as large as the minibatch: its positions are no rows."""
+    seen = []
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=3) as batch:
+            seen.append(tuple(batch.tolist()))
+            pyro.sample("z", dist.Normal(x[batch], 1.0))
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    loss = Loss()
+    for _ in range(10):
+        loss.loss(model, guide, X)
+    assert len(set(seen)) > 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 from numpyro.util import not_jax_tracer
 
-from vi_kit._errors import BackendError, message
+from vi_kit._errors import BackendError, ObjectiveError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.backend import Moments
 from vi_kit.cost import Cost, Site, kept_name
@@ -301,12 +302,44 @@ class _Outermost(Messenger):
         if self.backend.handler is not None:
             self.backend.handler.process(msg)
         elif msg["type"] == "param":  # in the objective itself
-            self.backend.touched["objective"].add(msg["name"])
-            msg["value"] = self.backend.params.get(msg["name"], msg["value"])
+            name = msg["name"]
+            self.backend.touched["objective"].add(name)
+            if name not in self.backend.params and not self.backend.dry:
+                raise refuse_unknown(name)
+            msg["value"] = self.backend.params.get(name, msg["value"])
 
     def postprocess_message(self, msg: Any) -> None:
         if self.backend.handler is not None:
             self.backend.handler.finish(msg)
+
+
+class _InnerPlates(Messenger):
+    """Gives the plates in a body of control flow, which hides its messages, the minibatches of those outside."""
+
+    def __init__(self, fn: Callable, handler: _Handler):
+        super().__init__(fn)
+        self.handler = handler
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "plate" and msg["value"] is None:
+            msg["value"] = self.handler.run.subsamples.get(_plate_key(msg))
+            msg["kwargs"]["rng_key"] = self.handler.plate_key(msg["name"])
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "plate":
+            self.handler.full_sizes[msg["name"]] = int(msg["args"][0])
+
+
+def _plate_key(msg: Any) -> tuple[str, int]:
+    return msg["name"], int(msg["args"][0])
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two minibatches are known to be the same."""
+    if one is other:
+        return True
+    known = not_jax_tracer(one) and not_jax_tracer(other)
+    return known and one.shape == other.shape and bool((one == other).all())
 
 
 class _Handler:
@@ -322,11 +355,14 @@ class _Handler:
     def process(self, msg: Any) -> None:
         kind = msg["type"]
         if kind in SEEDED and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
-            msg["kwargs"]["rng_key"] = self.new_key(kind)
+            msg["kwargs"]["rng_key"] = (
+                self.plate_key(msg["name"]) if kind == "plate" else self.backend.new_key()
+            )
         if kind == "plate":
             if msg["value"] is None:
-                msg["value"] = self.run.subsamples.get(msg["name"])
+                msg["value"] = self.run.subsamples.get(_plate_key(msg))
         elif kind == "control_flow":
+            msg["args"] = tuple(_InnerPlates(f, self) if callable(f) else f for f in msg["args"])
             inside: Any = self.inside
             if isinstance(self.reading, Replay):
                 inside = {name: self.reading.draw.replayed(name) for name in self.reading.draw}
@@ -341,7 +377,12 @@ class _Handler:
         kind, name = msg["type"], msg.get("name")
         if kind == "plate":
             self.full_sizes[name] = int(msg["args"][0])
-            self.run.subsamples.setdefault(name, msg["value"])
+            size = self.full_sizes[name]
+
+            def same(one: Any, other: Any) -> bool:
+                return len(one) == len(other) == size or _same(one, other)
+
+            self.run.share_subsample(self.program.role, (name, size), msg["value"], same)
         elif kind == "control_flow":
             self.left(msg["value"])
         elif kind == "param":
@@ -366,11 +407,9 @@ class _Handler:
         elif kind == "sample":
             self.sampled(msg)
 
-    def new_key(self, kind: str) -> jax.Array:
-        """A key of its own, but for minibatches: all replicates share these."""
-        if kind == "plate":
-            return random.fold_in(self.backend.shared_key, 2**31 + len(self.run.subsamples))
-        return self.backend.new_key()
+    def plate_key(self, name: str) -> jax.Array:
+        """The key of a minibatch: all replicates, programs and steps of a scan share it."""
+        return random.fold_in(self.backend.shared_key, 2**31 + zlib.crc32(name.encode()) // 2)
 
     def latent(self, msg: Any) -> None:
         fn, shape = msg["fn"], msg["kwargs"].get("sample_shape", ())
@@ -466,6 +505,18 @@ class _Handler:
         else:
             dist = NumPyroDistribution(msg["fn"])
             self.reading.latent(Statement(name, dist, self.axes(msg), msg["infer"]))
+
+
+def refuse_unknown(name: str) -> ObjectiveError:
+    """The error about a parameter of the objective that would never be trained: SVI runs model and guide only."""
+    return ObjectiveError(
+        message(
+            f"parameter {name!r} of the objective is not among those that the loss was given",
+            got=f"numpyro.param({name!r}, ...) in the objective only, of which SVI knows nothing",
+            expected="parameters that the model or the guide declares too",
+            fix=f"numpyro.param({name!r}, ...), with the same start, in the guide",
+        )
+    )
 
 
 IN_THE_DARK = (

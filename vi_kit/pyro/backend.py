@@ -403,8 +403,9 @@ class _Handler:
     def sample(self, msg: Any) -> None:
         name = msg["name"]
         if type(msg["fn"]).__name__ == "_Subsample":
-            if msg["value"] is None and name in self.run.subsamples:
-                msg["value"], msg["done"] = self.run.subsamples[name], True
+            key = (name, msg["fn"].size)
+            if msg["value"] is None and key in self.run.subsamples:
+                msg["value"], msg["done"] = self.run.subsamples[key], True
             return
         if _is_silent(msg) or msg["done"] or msg["is_observed"]:
             return
@@ -416,7 +417,7 @@ class _Handler:
         """Note the log density of a statement."""
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         if type(fn).__name__ == "_Subsample":
-            self.run.subsamples.setdefault(name, value)
+            self.run.share_subsample(self.program.role, (name, fn.size), value, _same)
             return
         if _is_silent(msg):
             return
@@ -483,6 +484,11 @@ def _before(run: Run, key: Any) -> frozenset[Site]:
         if s.order != own
         and (s.estimator.tracked or s.world is not None or (dry and not s.estimator.pathwise))
     )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two minibatches, in whatever form they were given, are the same."""
+    return one is other or torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def _leaf(value: Any) -> torch.Tensor:

@@ -1,0 +1,150 @@
+"""Plates and minibatches as people write them: which numbers belong together, by algebra."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests import oracles
+
+GRID = np.array([[0.3, -0.2, 0.5], [0.1, 0.4, -0.6], [0.7, 0.2, -0.1]])
+
+
+def point_guide(lib, values, dims):
+    """A Delta per element of two plates."""
+
+    def guide():
+        theta = lib.theta(values.reshape(-1))
+        with lib.plate("rows", values.shape[0], dim=dims[0]):
+            with lib.plate("columns", values.shape[1], dim=dims[1]):
+                lib.sample("z", lib.dist.Delta(theta.reshape(values.shape)))
+
+    return guide
+
+
+@vi.objective
+def value_of(model, guide, *, fn):
+    return vi.evaluate(fn, vi.simulate(guide))
+
+
+@pytest.mark.parametrize(
+    ("fn", "exact"),
+    [
+        (lambda v: v["z"].sum(-2), GRID.sum()),
+        (lambda v: v["z"].sum(-2)[None], GRID.sum()),
+        (lambda v: v["z"].sum(), GRID.sum()),
+        (lambda v: v["z"][0] ** 2, (GRID[0] ** 2).sum()),
+        (lambda v: v["z"], GRID.sum()),
+    ],
+)
+def test_functions_of_a_draw_that_sum_over_plates(fn, exact, lib):
+    guide = point_guide(lib, GRID, (-2, -1))
+    loss = lib.Loss(value_of(fn=fn))
+    values = {"theta": lib.array(GRID.reshape(-1))}
+    if lib.name == "numpyro":
+        import jax
+
+        got = float(loss.loss(jax.random.key(0), values, guide, guide))
+    else:
+        got = lib.value(loss, guide, guide, 0)
+    assert got == pytest.approx(-exact)
+
+
+X = np.array([0.4, -0.3, 1.1])
+
+
+@vi.objective
+def of_the_model(model, guide, *, fn):
+    return fn(vi.log_density(model, vi.simulate(guide)))
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize(
+    ("fn", "number"),
+    [
+        (lambda c: c**2, lambda x: x**2),
+        (abs, abs),
+        (lambda c: c * c, lambda x: x**2),
+        (lambda c: vi.apply(lambda x: x**2, c, plates=[]), lambda x: x**2),
+    ],
+)
+def test_operators_act_on_the_whole_number(fn, number, outside, lib):
+    """A factor of zero outside the plate changes nothing."""
+
+    def model():
+        if outside:
+            lib.factor("nothing", lib.array(0.0))
+        with lib.plate("data", 3):
+            lib.sample("x", lib.dist.Normal(lib.array(0.0), 1.0), obs=lib.array(X))
+
+    got = lib.value(lib.Loss(of_the_model(fn=fn)), model, lambda: None, 0)
+    assert got == pytest.approx(-number(oracles.log_normal(X, 0.0, 1.0).sum()))
+
+
+def test_two_sites_of_one_name(lib):
+    def program():
+        for _ in range(2):
+            lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+
+    loss = lib.Loss(max_plate_nesting=0)
+    with pytest.raises(vi.ObjectiveError, match="guide site 'z': two sample statements have"):
+        lib.value(loss, program, program, 0)
+
+
+@pytest.mark.parametrize(
+    ("infer", "text"),
+    [
+        ({"baseline": {"use_decaying_avg_baseline": True}}, "'baseline': ...} has no effect"),
+        ({"enumerate": "parallel", "num_samples": 10}, "'num_samples': ...} has no effect"),
+        ({"enumerate": "parallel", "expand": False}, "'expand': ...} has no effect"),
+    ],
+)
+def test_annotations_that_mean_nothing_here(infer, text, lib):
+    def program():
+        lib.sample("z", lib.dist.Bernoulli(lib.array(0.5)), infer=infer)
+
+    loss = lib.Loss()
+    with pytest.warns(UserWarning) as caught:
+        lib.value(loss, program, program, 0)
+    assert len([w for w in caught if text in str(w.message)]) == 1
+    if lib.name == "pyro":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            lib.value(loss, program, program, 0)
+
+
+def mixture_guide(lib, exact):
+    """A Normal given a coin, or a Delta at a Normal that is shifted."""
+
+    def guide():
+        infer = {"is_auxiliary": True}
+        if exact:
+            noise = lib.sample("b", lib.dist.Normal(lib.array(0.0), 1.0), infer=infer)
+            lib.sample("z", lib.dist.Delta(noise + 0.5))
+        else:
+            b = lib.sample("b", lib.dist.Bernoulli(lib.array(0.5)), infer=infer)
+            lib.sample("z", lib.dist.Normal(4.0 * b - 2.0, 1.0))
+
+    return guide
+
+
+def test_a_draw_that_is_random_given_an_auxiliary_one(lib):
+    """Counted with its joint density, the bound would lie above the evidence."""
+
+    def model():
+        lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+
+    text = "guide site 'b': the model's sites are random given this auxiliary one"
+    for objective in (vi.elbo(), vi.iwae(num_particles=2)):
+        with pytest.raises(vi.ObjectiveError, match=text):
+            lib.value(lib.Loss(objective), model, mixture_guide(lib, exact=False), 0)
+    assert np.isfinite(lib.value(lib.Loss(), model, mixture_guide(lib, exact=True), 0))
+
+
+def test_an_auxiliary_draw_that_the_model_guesses(lib):
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+        lib.sample("b", lib.dist.Bernoulli(logits=4.0 * z))
+
+    assert np.isfinite(lib.value(lib.Loss(), model, mixture_guide(lib, exact=False), 0))
