@@ -1,4 +1,4 @@
-"""Baselines: what `Score` subtracts from the cost. None of them may see the value that was drawn."""
+"""Baselines: what `Score` subtracts from the cost. None of them can see the value that was drawn."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from vi_kit._errors import EstimatorError, ObjectiveError, message
-from vi_kit._named import PLATE, REPLICATE, Array, Named, combine, from_layout, union
+from vi_kit._named import PLATE, REPLICATE, Array, Named, combine, from_layout
 from vi_kit.backend import current
 from vi_kit.cost import kept_name
 
 if TYPE_CHECKING:
     from vi_kit._named import Axis
-    from vi_kit.cost import Site
+    from vi_kit.others import Others, Seen
 
 
 class Baseline(ABC):
@@ -43,21 +43,25 @@ class Baseline(ABC):
         return Sum((*_parts(self), *_parts(other)))
 
     @abstractmethod
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
+    def subtracted(self, others: Others) -> Seen | None:
         """The baseline for each element of a site.
 
         Args:
-            site: its `axes` are its plates and replicate axes.
-            cost: what the elements of the site are worth (nats), as if in one replicate and with all the
-                data; without gradient; axes among `site.axes` and the worlds of sites before it.
+            others: what an element may see of the costs: what the others are worth.
 
         Returns:
-            Values of the same axes or fewer, which do not depend on the element's own draw.
+            Made of what `others` gives by arithmetic, which is why it cannot depend on the element's own draw;
+            `None` for nothing.
         """
 
-    def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
-        """See `Estimator.alternative`."""
-        del site, value, reduced
+    def alternative(self, others: Others) -> Seen | None:
+        """What a cost is replaced by where a nonlinear function of it is compared with one that does not depend on
+        the site; `None` if there is no such comparison.
+
+        Args:
+            others: likewise, along the axes that the function reduces.
+        """
+        del others
         return None
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
@@ -76,11 +80,8 @@ class Constant(Baseline):
 
     value: float = 0.0
 
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
-        del site
-        if self.value == 0.0:
-            return None
-        return Named(array_namespace(cost.array).zeros_like(cost.array) + self.value, cost.axes)
+    def subtracted(self, others: Others) -> Seen | None:
+        return None if self.value == 0.0 else others.constant(self.value)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class LearnedConstant(Baseline):
     def parameters(self) -> Mapping[str, float]:
         return {"constant": self.value}
 
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
-        return Named(current().parameter(site, "constant", cost.array))
+    def subtracted(self, others: Others) -> Seen | None:
+        return others.constant(others.parameter("constant"))
 
 
 @dataclass(frozen=True)
@@ -125,28 +126,29 @@ class LeaveOneOut(Baseline):
             return "LeaveOneOut() needs at least 2 replicates of the site, and there is 1"
         return None
 
-    def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
-        axis = _innermost(site.axes)
-        if axis is None or axis not in reduced or axis not in value.axes:
-            return None
-        return value.excluding_sum([axis]).scaled(1.0 / (axis.size - 1))
+    def alternative(self, others: Others) -> Seen | None:
+        return self.subtracted(others)
 
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
-        return self.alternative(site, cost, set(site.axes))
+    def subtracted(self, others: Others) -> Seen | None:
+        axis = others.replicates
+        return None if axis is None else others.mean(axis)
 
 
 @dataclass(frozen=True)
 class MovingAverage(Baseline):
     """An exponential moving average of what the site was worth in earlier steps: one number per site, or per element.
 
-    Kept with the parameters (Pyro: the param store; NumPyro: the mutable state, for which
-    `Loss.with_state` makes room) but not trained by the optimiser. Weighted so that it is an average of
+    Kept apart from the parameters (Pyro: in `Loss.state`; NumPyro: in the mutable state, for which
+    `Loss.with_state` makes room). Weighted so that it is an average of
     the steps so far from the first step on, and zero before it.
 
     Args:
         decay: weight of the past, in [0, 1).
         per_element: whether each element of the site's plates has an average of its own; they must not be
-            subsampled.
+            subsampled, and keep their sizes.
+
+    Raises:
+        EstimatorError: with `per_element`, at the first step in which a plate has another size.
     """
 
     decay: float = 0.9
@@ -163,20 +165,34 @@ class MovingAverage(Baseline):
             )
         return None
 
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
-        run = current()
-        key = kept_name("baseline", site.name)
+    def subtracted(self, others: Others) -> Seen | None:
+        run, xp = current(), array_namespace(others.like)
+        key = kept_name("baseline", others.label)
+        kept = others.plates if self.per_element else ()
+        zeros = xp.zeros(
+            tuple(a.size for a in kept), dtype=others.like.dtype, device=device(others.like)
+        )
         state = run.backend.get_state(key)
-        xp = array_namespace(cost.array)
-        kept = tuple(a for a in site.axes if a.kind == PLATE) if self.per_element else ()
-        mean = _mean(cost.broadcast(kept), kept)
-        if state is None:
-            state = xp.stack([xp.zeros_like(mean), xp.zeros_like(mean)])
+        state = xp.stack([zeros, zeros]) if state is None else state
+        if tuple(state.shape[1:]) != tuple(zeros.shape):
+            raise EstimatorError(
+                message(
+                    f"site {others.name!r}: MovingAverage(per_element=True) keeps one average for each element of its"
+                    " plates, whose sizes have changed",
+                    got=f"sizes {tuple(zeros.shape)}, and averages for {tuple(state.shape[1:])}",
+                    expected="the same elements in every step, not minibatches",
+                    fix="vi.MovingAverage(), one average for all elements",
+                )
+            )
         past, weight = state[0], state[1]
-        if run.with_gradient:
+
+        def learn(worth: Named) -> None:
+            mean = _mean(worth.broadcast(kept), kept)
             new = self.decay * state + (1.0 - self.decay) * xp.stack([mean, xp.ones_like(mean)])
             run.new_state[key] = xp.where(xp.isfinite(mean), new, state)
-        return Named(past / xp.where(weight > 0, weight, xp.ones_like(weight)), kept)
+
+        others.learn(learn)
+        return others.per_plate(past / xp.where(weight > 0, weight, xp.ones_like(weight)))
 
 
 @dataclass(frozen=True)
@@ -219,36 +235,38 @@ class NeuralBaseline(Baseline):
             )
         return args[0]
 
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
+    def subtracted(self, others: Others) -> Seen | None:
         run = current()
         given = self.given(*run.arguments)
-        values = run.backend.predict(kept_name("network", site.name), self.network, given)
+        values = run.backend.predict(kept_name("network", others.label), self.network, given)
         if values is None:
             return None
-        plates = [a for a in site.axes if a.kind == PLATE]
-        if values.ndim == len(plates) + 1 and values.shape[-1] == 1:
+        if values.ndim == len(others.plates) + 1 and values.shape[-1] == 1:
             values = values[..., 0]
-        layout = {-a.order: a for a in plates}
-        sizes = dict(zip(range(-values.ndim, 0), values.shape, strict=True))
-        if any(n != 1 and (d not in layout or layout[d].size != n) for d, n in sizes.items()):
+        try:
+            prediction = others.per_plate(run.backend.stop_gradient(values))
+        except ValueError as error:
             raise ObjectiveError(
                 message(
-                    f"site {site.name!r}: the predictions of its NeuralBaseline do not fit its plates",
-                    got=f"shape {tuple(values.shape)}",
-                    expected=f"dims of the plates {[(a.name, a.size) for a in plates]}",
+                    f"site {others.name!r}: the predictions of its NeuralBaseline do not fit its plates",
+                    got=str(error),
+                    expected=f"dims of the plates {[(a.name, a.size) for a in others.plates]}",
                     fix="a network that returns one number per element of the site",
                 )
-            )
-        prediction = from_layout(values, layout)
-        if run.with_gradient:
-            residual = combine(lambda c, b: c - b, cost, prediction)
+            ) from None
+
+        def learn(worth: Named) -> None:
+            live = from_layout(values, {-a.order: a for a in others.plates})
+            residual = combine(lambda c, b: c - b, worth, live)
             run.own_losses.append(_mean(Named(0.5 * residual.array**2, residual.axes), ()))
-        return Named(run.backend.stop_gradient(prediction.array), prediction.axes)
+
+        others.learn(learn)
+        return prediction
 
 
 @dataclass(frozen=True)
 class Sum(Baseline):
-    """Baselines one after the other: each is given what the ones before it have left.
+    """Baselines one after the other: each is given what the ones before it have left of the others.
 
     Example:
         >>> LeaveOneOut() + MovingAverage()
@@ -259,15 +277,17 @@ class Sum(Baseline):
 
     def __post_init__(self) -> None:
         stateful = [p for p in self.parts if p.state_shape(()) is not None or p.parameters]
-        if len(stateful) > 1:
-            raise EstimatorError(
-                message(
-                    "a sum of baselines can keep one state per site",
-                    got=f"{stateful}",
-                    expected="at most one moving average or learned constant",
-                    fix=f"{stateful[0]!r} alone",
+        learned = [p for p in self.parts if p.networks]
+        for kept, what in ((stateful, "state"), (learned, "network")):
+            if len(kept) > 1:
+                raise EstimatorError(
+                    message(
+                        f"a sum of baselines can keep one {what} per site",
+                        got=f"{kept}",
+                        expected="at most one moving average or learned constant, and one network",
+                        fix=f"{kept[0]!r} alone",
+                    )
                 )
-            )
 
     @property
     def parameters(self) -> Mapping[str, float]:
@@ -285,24 +305,25 @@ class Sum(Baseline):
         needs = [part.unmet_need(axes) for part in self.parts]
         return next((need for need in needs if need is not None), None)
 
-    def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
-        found = [part.alternative(site, value, reduced) for part in self.parts]
+    def alternative(self, others: Others) -> Seen | None:
+        found = [part.alternative(others) for part in self.parts]
         return next((f for f in found if f is not None), None)
 
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
+    def subtracted(self, others: Others) -> Seen | None:
         total = None
         for part in self.parts:
-            own = part.subtracted(site, cost)
+            own = part.subtracted(others)
             if own is not None:
-                cost = combine(lambda c, b: c - b, cost, own)
-                total = own if total is None else combine(lambda a, b: a + b, total, own)
+                others = others.less(own)
+                total = own if total is None else total + own
         return total
 
 
 @dataclass(frozen=True)
 class Scaled(Baseline):
     """A baseline times the coefficient that fits it best, by least squares over the other replicates of the
-    innermost `iid` (or `num_samples`): held out, so that it does not see the draw.
+    innermost `iid` (or `num_samples`): held out, so that it does not see the draw. Where a nonlinear function mixes
+    these, nothing is known of them apart, and the coefficient is one.
 
     Args:
         baseline: one that does not mix replicates itself.
@@ -341,21 +362,9 @@ class Scaled(Baseline):
             return "Scaled(...) needs at least 2 replicates of the site, and there is 1"
         return self.baseline.unmet_need(axes)
 
-    def subtracted(self, site: Site, cost: Named) -> Named | None:
-        axis, own = _innermost(site.axes), self.baseline.subtracted(site, cost)
-        if own is None or axis is None:
-            return own
-        full = [n.broadcast(union(cost.axes, own.axes, [axis])) for n in (cost, own)]
-
-        def others(x: Array, y: Array) -> Named:
-            product = Named(x * y, full[0].axes)
-            return product.sum(a for a in product.axes if a != axis).excluding_sum([axis])
-
-        c, b = (n.array for n in full)
-        above, below = others(c, b), others(b, b)
-        xp = array_namespace(below.array)
-        safe = xp.where(below.array > 0, below.array, xp.ones_like(below.array))
-        return combine(lambda f, b: f * b, Named(above.array / safe, above.axes), own)
+    def subtracted(self, others: Others) -> Seen | None:
+        own = self.baseline.subtracted(others)
+        return None if own is None else others.fit(own) * own
 
 
 def _parts(baseline: Baseline) -> tuple[Baseline, ...]:

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 from vi_kit._named import SLOT, Named, combine, total
 from vi_kit.backend import current
 from vi_kit.cost import Site, Term, centred, stopped
+from vi_kit.others import asked
 from vi_kit.worlds import contract_world, settle, world_weights
 
 if TYPE_CHECKING:
@@ -24,13 +25,18 @@ def downstream(terms: Sequence[Term], site: Site, values: Callable[[Term], Named
 
 def own_sum(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> Named:
     """The values of the terms for each element of a site, summed over other axes."""
+    return total(own_parts(terms, site, values))
+
+
+def own_parts(terms: Sequence[Term], site: Site, values: Callable[[Term], Named]) -> list[Named]:
+    """The value of each term for each element of a site, summed over other axes."""
 
     def part(t: Term) -> Named:
         named = values(t)
         others = [a for a in named.axes if a.kind < SLOT and a not in site.axes]
         return t.scaled(named.sum(others), t.pending)
 
-    return total(part(t) for t in terms)
+    return [part(t) for t in terms]
 
 
 def unit(terms: Sequence[Term]) -> float:
@@ -100,9 +106,10 @@ def contract_score(
         linear = [t for t in group if site not in t.alternatives]
         swapped = [t for t in group if site in t.alternatives]
         if linear:
-            own = downstream(linear, site, lambda t: t.base) if swapped else worth
             factor = unit(linear)
-            subtracted = baseline.subtracted(site, own.scaled(1.0 / factor))
+            parts = own_parts(linear, site, lambda t: t.base)
+            costs = [stopped(part).scaled(1.0 / factor) for part in parts]
+            subtracted = asked(site, costs, baseline.subtracted)
             worth = _minus(worth, subtracted and subtracted.scaled(factor))
         if swapped:
             other = downstream(swapped, site, lambda t: t.alternatives[site])

@@ -18,9 +18,8 @@ from vi_kit.baselines import Sum
 class MeanOverPlate(vi.Baseline):
     """One of a user's own: the mean of the other elements of the first plate."""
 
-    def subtracted(self, site, cost):
-        plate = site.axes[-1]
-        return cost.excluding_sum([plate]).scaled(1 / (plate.size - 1))
+    def subtracted(self, others):
+        return others.mean(others.plates[-1])
 
 
 def network(lib):
@@ -72,6 +71,10 @@ def test_less_noise_than_without(baseline, lib, request):
     [
         (lambda: vi.Scaled(vi.LeaveOneOut()), "Scaled: the baseline must not mix replicates"),
         (lambda: vi.MovingAverage() + vi.MovingAverage(0.5), "can keep one state per site"),
+        (
+            lambda: vi.NeuralBaseline(None) + vi.LeaveOneOut() + vi.NeuralBaseline(len),
+            "can keep one network per site",
+        ),
     ],
 )
 def test_refused_when_made(make, text):
@@ -90,6 +93,68 @@ def test_refused_for_a_site(baseline, text, lib):
     loss = lib.Loss(vi.elbo(), vi.Score(baseline))
     with pytest.raises(vi.EstimatorError, match=text):
         SubsampledBernoulli(lib).gradients(loss, 1, 0)
+
+
+def rows(lib):
+    """A plate as long as the minibatch, whose last one is shorter."""
+
+    def model(x):
+        with lib.plate("data", len(x)):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.5)))
+            lib.factor("f", x * z)
+
+    def guide(x):
+        with lib.plate("data", len(x)):
+            lib.sample("z", lib.dist.Bernoulli(logits=lib.theta(np.zeros(1))))
+
+    return model, guide
+
+
+def test_averages_per_element_of_minibatches(lib):
+    loss = lib.Loss(vi.elbo(), vi.Score(vi.MovingAverage(per_element=True)))
+    with pytest.raises(vi.EstimatorError, match="whose sizes have changed"):
+        if lib.name == "pyro":
+            for size in (3, 1):
+                loss.loss_and_grads(*rows(lib), lib.array(np.ones(size)))
+        else:
+            import jax
+
+            kept = {"vi_kit.baseline.z": lib.array(np.zeros((2, 3))), "theta": lib.array([0.0])}
+            loss.loss(jax.random.key(0), kept, *rows(lib), lib.array(np.ones(1)))
+
+
+def test_state_is_no_parameter():
+    import pyro
+
+    from tests.libraries import PyroWords
+
+    lib = PyroWords()
+    loss = lib.Loss(vi.elbo(), vi.Score(vi.MovingAverage()))
+    LocalBernoulli(lib).gradients(loss, 2, 0)
+    assert all(p.grad is not None for _, p in pyro.get_param_store().named_parameters())
+    assert list(loss.state) == ["vi_kit.baseline.z"]
+
+
+def test_state_of_the_second_of_two_estimators(lib):
+    """It is kept under the name for which `with_state` makes room."""
+    average = vi.Score(vi.MovingAverage())
+    loss = lib.Loss(vi.elbo(), vi.Annealed(vi.Score(), average, lambda step: 0.5 + 0 * step))
+    case = LocalBernoulli(lib)
+    if lib.name == "pyro":
+        case.gradients(loss, 1, 0)
+        kept = loss.state
+    else:
+        import jax
+        from numpyro import handlers
+
+        guide = loss.with_state(case.guide)
+        with handlers.trace() as trace, handlers.seed(rng_seed=0):
+            guide()
+        start = {n: s["value"] for n, s in trace.items() if s["type"] in ("param", "mutable")}
+        key = jax.random.key(0)
+        result = loss.loss_with_mutable_state(key, start, case.model, case.guide)
+        kept = result["mutable_state"]
+    assert kept["vi_kit.baseline.z (second estimator)"][1] > 0
 
 
 def test_predictions_that_do_not_fit(lib):

@@ -15,7 +15,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, TwoNormals, exact
-from vi_kit import baselines, cost, credit, nonlinear, replicates, varied, worlds
+from vi_kit import cost, credit, nonlinear, others, replicates, varied, worlds
 from vi_kit._named import combine
 
 SCORE, LOO = vi.Score(), vi.Score(vi.LeaveOneOut())
@@ -51,13 +51,11 @@ def density_held_in_score(patch):
 
 
 def own_sample_kept(patch):
-    def mean_of_all(self, site, value, reduced):
-        axis = baselines._innermost(site.axes)
-        if axis not in reduced or axis not in value.axes:
-            return None
-        return value.sum([axis]).scaled(1.0 / axis.size).broadcast([axis])
+    def mean_of_all(named, axis):
+        everything = named.sum([axis]).scaled((axis.size - 1) / axis.size)
+        return everything.broadcast([others.hidden(axis)])
 
-    patch.setattr(vi.LeaveOneOut, "alternative", mean_of_all)
+    patch.setattr(others, "_others", mean_of_all)
 
 
 def all_swapped_at_once(patch):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vi_kit.baselines import Baseline, Constant
 from vi_kit.credit import contract_score
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.others import asked
 
 if TYPE_CHECKING:
     from vi_kit._named import Array, Axis, Named
@@ -43,7 +44,7 @@ class WithBaseline(Estimator):
         return self.baseline.unmet_need(axes)
 
     def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
-        return self.baseline.alternative(site, value, reduced)
+        return asked(site, [value], self.baseline.alternative, reduced)
 
 
 @dataclass(frozen=True)

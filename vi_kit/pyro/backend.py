@@ -37,12 +37,17 @@ from vi_kit.statements import Replay, Simulation, Statement, one_number, split_s
 
 
 class PyroBackend:
-    """Implements `vi_kit.backend.Backend` for torch and Pyro."""
+    """Implements `vi_kit.backend.Backend` for torch and Pyro.
+
+    Args:
+        state: what is kept from step to step.
+    """
 
     name = "pyro"
     replicates_broadcast = True
 
-    def __init__(self) -> None:
+    def __init__(self, state: dict[str, torch.Tensor] | None = None) -> None:
+        self.state = {} if state is None else state
         self.handler: _Handler | None = None
         self.leaked: frozenset[Site] = frozenset()
         self.tracking = False
@@ -148,11 +153,10 @@ class PyroBackend:
     # State
 
     def get_state(self, key: str) -> torch.Tensor | None:
-        store = pyro.get_param_store()
-        return store[key].detach() if key in store else None
+        return self.state.get(key)
 
     def set_state(self, key: str, value: torch.Tensor) -> None:
-        pyro.get_param_store()[key] = value.detach()
+        self.state[key] = value.detach()
 
     def predict(self, name: str, network: Any, inputs: Any, *, held: bool = False) -> Any:
         del held  # what must not ascend the objective is taken out of its gradient by the loss

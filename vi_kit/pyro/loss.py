@@ -38,6 +38,11 @@ class Loss(ELBO):
         max_plate_nesting: dims reserved for plates; found by running model and guide once if left out.
         vectorize: whether replicates are drawn in one pass.
 
+    Attributes:
+        state: what moving averages and schedules keep from step to step, by name. It is not among the parameters:
+            to go on where a run stopped, save it beside the param store and assign it to the new loss. A loss that
+            is without it starts its averages anew, which costs no bias.
+
     Raises:
         EstimatorError: at the first step, before any gradient, for all bad sites at once.
         ObjectiveError: likewise, if model and guide disagree or the loss is not finite.
@@ -62,6 +67,7 @@ class Loss(ELBO):
         self.settings = Settings.of(
             objective, estimators, num_samples, max_plate_nesting, vectorize
         )
+        self.state: dict[str, torch.Tensor] = {}
         self._plans: dict[Any, Plan] = {}
 
     def __repr__(self) -> str:
@@ -113,7 +119,8 @@ class Loss(ELBO):
     ) -> tuple[dict[str | None, torch.Tensor], Run]:
         for attempt in range(3):
             plan = self._plan(model, guide, args, kwargs, again=attempt > 0)
-            run = Run(PyroBackend(), plan, with_gradient=with_gradient, learning=with_gradient)
+            backend = PyroBackend(self.state)
+            run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
             try:
                 return self._execute(run, model, guide, args, kwargs), run
             except Replan:
