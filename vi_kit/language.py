@@ -19,7 +19,7 @@ from vi_kit.backend import current
 from vi_kit.cost import Cost, Term, held_fixed
 from vi_kit.nonlinear import apply
 from vi_kit.objective import Must, Objective, Range, divergence, objective
-from vi_kit.programs import Draw, Program
+from vi_kit.programs import Draw, Program, with_replaced
 from vi_kit.replicates import Replicates, iid, log_mean_exp
 from vi_kit.varied import held_densities, vary, with_alternatives
 
@@ -153,13 +153,9 @@ def given(program: Program, draw: Draw) -> Program:
             name, value = simulated[id(argument)]
             found.add(name)
             return value
-        if isinstance(argument, dict):
-            return {k: replaced(v) for k, v in argument.items()}
-        if type(argument) in (list, tuple):
-            return type(argument)(map(replaced, argument))
         return argument
 
-    args, kwargs = replaced(program.args), replaced(program.kwargs)
+    args, kwargs = (with_replaced(a, replaced) for a in (program.args, program.kwargs))
     for name in sorted(draw.data.keys() - found):
         run.refuse(
             message(

@@ -36,6 +36,15 @@ class Program:
         return replace(self, fn=fn, role="reference")
 
 
+def with_replaced(arguments: Any, replacement: Callable[[Any], Any]) -> Any:
+    """Arguments of a step with replacements for those alone or inside a list, tuple or dict of arguments."""
+    if isinstance(arguments, dict):
+        return {k: with_replaced(v, replacement) for k, v in arguments.items()}
+    if type(arguments) in (list, tuple):
+        return type(arguments)(with_replaced(a, replacement) for a in arguments)
+    return replacement(arguments)
+
+
 @dataclass(frozen=True, eq=False)
 class Draw(Mapping[str, Any]):
     """Values of the latent sites of one simulation, by name.
@@ -82,10 +91,19 @@ class Draw(Mapping[str, Any]):
         found = {n: d.infer for n, d in self.details.items()}
         return {n: infer["obs"] for n, infer in found.items() if infer.get("was_observed")}
 
-    def replayed(self, name: str) -> Any:
-        """A value for other programs and functions: a constant, if the draw is held."""
-        value = self.by_name[name]
-        value = current().backend.stop_gradient(value) if self.held else value
+    def replayed(self, name: str, *, held: bool = False) -> Any:
+        """A value for other programs and functions: a constant, if the draw is held.
+
+        Args:
+            name: of the site.
+            held: whether the parameters of whatever gets it are constants.
+        """
+        value, backend = self.by_name[name], current().backend
+        if self.held:
+            value = backend.stop_gradient(value)
+        elif held != self.program.held:
+            # what transforms remember of a value holds for parameters that are alike live or held
+            value = backend.alias(value)
         return self._shown(name, value)
 
     def _shown(self, name: str, value: Any) -> Any:

@@ -158,7 +158,7 @@ class Replay:
                 ),
             )
             return None
-        value = self.draw.replayed(name)
+        value = self.draw.replayed(name, held=self.program.held)
         if self._is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
         self.names.add(name)

@@ -86,6 +86,9 @@ class NumPyroBackend:
     def stop_gradient(self, array: jax.Array) -> jax.Array:
         return lax.stop_gradient(array)
 
+    def alias(self, array: jax.Array) -> jax.Array:
+        return array
+
     def may_need_gradient(self, array: jax.Array) -> bool:
         key = ("gradient", self.questions)
         self.questions += 1

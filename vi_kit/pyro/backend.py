@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,8 +19,10 @@ from pyro.ops.provenance import (
     track_provenance,
 )
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +32,7 @@ from vi_kit.backend import Moments, current
 from vi_kit.blocked import Blocked, settled
 from vi_kit.cost import Cost, Site
 from vi_kit.plan import Replan
-from vi_kit.programs import Draw, Program
+from vi_kit.programs import Draw, Program, with_replaced
 from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
 from vi_kit.run import Run
@@ -61,6 +64,9 @@ class PyroBackend:
 
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:
         return array.detach()
+
+    def alias(self, array: torch.Tensor) -> torch.Tensor:
+        return array if isinstance(array, Random) else array.view_as(array)
 
     def may_need_gradient(self, array: torch.Tensor) -> bool:
         return array.requires_grad
@@ -233,11 +239,16 @@ class PyroBackend:
         handler = self.handler
         modules = dict(fn.named_parameters()) if isinstance(fn, torch.nn.Module) else {}
         self.params[program.role].update(modules)
+        args, kwargs = handler.held_arguments() if program.held else (program.args, program.kwargs)
         try:
-            if program.held:
-                handler.hold(modules.values())
             with UnconditionMessenger() if program.joint else nullcontext():
-                fn(*program.args, **program.kwargs)
+                if not program.held:
+                    fn(*args, **kwargs)
+                else:
+                    handler.hold(modules.values())
+                    with warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", ".*because requires_grad=False")
+                        fn(*args, **kwargs)
         finally:
             self.handler = outer
             for p in handler.released:
@@ -390,12 +401,29 @@ class _Handler:
         self.reading = reading
         self.run, self.program = reading.run, reading.program
         self.released: list[torch.Tensor] = []
+        self.originals: dict[int, Any] = {}
 
     def hold(self, params: Iterable[torch.Tensor]) -> None:
         for p in params:
             if p.requires_grad and p.is_leaf:
                 p.requires_grad_(False)
                 self.released.append(p)
+
+    def held_arguments(self) -> Any:
+        """The arguments of a program whose parameters are held. Those of the step are constants; simulated data have
+        the gradient of their draw."""
+        of_step: set[int] = set()
+        with_replaced(self.run.arguments, lambda argument: of_step.add(id(argument)))
+
+        def held(argument: Any) -> Any:
+            if not isinstance(argument, torch.Tensor):
+                return argument
+            is_constant = id(argument) in of_step
+            value = argument.detach() if is_constant else argument.view_as(argument)
+            self.originals[id(value)] = argument
+            return value
+
+        return with_replaced((self.program.args, self.program.kwargs), held)
 
     def param(self, backend: PyroBackend, msg: Any) -> None:
         value, leaf = msg["value"], _leaf(msg["value"])
@@ -411,10 +439,17 @@ class _Handler:
             if msg["value"] is None and key in self.run.subsamples:
                 msg["value"], msg["done"] = self.run.subsamples[key], True
             return
-        if _is_silent(msg) or msg["done"] or msg["is_observed"]:
+        if _is_silent(msg) or msg["done"]:
             return
-        dist = PyroDistribution(msg["fn"])
-        value = self.reading.latent(Statement(name, dist, self.axes(msg), msg["infer"]))
+        if msg["is_observed"]:
+            # what transforms remember of the data is older than the parameters
+            if isinstance(msg["value"], torch.Tensor) and msg["value"].grad_fn is None:
+                msg["value"] = msg["value"].view_as(msg["value"])
+            return
+        dist, infer = PyroDistribution(msg["fn"]), msg["infer"]
+        if "obs" in infer:
+            infer = {**infer, "obs": self.originals.get(id(infer["obs"]), infer["obs"])}
+        value = self.reading.latent(Statement(name, dist, self.axes(msg), infer))
         msg["value"], msg["done"] = dist.fn() if value is None else value, True
 
     def sampled(self, msg: Any) -> None:
@@ -423,7 +458,7 @@ class _Handler:
         if type(fn).__name__ == "_Subsample":
             self.run.share_subsample(self.program.role, (name, fn.size), value, _same)
             return
-        if _is_silent(msg):
+        if _is_silent(msg) or (msg["is_observed"] and _runs_model_in_guide()):
             return
         if getattr(fn, "has_rsample", True) is False and type(fn).__name__ == "Unit":
             if self.program.role == "guide" and self.run.findings is not None:
@@ -499,6 +534,11 @@ def _leaf(value: Any) -> torch.Tensor:
     """The unconstrained tensor of a parameter."""
     leaf = getattr(value, "unconstrained", lambda: value)()
     return getattr(value, "_pyro_unconstrained_param", leaf)
+
+
+def _runs_model_in_guide() -> bool:
+    """Whether a guide runs the model for its latent sites only: what is observed there is the model's."""
+    return any(isinstance(m, GuideMessenger) for m in _PYRO_STACK)
 
 
 def _is_silent(msg: Any) -> bool:
