@@ -141,7 +141,7 @@ def open_site(
         if statement.infer.get("is_auxiliary"):
             run.findings.auxiliary.add(site)
     else:
-        if site.label not in run.plan.selection.resolved:  # the structure changes from run to run
+        if run.plan.selection.resolved.get(site.label) is not choice:  # the structure changes
             reason = _reason_against(run, site, dist, choice.estimator)
             if reason:
                 raise EstimatorError(_refusal(run, site, dist, choice, reason))

@@ -53,6 +53,37 @@ class Plan:
     provenance: Any = None
 
 
+@dataclass
+class Plans:
+    """Plans by programs and arguments.
+
+    Attributes:
+        max_plans: of kinds of arguments; the oldest make room.
+        max_numbers: numbers that take more values than this are data, unless something was proved of them.
+    """
+
+    max_plans: int = 256
+    max_numbers: int = 16
+    kept: dict[Any, dict[Any, Plan]] = field(default_factory=dict)
+
+    def find(self, key: Any, numbers: Any) -> Plan | None:
+        """The plan for some numbers among arguments that are else the same."""
+        plans = self.kept.get(key, {})
+        plan = plans.get(numbers)
+        if plan is None and len(plans) >= self.max_numbers:
+            latest = next(reversed(plans.values()))
+            plan = None if latest.degrees or latest.analytic else latest
+        return plan
+
+    def keep(self, key: Any, numbers: Any, plan: Plan) -> None:
+        plans = self.kept.setdefault(key, {})
+        plans.pop(numbers, None)
+        plans[numbers] = plan
+        for one, bound in ((plans, self.max_numbers), (self.kept, self.max_plans)):
+            if len(one) > bound:
+                del one[next(iter(one))]
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of `explain`."""

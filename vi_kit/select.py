@@ -27,6 +27,8 @@ class Choice:
     estimator: Estimator
     rule: str
     why: str
+    kind: tuple[Any, ...] = ()
+    """Of the distribution for which it was made."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Selection:
 
     Attributes:
         patterns: as the user gave them.
-        resolved: choices already made, by site label.
+        resolved: choices already made, by site label. They stand while a site has a distribution of the same kind.
         second_rules: whether estimators that have a second rule use that.
         sampled: sites that the default rule must not enumerate, since too many joint values meet.
     """
@@ -110,9 +112,11 @@ class Selection:
             not_enumerated: why the default rule must not enumerate the site, if so.
             variant: which of `Estimator.variants`.
         """
-        if label in self.resolved:
+        kind = (dist.name, dist.event_shape, dist.has_rsample, dist.has_partial_rsample)
+        if label in self.resolved and self.resolved[label].kind == kind:
             return self.resolved[label]
         choice = self._choose(name, label, dist, axes, infer, not_enumerated)
+        choice = replace(choice, kind=kind)
         choice = replace(choice, estimator=choice.estimator.variants[variant])
         if self.second_rules:
             choice = replace(choice, estimator=choice.estimator.second_rule())

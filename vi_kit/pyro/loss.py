@@ -13,18 +13,16 @@ from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
 from vi_kit._errors import BackendError
+from vi_kit.arguments import described
 from vi_kit.degrees import shortfalls
 from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
-from vi_kit.plan import Findings, Plan, Replan, explanation
+from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import LeakProbe, PyroBackend
 from vi_kit.pyro.degrees import degree_probe, degrees_found
 from vi_kit.run import Run
 from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
-
-MAX_PLANS = 16
-"""Pairs of model and guide whose plans one loss keeps."""
 
 
 class Loss(ELBO):
@@ -42,6 +40,11 @@ class Loss(ELBO):
         state: what moving averages and schedules keep from step to step, by name. It is not among the parameters:
             to go on where a run stopped, save it beside the param store and assign it to the new loss. A loss that
             is without it starts its averages anew, which costs no bias.
+
+    Programs are checked at the first step, and again when one of them, the shape or type of an array or another
+    argument changes: numbers count by their values, but for those that change from step to step. What else a
+    program is made of (variables that it closes over, attributes of its modules) must not change what it computes
+    of which values; if that changes, make a new `Loss`.
 
     Raises:
         EstimatorError: at the first step, before any gradient, for all bad sites at once.
@@ -68,7 +71,7 @@ class Loss(ELBO):
             objective, estimators, num_samples, max_plate_nesting, vectorize
         )
         self.state: dict[str, torch.Tensor] = {}
-        self._plans: dict[Any, Plan] = {}
+        self._plans = Plans()
 
     def __repr__(self) -> str:
         return self.settings.describe()
@@ -136,12 +139,13 @@ class Loss(ELBO):
         return {group: named.array for group, named in groups.items()}
 
     def _plan(self, model: Any, guide: Any, args: Any, kwargs: Any, again: bool = False) -> Plan:
-        key = (model, guide)
-        if again or key not in self._plans:
+        rest, numbers = described(args, kwargs)
+        key = model, guide, rest
+        plan = previous = self._plans.find(key, numbers)
+        if again or plan is None:
             nesting = self.settings.max_plate_nesting
             if nesting is None:
                 nesting = _plate_nesting(model, guide, args, kwargs)
-            previous = self._plans.get(key)
             selection = self.settings.selection if previous is None else previous.selection
             draft = Plan(selection, nesting, self.settings.vectorize)
 
@@ -154,14 +158,12 @@ class Loss(ELBO):
                     ) from None
 
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                self._plans.pop(key, None)
-                if len(self._plans) >= MAX_PLANS:
-                    del self._plans[next(iter(self._plans))]
                 plan = make_plan(PyroBackend, draft, execute)
                 _prove_degrees(plan, execute)
                 plan = _with_closed_forms(plan, execute)
-                self._plans[key] = replace(plan, provenance=_untraceable(plan, execute))
-        return self._plans[key]
+                plan = replace(plan, provenance=_untraceable(plan, execute))
+            self._plans.keep(key, numbers, plan)
+        return plan
 
     def _value(self, groups: Mapping[str | None, torch.Tensor]) -> torch.Tensor:
         reported = [v.detach() for g, v in groups.items() if g != "guide"]
