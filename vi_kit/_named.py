@@ -8,7 +8,7 @@ two arrays are brought together by inserting dims of size one and by nothing els
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -25,17 +25,19 @@ class Axis:
     Attributes:
         kind: `PLATE`, `REPLICATE` (copies made by `iid`), `SLOT` (alternatives to one drawn value)
             or `WORLD` (all values of a support). The kinds stand in this order from right to left.
-        order: position among the axes of its kind, larger is further left.
+        order: position among the axes of its kind, larger is further left. A plate that lies along no dim, because
+            the program goes through its elements one after the other, has order 0.
         name: the plate's name, or a name made from the site's.
         size: length.
-        scale: factor on a sum over this axis; `full_size / size` for a subsampled plate.
+        scale: factor on a sum over this axis; `full_size / size` for a subsampled plate. A program may know of the
+            elements of a minibatch only: its plate is the same, without a scale. `Run.scale` is that of both.
     """
 
     kind: int
     order: int
     name: str
     size: int
-    scale: float = 1.0
+    scale: float = field(default=1.0, compare=False)
 
     @property
     def key(self) -> tuple[int, int, str]:

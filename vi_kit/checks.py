@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def note_nonlinear(run: Run, summed: Iterable[Axis]) -> None:
     """Warn, in the dry run, of minibatches inside a nonlinear function."""
-    plates = {a.name for a in summed if a.kind == PLATE and a.scale != 1.0}
-    plates = sorted(plates | run.sequential)
+    plates = sorted({a.name for a in summed if a.kind == PLATE and run.scale(a) != 1.0})
     if run.findings is not None and plates:
         warnings.warn(
             f"subsampled plates {plates} are summed inside a nonlinear function (some terms are"
@@ -72,6 +71,22 @@ def refuse_half_held(run: Run, terms: Sequence[Term]) -> None:
             fix="stop_gradient on the draw, on neither, or on a program (its parameters only)",
         )
         run.refuse(text)
+
+
+def refuse_joined(run: Run, terms: Sequence[Term]) -> None:
+    """Refuse a nonlinear function of each iteration of a sequential plate where its sites are varied together."""
+    for site in {s: None for t in terms for s in t.alternatives}:
+        if site not in run.varied or len(run.varied[site].sites) == 1:
+            continue
+        name, first = type(site.estimator).__name__, run.varied[site].sites[0].name
+        run.refuse(
+            message(
+                f"site {first!r}: {name}() in a sequential plate inside a nonlinear function",
+                got=f"{name}() at {sorted(s.name for s in run.varied[site].sites)}, which it varies together",
+                expected="a plate along a dim, with pyro.plate(...) instead of for i in pyro.plate(...)",
+                fix=f'estimators={{"{first}": vi.Reparam()}}, at the others too',
+            )
+        )
 
 
 def refuse_varied(run: Run, sites: Iterable[Site]) -> None:

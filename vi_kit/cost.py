@@ -90,6 +90,7 @@ class Term:
         upstream: the sites on which it depends and whose estimators have yet to act on it.
         weight: scalar factor of `base` and `alternatives`.
         pending: plates whose subsampling scale is still to be applied.
+        inside: the sequential plates in whose body its statement stands, and in which iteration of each.
         drawn: sites whose worlds were replaced by a draw from them.
         held: sites whose draw is to be taken as a constant.
         group: the parameters that ascend this term: `"model"`, `"guide"`, or all (`None`).
@@ -104,6 +105,7 @@ class Term:
     upstream: frozenset[Site] = frozenset()
     weight: Any = 1.0
     pending: frozenset[Axis] = frozenset()
+    inside: frozenset[tuple[Axis, int]] = frozenset()
     drawn: frozenset[Site] = frozenset()
     held: frozenset[Site] = frozenset()
     group: str | None = None
@@ -115,7 +117,7 @@ class Term:
         """`named` times the weight and the pending scales among `scales`."""
         factor = self.weight
         for axis in self.pending.intersection(scales):
-            factor = factor * axis.scale
+            factor = factor * current().scale(axis)
         return (
             named.scaled(factor)
             if isinstance(factor, float)
@@ -149,10 +151,11 @@ def held_fixed(term: Term) -> Term:
 def merge(terms: Iterable[Term]) -> list[Term]:
     """Add up terms that agree in everything but their values."""
     groups: dict[Any, list[Term]] = {}
+    scale = current().scale
     for t in terms:
         key = (
             t.base.axes,
-            t.pending,
+            frozenset(a for a in t.pending if scale(a) != 1.0),
             t.upstream,
             t.drawn,
             t.held,

@@ -44,7 +44,7 @@ def unit(terms: Sequence[Term]) -> float:
     factors = []
     for t in terms:
         if isinstance(t.weight, float | int) and t.weight != 0.0:
-            scales = [a.scale for a in t.pending]
+            scales = [current().scale(a) for a in t.pending]
             factors.append(abs(t.weight) * math.prod(scales))
     return max(factors, default=1.0)
 

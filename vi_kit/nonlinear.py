@@ -10,7 +10,13 @@ from array_api_compat import array_namespace, device
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import PLATE, SLOT, Array, Axis, Named, combine, ordered, total, union
 from vi_kit.backend import current
-from vi_kit.checks import note_nonlinear, refuse_half_held, refuse_inexact, refuse_varied
+from vi_kit.checks import (
+    note_nonlinear,
+    refuse_half_held,
+    refuse_inexact,
+    refuse_joined,
+    refuse_varied,
+)
 from vi_kit.cost import Cost, Site, Term, merge, stopped
 from vi_kit.unfold import unfold, with_elements
 from vi_kit.worlds import settle
@@ -71,8 +77,11 @@ def _of_shape(shapes: Sequence[tuple[int, ...]], result: Array, fn: Callable) ->
 
 
 def shared_plates(terms: Iterable[Term]) -> frozenset[Axis]:
-    """The plates that all terms have."""
-    plates = [frozenset(a for a in t.base.axes if a.kind == PLATE) for t in terms]
+    """The plates that all terms have, along a dim or one element after the other."""
+    plates = [
+        frozenset(a for a in (*t.base.axes, *(a for a, _ in t.inside)) if a.kind == PLATE)
+        for t in terms
+    ]
     return frozenset.intersection(*plates) if plates else frozenset()
 
 
@@ -92,7 +101,7 @@ def kept_plates(costs: Sequence[Cost], names: Sequence[str] | None) -> frozenset
                 t.label
                 for c in costs
                 for t in c.terms
-                if not set(wrong) <= {a.name for a in t.base.axes}
+                if not set(wrong) <= {a.name for a in shared_plates([t])}
             }
         )
         raise ObjectiveError(
@@ -120,18 +129,55 @@ def apply(
         over: replicate axis to reduce.
         plates: names of plates to keep instead of all shared ones; `[]` sums over every plate.
     """
+    reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
+    keep = kept_plates(costs, plates)
+    elements = _iterations(costs, keep)
+    if len(elements) > 1:
+        refuse_joined(current(), [t for c in costs for t in c.terms])
+    terms: list[Term] = []
+    for inside, own in elements.items():
+        # plates inside the body may be others in each iteration
+        kept = kept_plates(own, None) if plates is None else keep
+        terms.append(_applied(reduction, own, over, kept, inside))
+    return Cost(terms)
+
+
+def _iterations(
+    costs: Sequence[Cost], keep: frozenset[Axis]
+) -> dict[frozenset[tuple[Axis, int]], list[Cost]]:
+    """The costs of each iteration of the sequential plates that are kept."""
+    found: dict[frozenset[tuple[Axis, int]], list[list[Term]]] = {}
+    for i, c in enumerate(costs):
+        for t in c.terms:
+            inside = frozenset((a, at) for a, at in t.inside if a in keep)
+            found.setdefault(inside, [[] for _ in costs])[i].append(t)
+    for rows in found.values():
+        like = next(t.base for row in rows for t in row)
+        nothing = Named(array_namespace(like.array).zeros_like(like.array), like.axes)
+        for row in rows:
+            row[:] = row or [Term(nothing)]
+    return {inside: [Cost(row) for row in rows] for inside, rows in found.items()}
+
+
+def _applied(
+    reduction: Reduction,
+    costs: Sequence[Cost],
+    over: Axis | None,
+    plates: frozenset[Axis],
+    inside: frozenset[tuple[Axis, int]],
+) -> Term:
+    """A nonlinear function of costs per element of `plates`; `inside` are the iterations in which they are."""
     run = current()
-    keep = kept_plates(costs, plates) | run.open_replicates
+    keep = plates | run.open_replicates
     summed = {
         a
         for c in costs
         for t in c.terms
         for n in (t.base, *t.alternatives.values())
-        for a in n.axes
+        for a in (*n.axes, *(a for a, _ in t.inside))
         if a.kind < SLOT and a not in keep and a != over
     }
     note_nonlinear(run, summed)
-    reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
     name = getattr(reduction.fn, "__name__", "apply")
     refuse_inexact(run, [t for c in costs for t in c.terms], name)
     refuse_half_held(run, [t for c in costs for t in c.terms])
@@ -163,19 +209,16 @@ def apply(
             alternatives[site] = other if site.estimator.live_alternatives else stopped(other)
     live = {s for t in terms for s in t.upstream - t.held}
     run.in_nonlinear.update(live)
-    return Cost(
-        [
-            Term(
-                base,
-                alternatives,
-                slopes,
-                upstream=frozenset(s for t in terms for s in t.upstream),
-                pending=frozenset(a for a in keep if a.kind == PLATE),
-                drawn=frozenset(s for t in terms for s in t.drawn),
-                held=frozenset(s for t in terms for s in t.held if s not in live),
-                label=name,
-            )
-        ]
+    return Term(
+        base,
+        alternatives,
+        slopes,
+        upstream=frozenset(s for t in terms for s in t.upstream),
+        pending=frozenset(a for a in keep if a.kind == PLATE),
+        inside=inside,
+        drawn=frozenset(s for t in terms for s in t.drawn),
+        held=frozenset(s for t in terms for s in t.held if s not in live),
+        label=name,
     )
 
 

@@ -80,7 +80,7 @@ class Run:
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
         self.subsamples: dict[tuple[str, int], Any] = {}
-        self.sequential: set[str] = set()
+        self.scales: dict[Axis, float] = {}
         self.open_replicates: frozenset[Axis] = frozenset()
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
         self.slot_dim = -1 - plan.max_plate_nesting
@@ -204,6 +204,10 @@ class Run:
             raise (EstimatorError if of_estimator else ObjectiveError)(text)
         self.findings.problem(text, of_estimator=of_estimator)
 
+    def scale(self, axis: Axis) -> float:
+        """The factor on a sum over an axis: that of the program that knows it for a minibatch."""
+        return self.scales.get(axis, 1.0)
+
     def share_subsample(
         self, role: str, plate: tuple[str, int], indices: Any, same: Callable[[Any, Any], bool]
     ) -> None:
@@ -272,6 +276,8 @@ class Run:
         statement: str = "",
         known: frozenset[Site] | None = None,
         drawn_here: Site | None = None,
+        inside: frozenset[tuple[Axis, int]] = frozenset(),
+        unscaled: bool = True,
     ) -> Term:
         """A term from log densities.
 
@@ -285,6 +291,8 @@ class Run:
             statement: name of the sample statement.
             known: the sites on which it depends, if they are known already.
             drawn_here: see `Term.own`.
+            inside: see `Term.inside`.
+            unscaled: whether nothing but its plates scales it.
         """
         closed = False
         if self.plan.analytic and known is None:
@@ -313,11 +321,14 @@ class Run:
             self._check_reach(upstream, axes, what)
         else:
             self._check_reach({s for s in upstream if s.world or s in self.slots}, axes, what)
+        plates = [a for a in (*axes, *(a for a, _ in inside)) if a.kind == PLATE]
+        self.scales.update({a: a.scale for a in plates if a.scale != 1.0})
         term = Term(
             named,
             alternatives,
             upstream=upstream,
-            pending=frozenset(a for a in axes if a.kind == PLATE and a.scale != 1.0),
+            pending=frozenset(a for a in plates if unscaled or a.scale != 1.0),
+            inside=inside,
             held=upstream if held else frozenset(),
             label=what,
             statement=statement,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ class Simulation:
         plain: Array,
         factor: Callable[[], Array],
         number: float | None,
+        inside: frozenset[tuple[Axis, int]] = frozenset(),
+        unscaled: bool = True,
     ) -> None:
         """Note a log density.
 
@@ -100,6 +102,8 @@ class Simulation:
             plain: neither scaled nor masked.
             factor: the one divided by the other.
             number: the same, if it is one known number for all elements.
+            inside: see `Term.inside`.
+            unscaled: whether nothing but its plates scales it.
         """
         what = f"{self.program.role} site {name!r}"
         _refuse_second(self, name)
@@ -113,7 +117,17 @@ class Simulation:
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
                 self.factors[name] = Factor(values, number)
         own = self.sites.get(name) if number is not None else None
-        self.terms.append(self.run.term(density, axes, what, statement=name, drawn_here=own))
+        self.terms.append(
+            self.run.term(
+                density,
+                axes,
+                what,
+                statement=name,
+                drawn_here=own,
+                inside=inside,
+                unscaled=unscaled,
+            )
+        )
 
     def relaxes(self, name: str) -> bool:
         """Whether the value of a site may lie outside its support."""
@@ -188,12 +202,22 @@ class Replay:
         plain: Array,
         factor: Callable[[], Array],
         number: float | None,
+        inside: frozenset[tuple[Axis, int]] = frozenset(),
+        unscaled: bool = True,
     ) -> None:
         """Note a log density. See `Simulation.record`."""
         del plain, factor, number
         what = f"{self.program.role} site {name!r}"
         _refuse_second(self, name)
-        term = self.run.term(density, axes, what, held=self.draw.held, statement=name)
+        term = self.run.term(
+            density,
+            axes,
+            what,
+            held=self.draw.held,
+            statement=name,
+            inside=inside,
+            unscaled=unscaled,
+        )
         self.terms.append(term)
 
     def relaxes(self, name: str) -> bool:
@@ -306,7 +330,7 @@ def one_number(scale: float | Array, *masks: Any) -> float | None:
     return float(scale) if plain else None
 
 
-def split_scale(scale: float | Array | None, axes: tuple[Axis, ...]) -> float | Array:
+def split_scale(scale: float | Array | None, axes: Iterable[Axis]) -> float | Array:
     """A statement's scale without the part that comes from its subsampled plates, which is kept pending."""
     rest = 1.0 if scale is None else scale
     for axis in axes:

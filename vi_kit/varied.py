@@ -54,7 +54,11 @@ def _together(draw: Draw) -> Site:
         and draw.details[name].dist.name != "Delta"
     ]
     numbers = {f.number for f in draw.factors.values()}
-    pending = {t.pending for t in draw.density.terms if t.upstream.intersection(sites)}
+    pending = {
+        frozenset(a for a in t.pending if run.scale(a) != 1.0)
+        for t in draw.density.terms
+        if t.upstream.intersection(sites)
+    }
     hidden = any(draw.details[name].dist.hides_elements for name in draw.factors)
     alike = len(sites) == 1 or (numbers != {None} and len(numbers) == len(pending) == 1)
     run.varied[site] = Varied(tuple(sites), tuple(apart), alike and not hidden)

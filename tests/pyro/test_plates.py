@@ -154,7 +154,23 @@ def test_sequential_plate_in_a_vectorised_one():
             with pyro.plate(f"data{i}", len(x)):
                 pyro.sample(f"z{i}", dist.Normal(local + i, 0.5))
 
-    check_same_in_all_ways(model, guide, X, max_plate_nesting=1)
+    check_same_as_trace_elbo(model, guide, X)
+    settings = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
+    check_same(one_bound(), RenyiELBO(alpha=0.0, **settings), model, guide, X)
+
+
+def one_bound():
+    """IWAE over all elements of all plates together, as Pyro has it."""
+
+    @vi.objective
+    def bound(model, guide):
+        def log_weight():
+            z = vi.simulate(guide)
+            return vi.log_density(model, z) - z.log_density
+
+        return vi.iid(log_weight, 3).log_mean_exp(plates=[])
+
+    return Loss(bound())
 
 
 def test_markov_chain_of_normals():
@@ -259,3 +275,94 @@ def test_a_guide_that_numbers_the_rows_of_a_minibatch():
     for _ in range(10):
         loss.loss(model, guide, X)
     assert len(set(seen)) > 3
+
+
+LOGITS = np.array([0.3, -0.5, 0.8])
+
+
+def coins(shape, subsample):
+    """Coins and what was seen of them, in a plate that is gone through or lies along a dim."""
+
+    def model():
+        if shape == "loop":
+            for i in pyro.plate("data", 3, subsample=subsample):
+                z = pyro.sample(f"z{i}", dist.Bernoulli(0.4))
+                pyro.sample(f"x{i}", dist.Normal(1.5 * z, 1.0), obs=X[i])
+        else:
+            with pyro.plate("data", 3, subsample=subsample) as i:
+                z = pyro.sample("z", dist.Bernoulli(0.4))
+                pyro.sample("x", dist.Normal(1.5 * z, 1.0), obs=X[i])
+
+    def guide():
+        logits = pyro.param("logits", torch.tensor(LOGITS))
+        if shape == "loop":
+            for i in pyro.plate("data", 3, subsample=subsample):
+                pyro.sample(f"z{i}", dist.Bernoulli(logits=logits[i]))
+        else:
+            with pyro.plate("data", 3, subsample=subsample) as i:
+                pyro.sample("z", dist.Bernoulli(logits=logits[i]))
+
+    return model, guide
+
+
+def minus_bound_of_coins(logits, particles, rows=(0, 1, 2)):
+    total = 0.0
+    for logit, x in zip(logits[list(rows)], X.numpy()[list(rows)], strict=True):
+        log_q = np.array([oracles.log_bernoulli(logit, z) for z in (0, 1)])
+        log_p = np.log([0.6, 0.4]) + oracles.log_normal(x, 1.5 * np.arange(2), 1.0)
+        total = total - oracles.expected_log_mean_exp(log_q, log_p - log_q, particles)
+    return 3 / len(rows) * total
+
+
+@pytest.mark.parametrize("rows", [(0, 1, 2), (2, 0)])
+@pytest.mark.parametrize("objective", [vi.elbo(), vi.iwae(num_particles=2)], ids=repr)
+def test_a_bound_for_each_iteration_of_a_sequential_plate(objective, rows):
+    particles = 1 if objective == vi.elbo() else 2
+    exact = oracles.gradient(lambda t: minus_bound_of_coins(t, particles, rows), LOGITS)
+    for shape in ("loop", "dim"):
+        programs = coins(shape, torch.tensor(rows))
+        programs[1]()
+        value, got = value_and_gradients(Loss(objective, vi.Enumerate(255)), *programs)
+        assert value == pytest.approx(minus_bound_of_coins(LOGITS, particles, rows).real)
+        np.testing.assert_allclose(got["logits"], exact, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "estimator", [vi.Score(vi.LeaveOneOut()), vi.MeasureValued(), vi.DisARM()], ids=repr
+)
+def test_estimators_inside_a_sequential_plate(estimator):
+    exact = oracles.gradient(lambda t: minus_bound_of_coins(t, 2), LOGITS)
+    programs, draws = coins("loop", torch.arange(3)), []
+    programs[1]()
+    loss = Loss(vi.iwae(num_particles=2), estimator, num_samples=500)
+    for seed in range(30):
+        draws.append(value_and_gradients(loss, *programs, seed=seed)[1]["logits"].numpy())
+    oracles.check_unbiased(np.array(draws), exact)
+
+
+def test_doubly_reparam_inside_a_sequential_plate_is_refused():
+    def program():
+        scale = pyro.param("scale", torch.tensor(0.5))
+        for i in pyro.plate("data", 2):
+            pyro.sample(f"z{i}", dist.Normal(0.0, scale))
+
+    with pytest.raises(vi.EstimatorError, match="'z0': DoublyReparam\\(\\) in a sequential plate"):
+        Loss(vi.iwae(num_particles=2), vi.DoublyReparam()).loss(program, program)
+
+
+@pytest.mark.parametrize("objective", [vi.elbo(), vi.iwae(num_particles=2)], ids=repr)
+def test_a_guide_that_knows_the_minibatch_only(objective):
+    """Its plate is as large as the minibatch and without a scale: that of the model is for both."""
+    particles, rows = 1 if objective == vi.elbo() else 2, [2, 0]
+    model = coins("dim", torch.tensor(rows))[0]
+
+    def guide():
+        logits = pyro.param("logits", torch.tensor(LOGITS))
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(logits=logits[rows]))
+
+    guide()
+    value, got = value_and_gradients(Loss(objective, vi.Enumerate(255)), model, guide)
+    assert value == pytest.approx(minus_bound_of_coins(LOGITS, particles, rows).real)
+    exact = oracles.gradient(lambda t: minus_bound_of_coins(t, particles, rows), LOGITS)
+    np.testing.assert_allclose(got["logits"], exact, atol=1e-10)

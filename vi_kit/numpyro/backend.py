@@ -461,7 +461,8 @@ class _Handler:
             return jnp.where(unmasked.mask, jnp.ones_like(plain) * scale, 0.0)
 
         number = None if unmasked.hides_elements else one_number(scale, unmasked.mask)
-        self.reading.record(msg["name"], axes, density, plain, factor, number)
+        unscaled = isinstance(scale, float) and scale == 1.0
+        self.reading.record(msg["name"], axes, density, plain, factor, number, unscaled=unscaled)
 
     def declared(self, log_prob: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
         """Sum over batch dims that no plate declares, as NumPyro does."""

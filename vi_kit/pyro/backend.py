@@ -484,7 +484,9 @@ class _Handler:
             log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
             whole = unmasked.fn is fn and unmasked.unrounded is None
             plain = log_prob if whole else unmasked.log_prob(value)
-        scale, mask = split_scale(msg["scale"], axes), msg["mask"]
+        inside = _iterations(msg)
+        scale = split_scale(msg["scale"], (*axes, *(a for a, _ in inside)))
+        mask, unscaled = msg["mask"], isinstance(scale, float) and scale == 1.0
         density = scale_and_mask(log_prob, scale, mask)
 
         def factor() -> torch.Tensor:
@@ -492,7 +494,7 @@ class _Handler:
             return scale_and_mask(scale_and_mask(ones, scale, mask), 1.0, unmasked.mask)
 
         number = None if unmasked.hides_elements else one_number(scale, mask, unmasked.mask)
-        self.reading.record(name, axes, density, plain, factor, number)
+        self.reading.record(name, axes, density, plain, factor, number, inside, unscaled)
 
     def axes(self, msg: Any) -> tuple[Axis, ...]:
         """Plates and replicates of a statement."""
@@ -500,17 +502,25 @@ class _Handler:
         axes = []
         for frame in msg["cond_indep_stack"]:
             if not frame.vectorized:
-                if frame.full_size and frame.full_size != frame.size:
-                    self.run.sequential.add(frame.name)
                 continue
             if frame.name in replicates:
                 axes.append(replicates[frame.name])
                 continue
             if frame.dim < -self.run.plan.max_plate_nesting:
                 raise Replan
-            scale = float(frame.full_size / frame.size) if frame.full_size else 1.0
-            axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
+            axes.append(_plate(frame, -frame.dim))
         return tuple(axes)
+
+
+def _plate(frame: Any, order: int) -> Axis:
+    scale = float(frame.full_size / frame.size) if frame.full_size else 1.0
+    return Axis(PLATE, order, frame.name, int(frame.size), scale)
+
+
+def _iterations(msg: Any) -> frozenset[tuple[Axis, int]]:
+    """The sequential plates of a statement, and how often each has been gone through."""
+    frames = [f for f in msg["cond_indep_stack"] if not f.vectorized]
+    return frozenset((_plate(f, 0), f.counter) for f in frames)
 
 
 def _before(run: Run, key: Any) -> frozenset[Site]:
