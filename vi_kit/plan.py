@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class Replan(Exception):
-    """The program has another structure than the plan was made for."""
+    """The program has another structure than the plan was made for. Its text, if any, is the error that it is if a
+    new plan does not help."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Plan:
         table: rows for `explain`.
         terms: further rows: every term that depends on these sites, and what it gets.
         provenance: what a backend that traces programs found out about dependence.
+        leaves: by role and name, what a backend found to be trained.
     """
 
     selection: Selection
@@ -51,6 +53,7 @@ class Plan:
     table: tuple[Row, ...] = ()
     terms: tuple[str, ...] = ()
     provenance: Any = None
+    leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -112,6 +115,7 @@ class Findings:
     degrees: dict[str, int | None] = field(default_factory=dict)
     analytic: set[str] = field(default_factory=set)
     split: bool = False
+    leaves: dict[str, dict[str, Any]] = field(default_factory=dict)
     entangled: bool = True
     auxiliary: set[Site] = field(default_factory=set)
     above: dict[Site, frozenset[Site]] = field(default_factory=dict)

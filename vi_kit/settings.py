@@ -207,6 +207,7 @@ def make_plan(
         tracked=any(c.estimator.acting.tracked for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
+        leaves=findings.leaves,
         table=tuple(findings.rows.values()),
     )
 

@@ -35,6 +35,7 @@ from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program, with_replaced
 from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
+from vi_kit.pyro.leaves import described, reached
 from vi_kit.run import Run
 from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
 
@@ -57,6 +58,8 @@ class PyroBackend:
         self.untraceable: frozenset[str] = frozenset()
         self.probe: LeakProbe | None = None
         self.params: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        self.drawn: set[Any] = set()
+        self.steps: set[torch.Tensor] = set()
         self.own_params: dict[str, torch.Tensor] = {}
         self.own_modules: dict[str, torch.nn.Module] = {}
 
@@ -85,6 +88,7 @@ class PyroBackend:
             steps = [torch.zeros_like(p).requires_grad_() for p in primals]
             value = fn(*(p + step for p, step in zip(primals, steps, strict=True)))
             weights = torch.ones_like(value).requires_grad_()
+            self.steps |= {*steps, weights}
             slopes = torch.autograd.grad(value, steps, weights, create_graph=True)
             along = sum(((s * t).sum() for s, t in zip(slopes, tangents, strict=True)))
             (slope,) = torch.autograd.grad(torch.as_tensor(along), weights, create_graph=True)
@@ -237,15 +241,16 @@ class PyroBackend:
         program, fn = reading.program, reading.program.fn
         outer, self.handler = self.handler, _Handler(reading)
         handler = self.handler
-        modules = dict(fn.named_parameters()) if isinstance(fn, torch.nn.Module) else {}
-        self.params[program.role].update(modules)
+        known = self.params[program.role]
+        known.update(reading.run.plan.leaves.get(program.role, {}))
+        known.update(fn.named_parameters() if isinstance(fn, torch.nn.Module) else {})
         args, kwargs = handler.held_arguments() if program.held else (program.args, program.kwargs)
         try:
             with UnconditionMessenger() if program.joint else nullcontext():
                 if not program.held:
                     fn(*args, **kwargs)
                 else:
-                    handler.hold(modules.values())
+                    handler.hold(known.values())
                     with warnings.catch_warnings():
                         warnings.filterwarnings("ignore", ".*because requires_grad=False")
                         fn(*args, **kwargs)
@@ -253,7 +258,71 @@ class PyroBackend:
             self.handler = outer
             for p in handler.released:
                 p.requires_grad_(True)
-        return reading.result()
+        result = reading.result()
+        if torch.is_grad_enabled():
+            self._note_leaves(reading.run, program, result)
+        return result
+
+    def _note_leaves(self, run: Run, program: Program, result: Draw | Cost) -> None:
+        """Find what a program trains, announced or not: in the dry run to know it, and where parameters are held to be
+        sure that none was missed."""
+        values = [detach_provenance(v) for v in result.values()] if isinstance(result, Draw) else []
+        cost = result.density if isinstance(result, Draw) else result
+        plain = run.probe is None and run.analysis is None and self.probe is None
+        if program.held or (run.findings is not None and plain):
+            arrays = [*values, *(t.base.array for t in cost.terms)]
+            found, known = self._reached(arrays), self.params[program.role]
+            if run.findings is None and found:
+                raise Replan(self._not_held(program, found))
+            ids = {id(p) for p in known.values()}
+            for leaf in found:
+                if id(leaf) not in ids:
+                    known[self._described(leaf, program)] = leaf
+            if run.findings is not None:
+                run.findings.leaves[program.role] = dict(known)
+        self.drawn.update(v.grad_fn for v in values)
+
+    def _reached(self, arrays: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors to train from which arrays are computed, but for values that were drawn before."""
+        return [leaf for leaf in reached(arrays, self.drawn) if leaf not in self.steps]
+
+    def _described(self, leaf: torch.Tensor, program: Program) -> str:
+        name, known = (
+            described(leaf, (program.fn, program.args, program.kwargs)),
+            self.params[program.role],
+        )
+        return name if name not in known else f"{name} ({len(known)})"
+
+    def _not_held(self, program: Program, found: list[torch.Tensor]) -> str:
+        names = [described(leaf, (program.fn, program.args, program.kwargs)) for leaf in found]
+        return message(
+            f"stop_gradient on the {program.role}: {names} cannot be held",
+            got="a tensor that was computed from it before the step and is no argument of the step",
+            expected="parameters that the program uses itself, or arguments",
+            fix="give the tensor to the step as an argument, or detach it",
+        )
+
+    def refuse_unknown(self, costs: Iterable[torch.Tensor]) -> None:
+        """Where gradients are split, refuse parameters of which nobody knows whose they are."""
+        owners = [p for role in ("model", "guide") for p in self.params[role].values()]
+        own = [
+            *self.own_params.values(),
+            *(p for m in self.own_modules.values() for p in m.parameters()),
+        ]
+        known = {id(p) for p in (*owners, *own)}
+        unknown = [
+            leaf for leaf in reached(costs) if id(leaf) not in known and leaf not in self.steps
+        ]
+        if unknown:
+            names = [described(leaf, ()) for leaf in unknown]
+            raise Replan(
+                message(
+                    f"split_gradients: {names} belong neither to model nor to guide",
+                    got="parameters of the objective itself, which would ascend no bound",
+                    expected="parameters that model or guide uses",
+                    fix="use them in the model or in the guide, or one bound for all",
+                )
+            )
 
 
 class LeakProbe:

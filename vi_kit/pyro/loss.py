@@ -12,7 +12,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
-from vi_kit._errors import BackendError
+from vi_kit._errors import BackendError, ObjectiveError
 from vi_kit.arguments import described
 from vi_kit.degrees import shortfalls
 from vi_kit.estimators import Estimator
@@ -120,14 +120,20 @@ class Loss(ELBO):
     def _estimate(
         self, model: Any, guide: Any, args: Any, kwargs: Any, *, with_gradient: bool
     ) -> tuple[dict[str | None, torch.Tensor], Run]:
+        reason = ""
         for attempt in range(3):
             plan = self._plan(model, guide, args, kwargs, again=attempt > 0)
             backend = PyroBackend(self.state)
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
             try:
-                return self._execute(run, model, guide, args, kwargs), run
-            except Replan:
-                continue
+                groups = self._execute(run, model, guide, args, kwargs)
+                if groups.keys() - {None}:
+                    backend.refuse_unknown(groups.values())
+                return groups, run
+            except Replan as replan:
+                reason = str(replan)
+        if reason:
+            raise ObjectiveError(reason)
         raise BackendError(
             "the sites of model or guide change from one run to the next in a way that worlds and"
             " alternatives cannot follow; use vi.Score() or vi.Reparam() for the changing sites"
