@@ -167,6 +167,10 @@ class Backend(Protocol):
         """The value of a function and its derivative along `tangents`; both can be differentiated."""
         ...
 
+    def zero(self) -> Array:
+        """The number 0, as an array without dims."""
+        ...
+
     def uniform(self, shape: tuple[int, ...], like: Array) -> Array: ...
     def standard_gamma(self, concentration: Array) -> Array:
         """One draw for each concentration, of rate one, without gradient."""

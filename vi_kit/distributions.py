@@ -52,6 +52,16 @@ KINDS = {
 OPEN = ("AffineTransform", "ExpTransform", "IdentityTransform", "PowerTransform")
 """Transforms through which moments go."""
 
+KEEP_KIND = (
+    "AffineTransform",
+    "IdentityTransform",
+    "Permute",
+    "PermuteTransform",
+    "ReshapeTransform",
+)
+"""Transforms that leave a bounded set bounded, a half-line a half-line, and the whole space whole. Their codomain
+says less: it is the whole space."""
+
 OF_VECTORS = ("Categorical", "OneHotCategorical", "Dirichlet")
 """Families whose parameter has one more dim than their elements have, or as many as vectors have."""
 
@@ -156,6 +166,34 @@ class DistributionView(ABC):
     @abstractmethod
     def covers(self, other: Any, value: Array) -> bool:
         """Whether the values of `other`, of which `value` is one, lie in this support."""
+
+    def open_ends(self) -> int | None:
+        """At how many ends the support is without bound: 0 to 2; `None` if it has no ends."""
+        w, fn, transforms = self.wrappers, self.fn, ()
+        while isinstance(fn, w.independent | w.expanded | w.transformed):
+            if isinstance(fn, w.transformed):
+                transforms = (*_parts(fn.transforms), *transforms)
+            fn = fn.base_dist
+        while transforms and type(transforms[-1]).__name__ in KEEP_KIND:
+            transforms = transforms[:-1]
+        support = transforms[-1].codomain if transforms else fn.support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if self.is_real(support):
+            return 2
+        bounds = [hasattr(support, name) for name in ("lower_bound", "upper_bound")]
+        return 2 - sum(bounds) if any(bounds) else None
+
+    def reaches_beyond(self, other: DistributionView) -> bool:
+        """Whether this support has more open ends than that of another distribution, so that it cannot lie in it."""
+        own, theirs = self.open_ends(), other.open_ends()
+        if own == 2 and theirs is None:
+            return True
+        return own is not None and theirs is not None and own > theirs
+
+    @abstractmethod
+    def is_real(self, support: Any) -> bool:
+        """Whether one of the library's constraints is none."""
 
     @property
     def support_name(self) -> str:
@@ -391,6 +429,20 @@ def without_validation(fn: Any, leaf: Callable[[Any], Any] = lambda fn: fn) -> A
 def _has_scalars(fn: Any, params: tuple[str, ...]) -> bool:
     """Whether a distribution has these parameters, and no event dims."""
     return not fn.event_shape and all(hasattr(fn, name) for name in params)
+
+
+def _parts(transforms: Any) -> tuple[Any, ...]:
+    """Transforms one after the other, those of compositions apart and without the dims that they reinterpret."""
+    parts = []
+    for t in transforms:
+        name = type(t).__name__
+        if name == "ComposeTransform":
+            parts += _parts(t.parts)
+        elif name == "IndependentTransform":
+            parts += _parts([t.base_transform])
+        else:
+            parts.append(t)
+    return tuple(parts)
 
 
 def _family(fn: Any) -> str:

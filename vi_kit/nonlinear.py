@@ -183,7 +183,8 @@ def _applied(
     refuse_half_held(run, [t for c in costs for t in c.terms])
     reduced = summed | ({over} if over else set())
     local = [s for s in run.sites if s.world is not None and reduced.intersection(s.axes)]
-    costs = tuple(Cost(merge(c.terms)) for c in costs)
+    nothing = Term(Named(run.backend.zero()))
+    costs = tuple(Cost(merge(c.terms) or [nothing]) for c in costs)
     exact = unfold(costs, local, summed, over)
     if exact is not None:
         terms = [replace(t, upstream=with_elements(t.upstream)) for c in costs for t in c.terms]

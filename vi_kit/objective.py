@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vi_kit._errors import ObjectiveError, message, whole_number
@@ -72,11 +72,17 @@ class Objective:
         program: the function that the user wrote.
         settings: values of its keyword-only parameters.
         maximised: whether it is a bound to ascend, or a divergence to descend.
+        factory: what makes it of its settings.
     """
 
     program: Callable[..., Cost]
     settings: tuple[tuple[str, Any], ...]
     maximised: bool
+    factory: Callable[..., Objective] = field(repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the call that makes it: the name of a program is that of its factory."""
+        return self.factory, tuple(value for _, value in self.settings)
 
     def __call__(self, model: Program, guide: Program) -> Cost:
         cost = self.program(model, guide, **dict(self.settings))
@@ -148,7 +154,7 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
                             fix=f"{name}={requirement.example}",
                         )
                     )
-        return Objective(program, tuple(bound.arguments.items()), maximised)
+        return Objective(program, tuple(bound.arguments.items()), maximised, make)
 
     make.__signature__ = signature  # type: ignore[attr-defined]
     return make

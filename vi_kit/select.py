@@ -160,7 +160,7 @@ class Selection:
             )
         many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
         lacks = "biased sampler" if dist.is_straight_through else "no reparameterised sampler"
-        why = f"{lacks}; {not_enumerated or 'support is not finite'}"
+        why = f"{lacks}; {not_enumerated or 'support is not fixed and finite'}"
         return Choice(Score(LeaveOneOut() if many else MovingAverage()), "default", why)
 
     def unmatched(self, names: Iterable[str]) -> list[str]:

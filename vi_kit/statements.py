@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vi_kit._errors import message
+from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, Array, Axis
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.drawing import draw, draw_inside
@@ -140,6 +140,10 @@ class Simulation:
             return None
         return self.sites[name], self.details[name].dist, True
 
+    def site(self, name: str) -> Site | None:
+        """The site of a name, if it is latent."""
+        return self.sites.get(name) or self.inside.get(name)
+
     def result(self) -> Draw:
         cost = Cost(self.terms)
         return Draw(self.program, self.values, dict(self.sites), cost, self.details, self.factors)
@@ -155,22 +159,13 @@ class Replay:
     terms: list[Term] = field(default_factory=list)
     recorded: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+    missing: dict[str, Statement] = field(default_factory=dict)
 
     def latent(self, statement: Statement) -> Array | None:
         """The value of a latent site; `None` if it has to be sampled, so that a dry run can go on."""
         name = statement.name
         if name not in self.draw:
-            self._problem(
-                f"{self.program.role} site {name!r} is not in the draw",
-                got=f"latent sites of the draw: {sorted(self.draw)}",
-                expected=f"a {self.draw.program.role} site named {name!r}",
-                fix=f"add {name!r} to the {self.draw.program.role}"
-                + (
-                    "; sites enumerated in the model are not marginalised here"
-                    if statement.infer.get("enumerate")
-                    else ", or condition the model on it"
-                ),
-            )
+            self.missing[name] = statement
             return None
         value = self.draw.replayed(name, held=self.program.held)
         if self._is_own_delta(statement):
@@ -233,9 +228,28 @@ class Replay:
             return None
         return sites[name], details[name].dist, False
 
+    def site(self, name: str) -> Site | None:
+        """See `Simulation.site`."""
+        return self.draw.sites.get(name)
+
     def result(self) -> Cost:
         """The log density, once every site of the draw was met."""
         drawn_by = self.draw.program.role
+        if self.missing:
+            names, many = ", ".join(map(repr, self.missing)), len(self.missing) > 1
+            sites, them = ("sites", "them") if many else ("site", "it")
+            enumerated = any(s.infer.get("enumerate") for s in self.missing.values())
+            self._problem(
+                f"{self.program.role} {sites} {names} {'are' if many else 'is'} not in the draw",
+                got=f"latent sites of the draw: {sorted(self.draw)}",
+                expected=f"{drawn_by} {sites} of the same name",
+                fix=f"add {names} to the {drawn_by}"
+                + (
+                    "; sites enumerated in the model are not marginalised here"
+                    if enumerated
+                    else f", or condition the {self.program.role} on {them}"
+                ),
+            )
         for name in self.draw.keys() - self.names - self.draw.data.keys():
             if self.draw.details[name].infer.get("is_auxiliary"):
                 self._refuse_random_given(name)
@@ -318,6 +332,20 @@ def _refuse_second(reading: Simulation | Replay, name: str) -> None:
             of_estimator=False,
         )
     reading.recorded.add(name)
+
+
+def no_density(name: str, dist: Distribution, site: Site | None, why: str) -> EstimatorError:
+    """The error about a distribution that cannot say what the density of a value given to it is."""
+    estimator = "a program" if site is None else f"{type(site.estimator).__name__}()"
+    return EstimatorError(
+        message(
+            f"site {name!r}: {estimator} needs the density of a value given, and {dist.name} knows it for its own"
+            " draws only",
+            got=why,
+            expected="Reparam(), with which the library keeps what it computed in drawing; or a flow with an inverse",
+            fix=f'estimators={{"{name}": vi.Reparam()}}, and an objective that holds neither draws nor parameters',
+        )
+    )
 
 
 def _relaxes(run: Run, site: Site) -> bool:

@@ -57,6 +57,16 @@ def guide_list(model):
     return guide
 
 
+@pytest.mark.parametrize("estimator", [vi.DoublyReparam(), vi.Score()], ids=repr)
+def test_a_flow_without_an_inverse_is_refused_in_words(estimator):
+    guide = block_autoregressive_flow(flat_model)
+    svi = SVI(flat_model, guide, optax.adam(0.1), Loss(estimators=estimator))
+    with pytest.raises(vi.EstimatorError) as caught:
+        svi.evaluate(svi.init(KEY, X), X)
+    assert "needs the density of a value given" in str(caught.value)
+    assert 'fix:      estimators={"_auto_latent": vi.Reparam()}' in str(caught.value)
+
+
 def fit(model, guide, loss, *args, steps=300):
     """Train while the learning rate falls to a hundredth."""
     optim = optax.adam(optax.exponential_decay(0.1, steps, 0.01))

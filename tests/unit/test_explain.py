@@ -12,10 +12,10 @@ from vi_kit.pyro import Loss
 
 TABLE = """\
 site   distribution  plates        estimator                                                    chosen by    why
------  ------------  ------------  -----------------------------------------------------------  -----------  -------------------------------------------------
+-----  ------------  ------------  -----------------------------------------------------------  -----------  -----------------------------------------------------------
 b      Bernoulli     -             MeasureValued()                                              pattern 'b'  you said so
 group  Categorical   groups        Enumerate(max_worlds=64)                                     default      3 values, at most 64
-count  Poisson       data, groups  Score(baseline=MovingAverage(decay=0.9, per_element=False))  default      no reparameterised sampler; support is not finite
+count  Poisson       data, groups  Score(baseline=MovingAverage(decay=0.9, per_element=False))  default      no reparameterised sampler; support is not fixed and finite
 z      Normal (2,)   data, groups  Reparam()                                                    default      Normal has a reparameterised sampler"""  # noqa: E501
 
 

@@ -61,7 +61,7 @@ def test_estimators_that_cannot_handle_their_sites_all_at_once():
         program,
         program,
         vi.EstimatorError,
-        "site 'u': Enumerate() needs a finite support; that of Poisson is not",
+        "site 'u': Enumerate() needs a finite support that is the same for all draws; that of Poisson is not",
         "site 'v': Reparam() needs a reparameterised sampler; Categorical has none",
         "got:      Reparam(), from pattern 'v'",
         "expected: Enumerate() or MeasureValued() or Score()",

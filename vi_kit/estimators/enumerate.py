@@ -53,7 +53,9 @@ class Enumerate(Estimator):
     def reason_against(self, dist: Distribution) -> str | None:
         size = dist.support_size()
         if size is None:
-            return f"needs a finite support; that of {dist.name} is not"
+            return (
+                f"needs a finite support that is the same for all draws; that of {dist.name} is not"
+            )
         if size > self.max_worlds:
             return f"{dist.name} has {size} values, above max_worlds={self.max_worlds}"
         return None

@@ -31,7 +31,14 @@ from vi_kit.numpyro.expectations import own_log_prob, start, term_p
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
 from vi_kit.run import STEP_KEY, Run
-from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
+from vi_kit.statements import (
+    Replay,
+    Simulation,
+    Statement,
+    no_density,
+    one_number,
+    split_scale,
+)
 
 Provenance = Mapping[Hashable, frozenset[str]]
 """Names of the inputs on which each watched value depends."""
@@ -105,6 +112,9 @@ class NumPyroBackend:
         self, fn: Callable[..., jax.Array], primals: list[Any], tangents: list[Any]
     ) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(fn, tuple(primals), tuple(tangents))
+
+    def zero(self) -> jax.Array:
+        return jnp.zeros(())
 
     def uniform(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
         return random.uniform(self.new_key(), shape, dtype=like.dtype)
@@ -408,7 +418,11 @@ class _Handler:
                 )
             self.backend.mutable[name] = msg["value"]
         elif kind == "sample":
-            self.sampled(msg)
+            try:
+                self.sampled(msg)
+            except NotImplementedError as error:
+                dist, site = NumPyroDistribution(msg["fn"]), self.reading.site(name)
+                raise no_density(name, dist, site, str(error)) from error
 
     def plate_key(self, name: str) -> jax.Array:
         """The key of a minibatch: all replicates, programs and steps of a scan share it."""
@@ -432,6 +446,8 @@ class _Handler:
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
         fn, value, axes = smooth(msg["fn"]), msg["value"], self.axes(msg)
+        if isinstance(value, int | float):  # NumPyro would compare it with traced values by NumPy
+            value = jnp.asarray(value)
         is_latent = bool(self.run.plan.analytic) and not msg["is_observed"]
         if self.run.probe is not None or (is_latent and isinstance(self.reading, Simulation)):
             fn = unchecked(fn)

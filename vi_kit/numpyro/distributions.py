@@ -101,17 +101,10 @@ class NumPyroDistribution(DistributionView):
     def covers(self, other: NumPyroDistribution, value: jax.Array) -> bool:
         """By the kinds of supports only: values are not known when a program is traced."""
         del value
-        own, theirs = _plain(self.fn.support), _plain(other.fn.support)
-        return not (theirs is constraints.real and own is not constraints.real) or (
-            other.name == "Delta"
-        )
+        return other.name == "Delta" or not other.reaches_beyond(self)
 
-
-def _plain(support: Any) -> Any:
-    """A support without its event dims."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
+    def is_real(self, support: Any) -> bool:
+        return support is constraints.real
 
 
 def _by_probs(fn: Any) -> Any:

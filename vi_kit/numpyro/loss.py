@@ -165,7 +165,8 @@ class Loss(ELBO):
 
 def _total(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...]) -> jax.Array:
     """What the parameters of the wanted groups ascend or descend."""
-    return functools.reduce(operator.add, [groups[g] for g in wanted if g in groups])
+    found = [groups[g] for g in wanted if g in groups]
+    return functools.reduce(operator.add, found) if found else jnp.zeros(())
 
 
 def _of_value_zero(own: jax.Array) -> jax.Array:

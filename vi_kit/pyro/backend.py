@@ -94,6 +94,9 @@ class PyroBackend:
             (slope,) = torch.autograd.grad(torch.as_tensor(along), weights, create_graph=True)
         return value, slope
 
+    def zero(self) -> torch.Tensor:
+        return torch.zeros(())
+
     def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.rand(shape, dtype=like.dtype, device=like.device)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.ops.provenance import get_provenance
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
 from torch.distributions.utils import clamp_probs
 
@@ -116,6 +117,12 @@ class PyroDistribution(DistributionView):
     def divergence_from(self, drawn: Any) -> torch.Tensor:
         return torch.distributions.kl_divergence(drawn, self.fn)
 
+    def _values(self, fn: Any) -> torch.Tensor | None:
+        ends = vars(fn.support).values() if isinstance(fn.support, constraints.Constraint) else ()
+        if any(get_provenance(end) for end in ends):  # they are others at other draws
+            return None
+        return super()._values(fn)
+
     def arrays(self) -> list[torch.Tensor]:
         found, pending, seen = [], [self.fn], set()
         while pending:
@@ -130,11 +137,12 @@ class PyroDistribution(DistributionView):
         return found
 
     def covers(self, other: PyroDistribution, value: torch.Tensor) -> bool:
-        plain = [getattr(d.fn.support, "base_constraint", d.fn.support) for d in (self, other)]
-        if plain[1] is constraints.real and plain[0] is not constraints.real:
-            if other.name != "Delta":
-                return False
+        if other.name != "Delta" and other.reaches_beyond(self):
+            return False
         return bool(self.fn.support.check(value).all())
+
+    def is_real(self, support: Any) -> bool:
+        return support is constraints.real
 
 
 def _unrounded(fn: Any) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.poutine as poutine
 import torch
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
-from vi_kit._errors import BackendError, ObjectiveError
+from vi_kit._errors import BackendError, ObjectiveError, message
 from vi_kit.arguments import described
 from vi_kit.degrees import shortfalls
 from vi_kit.estimators import Estimator
@@ -23,6 +24,28 @@ from vi_kit.pyro.backend import LeakProbe, PyroBackend
 from vi_kit.pyro.degrees import degree_probe, degrees_found
 from vi_kit.run import Run
 from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
+
+T = TypeVar("T")
+
+
+def with_grad(method: Callable[..., T]) -> Callable[..., T]:
+    """A method that takes a gradient, also where its caller has switched gradients off."""
+
+    @functools.wraps(method)
+    def enabled(*args: Any, **kwargs: Any) -> T:
+        if torch.is_inference_mode_enabled():
+            raise BackendError(
+                message(
+                    f"{method.__name__} under torch.inference_mode() has no gradient",
+                    got="tensors that cannot require a gradient",
+                    expected="a call outside torch.inference_mode()",
+                    fix="loss.loss(model, guide, ...) for the value alone",
+                )
+            )
+        with torch.enable_grad():
+            return method(*args, **kwargs)
+
+    return enabled
 
 
 class Loss(ELBO):
@@ -76,6 +99,10 @@ class Loss(ELBO):
     def __repr__(self) -> str:
         return self.settings.describe()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: plans belong to the programs of this process."""
+        return {**self.__dict__, "_plans": Plans()}
+
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("vi_kit runs model and guide itself")
 
@@ -83,13 +110,14 @@ class Loss(ELBO):
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """One estimate of the loss (nats), without gradient."""
-        with torch.no_grad():
-            groups, run = self._estimate(model, guide, args, kwargs, with_gradient=False)
+        # not under no_grad, which is the caller's to choose: a guide may take gradients itself
+        groups, run = self._estimate(model, guide, args, kwargs, with_gradient=False)
         value = self._value(groups).item()
         if math.isnan(value):
             raise not_finite(value, run.first_not_finite())
         return value
 
+    @with_grad
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -99,6 +127,7 @@ class Loss(ELBO):
         self._advance(run)
         return loss
 
+    @with_grad
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Add an unbiased gradient to the parameters' `.grad`; returns the estimate of the loss."""
         groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
@@ -273,7 +302,7 @@ def _with_closed_forms(plan: Plan, execute: Callable[[Run], None]) -> Plan:
 
 def _plate_nesting(model: Any, guide: Any, args: Any, kwargs: Any) -> int:
     """How many dims the plates take, found by running guide and model once."""
-    with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with poutine.block(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
             *args, **kwargs
