@@ -22,7 +22,7 @@ from vi_kit._named import (
 from vi_kit.backend import Backend, _current
 from vi_kit.blocked import Blocked
 from vi_kit.checks import refuse_scores_below
-from vi_kit.copies import Copy, merged
+from vi_kit.copies import OF_A_SITE, Copy, merged
 from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.degrees import DegreeProbe
 from vi_kit.plan import Findings, Plan, Replan
@@ -120,6 +120,12 @@ class Run:
             return contract(cost, self.sites)
         finally:
             _current.reset(token)
+
+    def forget(self) -> None:
+        """Let go of the arrays of the sites, so that what a dry run found holds none."""
+        for site in self.sites:
+            for name in OF_A_SITE:
+                setattr(site, name, None)
 
     # Replicates
 

@@ -167,3 +167,17 @@ def test_forward_mode_differentiation():
     forward = svi.get_params(svi.update(state, X, forward_mode_differentiation=True)[0])
     for name, param in reverse.items():
         np.testing.assert_allclose(param, forward[name], rtol=1e-9)
+
+
+@pytest.mark.parametrize("estimators", [None, {"z": vi.Score()}], ids=str)
+def test_nothing_traced_outlives_its_trace(estimators):
+    def guide():
+        loc = numpyro.param("loc", jnp.zeros(3))
+        with numpyro.plate("data", 3):
+            numpyro.sample("z", dist.Normal(loc, 1.0))
+        numpyro.sample("b", dist.Bernoulli(logits=numpyro.param("logit", 0.0)))
+
+    params = {"loc": jnp.zeros(3), "logit": jnp.zeros(())}
+    loss = Loss(vi.elbo(), estimators)
+    with jax.checking_leaks():
+        jax.grad(lambda p: loss.loss(jax.random.key(0), p, guide, guide))(params)

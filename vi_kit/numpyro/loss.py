@@ -281,8 +281,11 @@ class _Step:
             run.plan = replace(given, max_plate_nesting=depth if nesting is None else nesting)
 
             def dry() -> None:
-                run.backend = NumPyroBackend(self.key, self.params, provenance=provenance, dry=True)
-                self.settings.execute(run, *self.programs)
+                backend = NumPyroBackend(self.key, self.params, provenance=provenance, dry=True)
+                traced = Run(backend, run.plan, findings=run.findings, with_gradient=False)
+                self.settings.execute(traced, *self.programs)
+                found.update(touched=backend.touched)
+                traced.forget()  # what is traced may not outlive its trace
 
             try:
                 jax.eval_shape(dry)
@@ -293,11 +296,8 @@ class _Step:
             except IN_THE_DARK as error:
                 raise refuse_in_the_dark(error) from error
             assert isinstance(run.backend, NumPyroBackend)
-            found.update(
-                provenance=provenance,
-                nesting=run.plan.max_plate_nesting,
-                touched=run.backend.touched,
-            )
+            run.backend.touched = found["touched"]
+            found.update(provenance=provenance, nesting=run.plan.max_plate_nesting)
 
         draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize)
         plan = make_plan(make_backend, draft, execute)
