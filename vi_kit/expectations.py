@@ -29,6 +29,7 @@ from vi_kit.factors import (
     affine_of,
     as_value,
     both,
+    broadcast,
     value_of,
     variance_of,
 )
@@ -107,7 +108,7 @@ def _dependent_product(f: Factor, g: Factor) -> Factor:
     """The product of two functions of the same site."""
     sites = f.sites | g.sites
     if isinstance(f, Power) and isinstance(g, Power) and f.layout == g.layout:
-        return max(f, g, key=lambda p: math.prod(p.shape)).to(f.exponent + g.exponent)
+        return f.expanded(broadcast([f.shape, g.shape])).to(f.exponent + g.exponent)
     if isinstance(f, Exponential) and isinstance(g, Exponential):
         return Exponential.of(f.exponent.plus(g.exponent))
     tilted = [_tilted(x) for x in (f, g)]
@@ -229,7 +230,7 @@ def moved(
 
     Args:
         x: a value.
-        name: tells layouts apart.
+        name: tells layouts of one shape apart.
         move: does it to affine functions of the full shape.
         apply: does it to arrays of the full shape.
         keeps: whether elements stay aligned from the right, as when they are broadcast.
@@ -260,7 +261,7 @@ def moved(
         if isinstance(factor, Exponential):
             return Exponential(move(whole(factor.exponent)), raw)
         a, b = (apply(full(p)) for p in factor.params)
-        layout = factor.layout if keeps else (factor.layout, name)
+        layout = factor.layout if keeps else (factor.layout, shape, name)
         return replace(factor, params=(a, b), raw=raw, layout=layout)
 
     return Value(tuple(map(new, x.factors)))

@@ -133,7 +133,7 @@ class Power:
         family: `"gamma"` (concentration, rate) or `"beta"` (concentration1, concentration0).
         params: of the elements.
         exponent: of the power.
-        layout: tells layouts apart.
+        layout: tells layouts apart: of two arrays with the same one, elements that meet are the same.
         library: for special functions.
         raw: itself by means and covariances, if they are known.
     """
@@ -169,6 +169,16 @@ class Power:
         if self.family == "gamma":
             return xp.exp(log - p * xp.log(b))
         return xp.exp(log + lgamma(a + b) - lgamma(a + b + p))
+
+    def expanded(self, shape: tuple[int, ...]) -> Power:
+        """Broadcast to a shape."""
+        if shape == self.shape:
+            return self
+        a, b = (array_namespace(p).broadcast_to(p, shape) for p in self.params)
+        lead, raw = len(shape) - len(self.shape), self.raw
+        if raw is not None:
+            raw = raw.placed(range(lead, len(shape)), shape)
+        return replace(self, params=(a, b), raw=raw)
 
     def to(self, p: float) -> Power:
         """Its elements to another power."""

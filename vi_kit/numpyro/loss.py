@@ -169,6 +169,19 @@ def _total(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...
     return functools.reduce(operator.add, found) if found else jnp.zeros(())
 
 
+def _state(backend: NumPyroBackend, plan: Plan) -> dict[str, Any]:
+    """The mutable state after a run. What depends on random values in it is settled as in a term."""
+    if not plan.analytic:
+        return backend.mutable
+    state = {}
+    for name, value in backend.mutable.items():
+        leaves, tree = jax.tree.flatten(value)
+        what = f"mutable site {name!r}"
+        leaves = [backend.expectation(x, (f"leaf {i}", what)) for i, x in enumerate(leaves)]
+        state[name] = jax.tree.unflatten(tree, leaves)
+    return state
+
+
 def _of_value_zero(own: jax.Array) -> jax.Array:
     return own - lax.stop_gradient(own)
 
@@ -230,7 +243,7 @@ class _Step:
             groups = self.settings.execute(run, *self.programs)
             names[:] = list(groups)
             values = [named.array for named in groups.values()]
-            return values, run.own_losses, run.new_state, backend.mutable
+            return values, run.own_losses, run.new_state, _state(backend, plan)
 
         try:
             if plan.analytic:
@@ -360,6 +373,7 @@ class _Step:
             backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance, dry=True)
             run = Run(backend, plain, findings=Findings(), analysis=found, with_gradient=False)
             self.settings.execute(run, *self.programs)
+            _state(backend, plan)
 
         jax.eval_shape(lambda: evaluated(execute, finding(found)))
         return with_closed_forms(plan, found)

@@ -161,6 +161,11 @@ class PyroBackend:
             if key is not None:
                 run.analysis[key] = array.value if isinstance(array.value, Blocked) else None
             return sampled(array)
+        is_blocked = isinstance(array.value, Blocked) and array.sample is not None
+        if (
+            is_blocked and key in run.plan.closed
+        ):  # the program is another one than that of the plan
+            raise Replan
         return settled(array.value, array.sample, key in run.plan.closed)
 
     # State
