@@ -152,6 +152,20 @@ def refuse_scores_below(run: Run) -> None:
                 )
 
 
+def refuse_repeated(run: Run, draw: Draw) -> None:
+    """Refuse sites that stand for several statements, one after the other, where each is a step of its own."""
+    for name in sorted(run.repeated & draw.keys()):
+        run.refuse(
+            message(
+                f"{draw.program.role} site {name!r} is in a scan: its steps cannot be told apart as states",
+                got="one site for all steps of the scan",
+                expected="a sample statement per state",
+                fix=f'for t in range(n): sample(f"{name}_{{t}}", ...), in model and guide',
+            ),
+            of_estimator=False,
+        )
+
+
 def refuse_others(draw: Draw, what: str) -> None:
     """Refuse estimators other than `Reparam` for a draw, for the sake of `what`."""
     for name, site in draw.sites.items():

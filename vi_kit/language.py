@@ -16,6 +16,7 @@ from array_api_compat import array_namespace
 from vi_kit._errors import ObjectiveError, message
 from vi_kit._named import Array
 from vi_kit.backend import current
+from vi_kit.checks import refuse_repeated
 from vi_kit.cost import Cost, Term, held_fixed
 from vi_kit.nonlinear import apply
 from vi_kit.objective import Must, Objective, Range, divergence, objective
@@ -95,14 +96,16 @@ def partial_log_densities(
 ) -> tuple[list[Cost], dict[int, Cost]]:
     """Log weights of the first t sites of a draw, for t from 0 to their number (nats), and the guide's factors.
 
-    The sites are in the guide's order. A term of the model belongs to the last of the guide's sites that the model
-    had met by then, so that it depends on none of the later ones.
+    The sites are in the guide's order. A term of the model belongs to the last of the guide's sites on which it
+    depends, wherever its statement stands.
 
     Returns:
         The log densities of the model less those of the guide, summed up to site t; and by t the factors of the
         guide between site t and the next.
     """
-    of_guide, of_model = log_density(guide, draw), log_density(model, draw)
+    run, followed = current(), replace(draw, followed=True)
+    of_guide, of_model = log_density(guide, draw), log_density(model, followed)
+    refuse_repeated(run, draw)
     order = {t.statement: i for i, t in enumerate(t for t in of_guide.terms if t.statement in draw)}
     steps: list[list[Term]] = [[] for _ in range(len(order) + 1)]
     factors: dict[int, list[Term]] = {}
@@ -113,9 +116,13 @@ def partial_log_densities(
             steps[at] += (-Cost([term])).terms
         else:
             factors.setdefault(at, []).append(term)
-    at = 0
+    met = 0
     for term in of_model.terms:
-        at = max(at, order.get(term.statement, -1) + 1)
+        met = max(met, order.get(term.statement, -1) + 1)
+        needed = [order[s.name] + 1 for s in term.upstream if draw.sites.get(s.name) is s]
+        if run.findings is not None:  # where all dependence is followed
+            run.findings.states[term.label] = max(needed, default=0)
+        at = (run.findings or run.plan).states.get(term.label, met)
         steps[at].append(term)
     sums = [Cost(itertools.chain(*steps[: t + 1])) for t in range(len(steps))]
     return sums, {t: Cost(terms) for t, terms in factors.items()}

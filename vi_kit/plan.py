@@ -34,6 +34,7 @@ class Plan:
             that asks for a cost without jumps.
         analytic: labels of the sites of which moments are carried.
         closed: of which terms the expectation over these sites is known.
+        states: of which of the guide's sites each term of the model needs the last, counted from one, by label.
         table: rows for `explain`.
         terms: further rows: every term that depends on these sites, and what it gets.
         provenance: what a backend that traces programs found out about dependence.
@@ -50,6 +51,7 @@ class Plan:
     degrees: Mapping[str, int | None] = field(default_factory=dict)
     analytic: frozenset[str] = frozenset()
     closed: frozenset[Any] = frozenset()
+    states: Mapping[str, int] = field(default_factory=dict)
     table: tuple[Row, ...] = ()
     terms: tuple[str, ...] = ()
     provenance: Any = None
@@ -119,6 +121,7 @@ class Findings:
     entangled: bool = True
     auxiliary: set[Site] = field(default_factory=set)
     above: dict[Site, frozenset[Site]] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
 

@@ -59,6 +59,7 @@ class Draw(Mapping[str, Any]):
         varied: the site that stands for all those in `factors`, which nonlinear functions vary together.
         deltas: values of sites with a Delta, with the program's parameters held.
         held: whether the values are to be taken as constants.
+        followed: whether a dry run follows what depends on which site, whatever their estimators.
     """
 
     program: Program
@@ -70,6 +71,7 @@ class Draw(Mapping[str, Any]):
     varied: Site | None = None
     deltas: dict[str, Any] = field(default_factory=dict)
     held: bool = False
+    followed: bool = False
 
     @property
     def log_density(self) -> Cost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from array_api_compat import array_namespace
@@ -81,6 +81,7 @@ class Run:
         self.apart: frozenset[Axis] = frozenset()
         self.subsamples: dict[tuple[str, int], Any] = {}
         self.scales: dict[Axis, float] = {}
+        self.repeated: set[str] = set()
         self.open_replicates: frozenset[Axis] = frozenset()
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
         self.slot_dim = -1 - plan.max_plate_nesting
@@ -378,7 +379,7 @@ class Run:
         self.num_terms += 1
         return bool(known)
 
-    def value(self, array: Array, axes: Iterable[Axis], what: str, *, held: bool) -> Term:
+    def value(self, array: Array, axes: Collection[Axis], what: str, *, held: bool) -> Term:
         """A term from an array that a function of drawn values returned.
 
         Args:
@@ -393,6 +394,22 @@ class Run:
             for a in axes
             if a.kind != PLATE or (a.order <= len(shape) and shape[-a.order] == a.size)
         ]
+        lost = [a for a in axes if a.kind == PLATE and a.order > len(shape)]
+        unclear = [a for a in present if a.kind == PLATE and a.size in {b.size for b in lost}]
+        if unclear:  # which of two plates of one size was summed over: neither is told apart
+            if any(self.scale(a) != 1.0 for a in (*unclear, *lost)):
+                self.refuse(
+                    message(
+                        f"{what} has fewer dims than there are plates, which are of one size",
+                        got=f"shape {shape}, within plates {sorted(a.name for a in (*unclear, *lost))}",
+                        expected="a dim of size one for each plate that was summed over, since one is subsampled",
+                        fix=".sum(..., keepdims=True)",
+                    ),
+                    of_estimator=False,
+                )
+            dims = tuple(-a.order for a in present if a.kind == PLATE)
+            array = array_namespace(array).sum(array, axis=dims)
+            present = [a for a in present if a.kind != PLATE]
         return self.term(array, present, what, held=held)
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:

@@ -208,6 +208,7 @@ def make_plan(
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
         leaves=findings.leaves,
+        states=findings.states,
         table=tuple(findings.rows.values()),
     )
 

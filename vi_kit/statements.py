@@ -170,6 +170,8 @@ class Replay:
         value = self.draw.replayed(name, held=self.program.held)
         if self._is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
+        if self.draw.followed and self.run.findings is not None:
+            value = self.run.backend.track(value, self.draw.sites[name])
         self.names.add(name)
         plain = self.run.probe is None and self.run.analysis is None
         findings = self.run.findings if plain else None

@@ -51,6 +51,26 @@ def test_functions_of_a_draw_that_sum_over_plates(fn, exact, lib):
     assert got == pytest.approx(-exact)
 
 
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_a_plate_that_leaves_no_dim(dim, lib):
+    """Rows and columns are as many, so that each coin is worth the sum over all of them: of each draw the gradient
+    is that sum times the score."""
+
+    def program():
+        logits = lib.theta(GRID.reshape(-1)).reshape(3, 3)
+        with lib.plate("rows", 3, dim=-2), lib.plate("columns", 3, dim=-1):
+            lib.sample("z", lib.dist.Bernoulli(logits=logits))
+
+    objective = value_of(fn=lambda v: v["z"].sum(dim) ** 2)
+    loss = lib.Loss(objective, vi.Score(vi.Constant(0.0)))
+    probs = 1 / (1 + np.exp(-GRID.reshape(-1)))
+    for row in lib.gradients(loss, program, program, GRID.reshape(-1), 20, 0):
+        drawn = row < 0  # the score of a one is positive
+        worth = -row / (drawn - probs)
+        np.testing.assert_allclose(worth, worth[0])
+        assert worth[0] == pytest.approx((drawn.reshape(3, 3).sum(dim) ** 2).sum())
+
+
 X = np.array([0.4, -0.3, 1.1])
 
 

@@ -310,3 +310,9 @@ def test_plate_scale_and_mask_inside_a_scan():
     draws = gradients(loss, model, guide, {"logits": LOGITS}, 1500)
     exact = oracles.gradient(lambda t: 2 * minus_bound(t, scale=0.5, mask=mask), LOGITS)
     oracles.check_unbiased(draws, exact)
+
+
+def test_sites_of_a_scan_are_no_states():
+    loss = Loss(vi.sub_trajectory_balance(lambda_=0.9))
+    with pytest.raises(vi.ObjectiveError, match="guide site 'z' is in a scan: its steps cannot be"):
+        gradients(loss, coins_model, coins_guide, {"logits": LOGITS}, 1)

@@ -31,6 +31,13 @@ class Chain:
         second = lib.sample("second", lib.dist.Bernoulli(logits=0.3 + first))
         lib.sample("y", lib.dist.Normal(first + second, 0.8), obs=lib.array(self.x[1]))
 
+    def model_with_data_last(self):
+        lib = self.lib
+        first = lib.sample("first", lib.dist.Bernoulli(lib.array(0.4)))
+        second = lib.sample("second", lib.dist.Bernoulli(logits=0.3 + first))
+        lib.sample("x", lib.dist.Normal(first, 0.8), obs=lib.array(self.x[0]))
+        lib.sample("y", lib.dist.Normal(first + second, 0.8), obs=lib.array(self.x[1]))
+
     def guide(self, last=None):
         lib, theta = self.lib, self.lib.theta(self.values)
         lib.guide_factor("log_normaliser", theta[0])
@@ -75,6 +82,48 @@ def test_sub_trajectory_balance(lambda_, estimator, lib, request):
     seed = oracles.seed_of(request.node.name)
     draws = lib.gradients(loss, case.model, case.guide, case.values, 30, seed)
     oracles.check_unbiased(draws, case.exact(lambda_))
+
+
+@pytest.mark.parametrize("estimator", DISCRETE)
+def test_data_after_all_sites_belong_to_the_states_that_know_enough(estimator, lib):
+    case = Chain(lib)
+    objective = vi.sub_trajectory_balance(lambda_=0.5, num_particles=2)
+    loss = lib.Loss(objective, DISCRETE[estimator])
+    draws = [
+        lib.gradients(loss, model, case.guide, case.values, 5, 0)
+        for model in (case.model, case.model_with_data_last)
+    ]
+    np.testing.assert_allclose(*draws, rtol=1e-9)
+
+
+def test_normal_sites_belong_to_their_states(lib):
+    """No estimator asks here of what a term depends on."""
+
+    def programs(data_last):
+        def data(name, z, x):
+            lib.sample(name, lib.dist.Normal(z, 0.8), obs=lib.array(x))
+
+        def model():
+            first = lib.sample("first", lib.dist.Normal(lib.array(0.0), 1.0))
+            if not data_last:
+                data("x", first, 1.2)
+            second = lib.sample("second", lib.dist.Normal(first, 1.0))
+            if data_last:
+                data("x", first, 1.2)
+            data("y", second, -0.4)
+
+        def guide():
+            theta = lib.theta(np.array([0.3, -0.2]))
+            first = lib.sample("first", lib.dist.Normal(theta[0], 1.0))
+            lib.sample("second", lib.dist.Normal(theta[1] + first, 1.0))
+
+        return model, guide
+
+    loss = lib.Loss(vi.sub_trajectory_balance(lambda_=0.5))
+    draws = [
+        lib.gradients(loss, *programs(last), np.array([0.3, -0.2]), 5, 0) for last in (True, False)
+    ]
+    np.testing.assert_allclose(*draws, rtol=1e-9)
 
 
 def test_without_flows_the_sum_over_one_site_is_trajectory_balance(lib):

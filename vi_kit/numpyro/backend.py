@@ -517,6 +517,7 @@ class _Handler:
         sites = result[1][0].trace if is_scan else result[1].trace
         if is_scan:
             self.scanned.update(sites)
+            self.run.repeated.update(sites)
 
     def came_out(self, msg: Any) -> None:
         name = msg["name"]

@@ -112,9 +112,9 @@ def sub_trajectory_balance(
     squared; minimised.
 
     The states are those after 0, 1, ..., T sites of the guide, and $c_t = \log p_{\le t} - \log q(z_{\le t}) + \psi_t$
-    with all terms of the model that need no later site. Learned log flows $\psi_t$ are factors of the guide
-    between its sites (in Pyro with `has_rsample=True`), relative to $p_{\le t}$; the first, before all sites, is
-    $\log Z$, and the last is zero.
+    with all terms of the model that need no later site, wherever its statements stand. Learned log flows $\psi_t$
+    are factors of the guide between its sites (in Pyro with `has_rsample=True`), relative to $p_{\le t}$; the first,
+    before all sites, is $\log Z$, and the last is zero.
     Where the guide is the posterior and the flows are right all $c_t$ are $\log Z$. Large `lambda_` gives
     `trajectory_balance`, small ones detailed balance of successive sites.
 
@@ -124,7 +124,7 @@ def sub_trajectory_balance(
         reference: `"guide"`, or a program with the guide's sites and arguments to draw from.
 
     Raises:
-        ObjectiveError: `lambda_` out of range, or a factor after the last site of the guide.
+        ObjectiveError: `lambda_` out of range, a factor after the last site of the guide, or a site in a scan.
 
     Example:
         >>> sub_trajectory_balance(lambda_=0.9)
