@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.scipy.special import gammaln
 from numpyro.distributions import (
     BernoulliLogits,
+    BinomialLogits,
     CategoricalLogits,
     CategoricalProbs,
     Delta,
+    Distribution,
     ExpandedDistribution,
     Independent,
     LeftTruncatedDistribution,
@@ -116,17 +122,54 @@ def _by_probs(fn: Any) -> Any:
     return by_probs
 
 
-class SmoothBernoulliLogits(BernoulliLogits):
-    """NumPyro's, with a log density whose gradient is right at a logit of exactly zero too, and an entropy that is
-    finite at large ones."""
+class _SmoothBernoulli:
+    """What replaces NumPyro's."""
+
+    logits: Any
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        value, logits = jnp.asarray(value, jnp.result_type(float)), jnp.asarray(self.logits)
-        return value * logits - jax.nn.softplus(logits)
+        return _log_of_successes(value, 1.0, self.logits)
 
     def entropy(self) -> jax.Array:
         logits = jnp.asarray(self.logits)
         return jax.nn.softplus(logits) - logits * jax.nn.sigmoid(logits)
+
+
+class _SmoothBinomial:
+    """What replaces NumPyro's."""
+
+    logits: Any
+    total_count: Any
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        n = jnp.asarray(self.total_count, jnp.result_type(float))
+        orders = gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0)
+        return orders + _log_of_successes(value, n, self.logits)
+
+
+def _log_of_successes(value: jax.Array, n: jax.Array | float, logits: Any) -> jax.Array:
+    """The log probability of so many successes in n trials, in one order of them: linear in the value."""
+    value, logits = jnp.asarray(value, jnp.result_type(float)), jnp.asarray(logits)
+    largest = (
+        jnp.finfo(value.dtype).max / 2**20
+    )  # at infinite logits: zero for what is certain, else -inf
+    finite = jnp.where(jnp.isinf(logits), jnp.where(logits > 0, largest, -largest), logits)
+    log_prob = value * finite - n * jax.nn.softplus(finite)
+    return jnp.where(jnp.isinf(logits), 2**21, 1) * log_prob
+
+
+SMOOTH = {BernoulliLogits: _SmoothBernoulli, BinomialLogits: _SmoothBinomial}
+"""NumPyro's families whose log density has a wrong gradient at a logit of exactly zero, since that of `clip` and `abs`
+is neither side's there."""
+
+
+@functools.cache
+def _smoothed(kind: type) -> type:
+    """A class of distributions, with a smooth log density where that is of one of these families."""
+    for family, instead in SMOOTH.items():
+        if getattr(kind, "log_prob", None) is family.log_prob:
+            return type(f"Smooth{kind.__name__}", (instead, kind), {})
+    return kind
 
 
 class UncheckedDelta(Delta):
@@ -150,15 +193,26 @@ def unchecked(fn: Any) -> Any:
 
 
 def smooth(fn: Any) -> Any:
-    """The distribution; a copy with `SmoothBernoulliLogits` where it is made of Bernoulli elements."""
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if type(base) is not BernoulliLogits:
+    """The distribution; a copy where some of it, its components and what it is made from included, is of a family
+    in `SMOOTH`: with a log density whose gradient is right everywhere.
+
+    What a program computes by itself cannot be mended: `numpyro.factor("x", dist.Bernoulli(logits=w).log_prob(1.))` has
+    NumPyro's gradient at w = 0, and so have `jnp.clip`, `jnp.abs` and `jnp.maximum` at their kinks. A sample statement
+    with `obs` instead of the factor is right.
+    """
+    if isinstance(fn, list | tuple):
+        parts = [smooth(part) for part in fn]
+        return fn if all(map(operator.is_, parts, fn)) else type(fn)(parts)
+    if not isinstance(fn, Distribution):
         return fn
-    return with_leaf(fn, _smoothed)
-
-
-def _smoothed(fn: Any) -> Any:
-    fn.__class__ = SmoothBernoulliLogits
+    kind, changed = _smoothed(type(fn)), {}
+    for name, part in vars(fn).items():
+        made = smooth(part)
+        if made is not part:
+            changed[name] = made
+    if kind is type(fn) and not changed:
+        return fn
+    fn = copy.copy(fn)
+    vars(fn).update(changed)
+    fn.__class__ = kind
     return fn
