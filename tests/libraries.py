@@ -22,7 +22,7 @@ class PyroWords:
 
         from vi_kit.pyro import Loss
 
-        self.dist = dist
+        self.dist, self.transforms = dist, dist.transforms
         self.sample, self.plate, self.factor = pyro.sample, pyro.plate, pyro.factor
         self.guide_factor = functools.partial(pyro.factor, has_rsample=True)
         self.handlers = SimpleNamespace(
@@ -91,7 +91,7 @@ class NumPyroWords:
         from vi_kit.numpyro import Loss
 
         numpyro.enable_x64()
-        self.dist = dist
+        self.dist, self.transforms = dist, dist.transforms
         self.sample, self.plate, self.factor = numpyro.sample, numpyro.plate, numpyro.factor
         self.guide_factor = numpyro.factor
         self.handlers = handlers

@@ -57,6 +57,10 @@ class Distribution(Protocol):
     @property
     def support_name(self) -> str: ...
 
+    def support_edges(self) -> list[Array]:
+        """The bounds of its values that are not constant."""
+        ...
+
     def support_size(self) -> int | None:
         """Number of values of one event, `None` when it is not finite."""
         ...
@@ -96,6 +100,7 @@ class Elementary:
         sample: draws elements, shape `(*batch, *event)`, without gradient.
         log_prob: log density of elements, of the same shape (nats).
         push: maps elements, of any dtype that holds them, to a value of the distribution.
+        push_has_params: whether that may have parameters of its own, and so a gradient.
     """
 
     family: str
@@ -104,6 +109,7 @@ class Elementary:
     sample: Callable[[], Array]
     log_prob: Callable[[Array], Array]
     push: Push
+    push_has_params: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,7 @@ class Site:
         coefficients: weights of the alternatives, of value zero and with a gradient.
         control: a control variate for what its elements are worth (nats).
         log_noise: log density of the noise from which its value was made, where that depends on parameters.
+        has_path: whether its value has a gradient although its estimator draws it without.
         chosen: the world drawn for each element, once one had to be drawn.
         elements: its elements as sites of their own, once they had to be told apart.
     """
@@ -55,6 +56,7 @@ class Site:
     coefficients: Term | None = None
     control: Term | None = None
     log_noise: Term | None = None
+    has_path: bool = False
     chosen: Term | None = field(default=None, repr=False)
     elements: dict[tuple[int, ...], Site] = field(default_factory=dict, repr=False)
 

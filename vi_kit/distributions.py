@@ -13,6 +13,7 @@ from array_api_compat import array_namespace, device
 
 from vi_kit._named import Array
 from vi_kit.backend import Elementary, Mixture, Moments, Push
+from vi_kit.supports import edges, has_arrays
 
 PARAMS = {
     "Bernoulli": ("probs",),
@@ -199,6 +200,9 @@ class DistributionView(ABC):
     def support_name(self) -> str:
         return str(self.fn.support)
 
+    def support_edges(self) -> list[Array]:
+        return edges(self.fn, self.wrappers)
+
     def log_prob(self, value: Array) -> Array:
         return self.fn.log_prob(value)
 
@@ -266,7 +270,8 @@ class DistributionView(ABC):
             return value
 
         family = "Categorical" if one_hot else family
-        return Elementary(family, live, event_ndim, sample, elements.log_prob, push)
+        has_params = any(has_arrays(transform) for transform in transforms)
+        return Elementary(family, live, event_ndim, sample, elements.log_prob, push, has_params)
 
     def family(self, fn: Any) -> str:
         """The name under which a distribution's parameters are known."""

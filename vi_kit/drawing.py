@@ -47,6 +47,7 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
 
 def claim(run: Run, site: Site, expansion: Expansion) -> None:
     """Give a site the axes that its expansion needs."""
+    site.has_path = expansion.has_path
     made = 0 if expansion.alternatives is None else expansion.alternatives.shape[0]
     if made != run.plan.slots_of.get(site.label, made):
         raise _other_number(run, site, made)

@@ -11,6 +11,7 @@ from vi_kit._named import PLATE, Array, Axis
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.drawing import draw, draw_inside
 from vi_kit.programs import Draw, Factor, Program
+from vi_kit.supports import moves
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -313,9 +314,22 @@ class Replay:
                 expected=f"a {other} whose support lies in the {own}'s",
                 fix=f"a {other} distribution on {statement.dist.support_name}",
             )
+        elif (moving := self._moves(statement)) is not None:
+            self._problem(
+                f"site {name!r}: the objective goes by the density of the {own} at draws of its own that are"
+                f" held, which {moving}",
+                got=f"{statement.dist.name}, whose support depends on parameters",
+                expected="a support that stays where it is, or an objective that differentiates through the draws",
+                fix="vi.elbo() with Reparam() at the site",
+            )
         else:
             return True
         return False
+
+    def _moves(self, statement: Statement) -> str | None:
+        """Why the density at a draw is not all of a gradient, for a draw that is taken as a constant."""
+        own = self.program.fn is self.draw.program.fn and not self.program.held
+        return moves(statement.dist) if own and self.draw.held else None
 
     def _problem(self, headline: str, **parts: str) -> None:
         self.run.refuse(message(headline, **parts), of_estimator=False)

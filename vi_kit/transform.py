@@ -45,7 +45,7 @@ def _without_noise(term: Term) -> Term:
     """Without the gradient of a log density at a value drawn from it, whose mean is zero."""
     if term.own is None:
         return term
-    if term.own.estimator.constant_value:
+    if term.own.estimator.constant_value and not term.own.has_path:
         term = replace(term, base=stopped(term.base))
     return replace(term, own=None)
 

@@ -29,6 +29,7 @@ class Expansion:
         coefficients: their weights, shape `(num_slots, *batch)`: of value zero, with a gradient.
         control: a control variate for the cost, shape `(num, *batch)`: as many values as the estimator needs, as if
             in one replicate and with all the data (nats).
+        has_path: whether `value` has a gradient, through a map with parameters that its elements go through.
         log_noise: log density of the noise from which `value` was made, shape `(*batch)`, with a gradient by the
             parameters but none through the noise (nats); for estimators that say `scores_noise`.
     """
@@ -40,6 +41,7 @@ class Expansion:
     alternatives: Array | None = None
     coefficients: Array | None = None
     control: Array | None = None
+    has_path: bool = False
     log_noise: Array | None = None
 
 
@@ -77,8 +79,8 @@ class Estimator(ABC):
     """Whether the site's value has a gradient, through its sampler, which is the whole of it."""
 
     constant_value: ClassVar[bool] = False
-    """Whether the value that it draws has no gradient at all. Then that of the site's own log density has mean
-    zero given the draws before, and is left out where the cost is linear in it."""
+    """Whether the value that it draws has no gradient at all, but for `Expansion.has_path`. Then that of the site's own
+    log density has mean zero given the draws before, and is left out where the cost is linear in it."""
 
     is_support: ClassVar[bool] = False
     """Whether the site's value is its whole support, which depends on nothing."""

@@ -77,6 +77,7 @@ class DisARM(Estimator):
             elements.push(value),
             alternatives=elements.push(other[None]),
             coefficients=weight[None],
+            has_path=elements.push_has_params,
         )
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:

@@ -10,6 +10,7 @@ from vi_kit._named import combine
 from vi_kit.cost import stopped
 from vi_kit.credit import gradient_term, grouped, own_sum
 from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler
+from vi_kit.supports import moves
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -27,9 +28,9 @@ class DoublyReparam(Estimator):
     guide only parameters are held, the path through the sites before stays; $z_k$ is then all sites of the draw.
 
     Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
-    Needs: a reparameterised sampler; no site of `Score` or `MeasureValued` drawn given this one. Inside a
-        nonlinear function (`iwae`): all reparameterised sites of the guide, unmasked and scaled alike if there are
-        several, and no enumerated site drawn given one.
+    Needs: a reparameterised sampler; a support that does not depend on parameters; no site of `Score` or
+        `MeasureValued` drawn given this one. Inside a nonlinear function (`iwae`): all reparameterised sites of the
+        guide, unmasked and scaled alike if there are several, and no enumerated site drawn given one.
     Cost: two evaluations of model and guide, one of them with parameters held.
     Variance: zero on `elbo` once the guide is the posterior; does not grow with the particles of `iwae`.
     Use for: bounds of many particles; the end of training, when the guide is close.
@@ -48,7 +49,7 @@ class DoublyReparam(Estimator):
     pathwise: ClassVar[bool] = True
 
     def reason_against(self, dist: Distribution) -> str | None:
-        return lacks_sampler(dist)
+        return lacks_sampler(dist) or moves(dist)
 
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.rsample())

@@ -82,7 +82,10 @@ class MeasureValued(Estimator):
         coefficients = xp.stack([c for _, c in pairs])
         values, coefficients = _one_at_a_time(drawn, values, coefficients, elements.event_ndim)
         return Expansion(
-            elements.push(drawn), alternatives=elements.push(values), coefficients=coefficients
+            elements.push(drawn),
+            alternatives=elements.push(values),
+            coefficients=coefficients,
+            has_path=elements.push_has_params,
         )
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:

@@ -10,6 +10,7 @@ from vi_kit.baselines import Baseline, Constant
 from vi_kit.credit import contract_score
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.others import asked
+from vi_kit.supports import moves
 
 if TYPE_CHECKING:
     from vi_kit._named import Array, Axis, Named
@@ -65,8 +66,8 @@ class Score(WithBaseline):
     Only terms that depend on the site enter $f$ (Rao-Blackwellisation by provenance), summed over the
     plates that the site is not in. With `LeaveOneOut` this is RLOO on a mean and VIMCO on `log_mean_exp`.
 
-    Unbiased when: always, for a baseline that does not see the value drawn.
-    Needs: a log density.
+    Unbiased when: always.
+    Needs: a log density, and a support that does not depend on parameters.
     Cost: one evaluation of the model.
     Variance: high without a baseline; falls with replicates.
     Use for: any other site: large supports, counts, programs that branch on the value. Give it a baseline.
@@ -90,7 +91,7 @@ class Score(WithBaseline):
     def reason_against(self, dist: Distribution) -> str | None:
         if dist.name == "Delta":
             return "needs a density; Delta has none, and its value is differentiable"
-        return None
+        return moves(dist)
 
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.sample())

@@ -80,7 +80,8 @@ class SumAndSample(Estimator):
         ratio = xp.where(fixed > 0, rest / xp.where(fixed > 0, fixed, xp.ones_like(rest)), 0.0)
         weights = xp.concat([at[..., :k], rest + ratio * (own - fixed)], axis=-1)
         values = elements.push(xp.moveaxis(values, -1, 0))
-        return Expansion(values, is_worlds=True, weights=xp.moveaxis(weights, -1, 0))
+        weights = xp.moveaxis(weights, -1, 0)
+        return Expansion(values, is_worlds=True, weights=weights, has_path=elements.push_has_params)
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
         return contract_worlds(site, terms)

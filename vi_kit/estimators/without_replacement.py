@@ -92,6 +92,7 @@ class WithoutReplacement(Estimator):
             is_worlds=True,
             weights=xp.moveaxis(weights, -1, 0),
             first_is_drawn=True,
+            has_path=elements.push_has_params,
         )
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
