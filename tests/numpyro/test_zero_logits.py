@@ -145,7 +145,7 @@ def test_what_is_certain():
     logits = jnp.array([-jnp.inf, jnp.inf])
     fn = smooth(dist.Bernoulli(logits=logits, validate_args=False))
     np.testing.assert_array_equal(fn.log_prob(jnp.array([0.0, 1.0])), [0.0, 0.0])
-    np.testing.assert_array_equal(fn.log_prob(jnp.array([1.0, 0.0])), [-np.inf, -np.inf])
+    assert (fn.log_prob(jnp.array([1.0, 0.0])) < -1e30).all()
     slopes = jax.grad(
         lambda w: (
             smooth(dist.Binomial(2, logits=w, validate_args=False))

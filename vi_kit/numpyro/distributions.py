@@ -148,14 +148,12 @@ class _SmoothBinomial:
 
 
 def _log_of_successes(value: jax.Array, n: jax.Array | float, logits: Any) -> jax.Array:
-    """The log probability of so many successes in n trials, in one order of them: linear in the value."""
+    """The log probability of so many successes in n trials, in one order of them: linear in the value and without a
+    jump in the logits, also at infinite ones, where what is certain has zero and the rest a very low one."""
     value, logits = jnp.asarray(value, jnp.result_type(float)), jnp.asarray(logits)
-    largest = (
-        jnp.finfo(value.dtype).max / 2**20
-    )  # at infinite logits: zero for what is certain, else -inf
-    finite = jnp.where(jnp.isinf(logits), jnp.where(logits > 0, largest, -largest), logits)
-    log_prob = value * finite - n * jax.nn.softplus(finite)
-    return jnp.where(jnp.isinf(logits), 2**21, 1) * log_prob
+    largest = jnp.finfo(value.dtype).max / 2**20
+    logits = jnp.clip(logits, -largest, largest)
+    return value * logits - n * jax.nn.softplus(logits)
 
 
 SMOOTH = {BernoulliLogits: _SmoothBernoulli, BinomialLogits: _SmoothBinomial}
