@@ -35,6 +35,7 @@ from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program, with_replaced
 from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
+from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
 from vi_kit.run import Run
 from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
@@ -131,10 +132,10 @@ class PyroBackend:
     def track(self, value: torch.Tensor, site: Site) -> torch.Tensor:
         if not self.tracking:
             return value
-        if site.name in self.untraceable:
+        if site.label in self.untraceable:
             self.leaked |= {site}
         if self.probe is not None:
-            value = self.probe.leaf(value, site)
+            value = self.probe.mark(value, site)
         return track_provenance(value, frozenset({site}))
 
     def untracked(self, value: torch.Tensor) -> torch.Tensor:
@@ -216,7 +217,7 @@ class PyroBackend:
         mode = _Leaks(self) if self.tracking else nullcontext()
         first = run.plan.analytic and self.tracking
         moments = CarriedMoments() if first else nullcontext()
-        with _Outermost(self), mode, moments:
+        with _Outermost(self), mode, moments, self.probe or nullcontext():
             yield
 
     @contextmanager
@@ -331,48 +332,6 @@ class PyroBackend:
                     fix="use them in the model or in the guide, or one bound for all",
                 )
             )
-
-
-class LeakProbe:
-    """Finds sites whose values reach a term on a way that provenance does not follow (`torch.vmap`,
-    `torch.jit.script`): the autograd graph goes there too.
-
-    Attributes:
-        untraceable: names of such sites.
-    """
-
-    def __init__(self) -> None:
-        self.untraceable: set[str] = set()
-        self._sites: dict[torch.Tensor, Site] = {}
-        self._reached: dict[Any, frozenset[Site]] = {None: frozenset()}
-
-    def leaf(self, value: torch.Tensor, site: Site) -> torch.Tensor:
-        """The value as a leaf of the autograd graph, if its type allows."""
-        if not value.is_floating_point():
-            return value
-        leaf = value.detach().clone().requires_grad_()
-        self._sites[leaf] = site
-        return leaf
-
-    def compare(self, value: torch.Tensor, known: frozenset[Site]) -> None:
-        self.untraceable.update(s.name for s in self._leaves(value.grad_fn) - known)
-
-    def _leaves(self, node: Any) -> frozenset[Site]:
-        pending = [node]
-        while pending:
-            top = pending[-1]
-            if top in self._reached:
-                pending.pop()
-                continue
-            later = [n for n, _ in top.next_functions]
-            missing = [n for n in later if n not in self._reached]
-            if missing:
-                pending += missing
-                continue
-            own: Any = getattr(top, "variable", None)
-            found = frozenset({self._sites[own]} if own in self._sites else ())
-            self._reached[top] = found.union(*(self._reached[n] for n in later))
-        return self._reached[node]
 
 
 class _Outermost(Messenger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import pyro.distributions as dist
@@ -206,12 +207,20 @@ def relaxed(fn: Any) -> Any:
     return without_validation(fn, leaf)
 
 
+LIBRARIES = tuple(
+    os.path.join(folder, "")
+    for package in (torch.distributions, dist)
+    for folder in package.__path__
+)
+"""The folders of the distributions of torch and Pyro."""
+
+
 def is_validation(frame: Any) -> bool:
     """Whether a distribution is checking its own arguments."""
     for _ in range(4):
         if frame is None:
             return False
-        if "/distributions/" in frame.f_code.co_filename.replace("\\", "/"):
+        if frame.f_code.co_filename.startswith(LIBRARIES):
             return True
         frame = frame.f_back
     return False

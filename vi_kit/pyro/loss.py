@@ -20,8 +20,9 @@ from vi_kit.estimators import Estimator
 from vi_kit.language import Objective
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
-from vi_kit.pyro.backend import LeakProbe, PyroBackend
+from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.degrees import degree_probe, degrees_found
+from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.run import Run
 from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
 
@@ -262,15 +263,15 @@ class Loss(ELBO):
 
 
 def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
-    """Names of the sites whose provenance gets lost in the program, found by one more dry run."""
+    """Labels of the sites whose provenance gets lost in the program, found by one more dry run."""
     if not plan.tracked:
         return frozenset()
     backend = PyroBackend()
     backend.probe = LeakProbe()
     try:
         execute(Run(backend, plan, findings=Findings(), with_gradient=False))
-    except Exception:  # the program may object to values that require a gradient (`.numpy()`)
-        pass
+    except Exception:  # what cannot be followed is taken to get lost, which is right, if noisier
+        return frozenset(plan.selection.resolved)
     return frozenset(backend.probe.untraceable)
 
 

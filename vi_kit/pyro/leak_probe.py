@@ -1,0 +1,86 @@
+"""Ways by which values reach terms unseen by provenance, which follows Python's calls of torch only."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.ops import provenance
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vi_kit.cost import Site
+from vi_kit.pyro.distributions import is_validation
+
+aten = torch.ops.aten
+READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal}
+"""Make Python values of tensors."""
+
+AROUND = tuple(str(Path(torch.__file__).parent / name) for name in ("_compile", "_dynamo"))
+"""What torch puts around the calls of a mode."""
+
+OWN = (str(Path(__file__).parents[1]), provenance.__file__)
+"""Where provenance is followed: a value that is read by way of it is known to be read."""
+
+
+class LeakProbe(TorchDispatchMode):
+    """Finds sites whose values reach a term on a way that provenance does not follow (`torch.vmap`,
+    `torch.jit.script`): the operations that these make of a call are seen here, by the memory that they read.
+
+    Attributes:
+        untraceable: labels of such sites.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.untraceable: set[str] = set()
+        self._sites: dict[int, frozenset[Site]] = {}
+        self._kept: list[torch.Tensor] = []
+
+    def mark(self, value: torch.Tensor, site: Site) -> torch.Tensor:
+        """The value in memory of its own, from where it is followed."""
+        value = value.clone()
+        self._add(value, frozenset({site}))
+        return value
+
+    def compare(self, value: torch.Tensor, known: frozenset[Site]) -> None:
+        self._report(self._found(value) - known)
+
+    def _report(self, sites: frozenset[Site]) -> None:
+        self.untraceable.update(s.label for s in sites)
+
+    def _found(self, value: torch.Tensor) -> frozenset[Site]:
+        return self._sites.get(_memory(value), frozenset())
+
+    def _add(self, value: torch.Tensor, sites: frozenset[Site]) -> None:
+        self._sites[_memory(value)] = self._found(value) | sites
+        self._kept.append(value)  # or its memory might be another's later
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        sites = frozenset[Site]().union(*map(self._found, given))
+        with torch._C.DisableTorchFunction():  # or provenance would be followed here, too
+            result = func(*args, **kwargs)
+        if sites:
+            if func.overloadpacket in READS and not _is_known_read():
+                self._report(sites)
+            for made in tree_leaves(result):
+                if isinstance(made, torch.Tensor):
+                    self._add(made, sites)
+        return result
+
+
+def _memory(value: torch.Tensor) -> int:
+    with torch._C.DisableTorchFunction():  # or this would count as reading it
+        return value.untyped_storage()._cdata
+
+
+def _is_known_read() -> bool:
+    """Whether a value is read where provenance sees it, or where a distribution checks its own arguments."""
+    frame: Any = sys._getframe(2)
+    while frame.f_code.co_filename.startswith(AROUND):
+        frame = frame.f_back
+    return frame.f_code.co_filename.startswith(OWN) or is_validation(frame)
