@@ -1,5 +1,6 @@
 """Errors of vi_kit: what is wrong and where, then what was got, what was expected, and a fix."""
 
+from collections.abc import Collection, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -45,3 +46,25 @@ def whole_number(where: str, name: str, value: Any, least: int = 1) -> int:
             fix=f"{name}={least}",
         )
     )
+
+
+def refuse_settings(where: str, others: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse settings that there are not.
+
+    Raises:
+        ObjectiveError: there are such.
+    """
+    for name, value in others.items():
+        fix = "leave it out"
+        if name == "num_samples" and "num_particles" in known:
+            fix = f"num_particles={value!r}, or num_samples={value!r} of Loss, which averages estimates"
+        elif name in ("num_samples", "num_particles"):
+            fix = f"num_samples={value!r} of Loss averages estimates; vi.iwae(num_particles={value!r}) is another bound"
+        raise ObjectiveError(
+            message(
+                f"{where} has no setting {name!r}",
+                got=f"{name}={value!r}",
+                expected=", ".join(known) or "no settings",
+                fix=fix,
+            )
+        )

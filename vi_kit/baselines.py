@@ -70,6 +70,26 @@ class Baseline(ABC):
         return None
 
 
+def check_baseline(where: str, baseline: Any) -> None:
+    """Refuse what is no baseline, such as the class of one.
+
+    Raises:
+        EstimatorError: it is none.
+    """
+    if isinstance(baseline, Baseline):
+        return
+    is_class = isinstance(baseline, type)
+    fix = f"vi.{where}(vi.{baseline.__name__ if is_class else 'LeaveOneOut'}())"
+    raise EstimatorError(
+        message(
+            f"{where}: its baseline is not one",
+            got=f"the class {baseline.__name__}" if is_class else repr(baseline),
+            expected="a value such as vi.LeaveOneOut() or vi.MovingAverage()",
+            fix=fix,
+        )
+    )
+
+
 @dataclass(frozen=True)
 class Constant(Baseline):
     """One number for every element.
@@ -336,6 +356,7 @@ class Scaled(Baseline):
     baseline: Baseline
 
     def __post_init__(self) -> None:
+        check_baseline("Scaled", self.baseline)
         if any(isinstance(part, LeaveOneOut | Scaled) for part in _parts(self.baseline)):
             raise EstimatorError(
                 message(

@@ -179,6 +179,9 @@ def _applied(
     }
     note_nonlinear(run, summed)
     name = getattr(reduction.fn, "__name__", "apply")
+    if run.findings is not None and over is not None:
+        each = ", ".join(sorted(repr(a.name) for a in plates)) or "none: one over everything"
+        run.findings.bounds[f"{name} over replicates, for each element of plates {each}"] = None
     refuse_inexact(run, [t for c in costs for t in c.terms], name)
     refuse_half_held(run, [t for c in costs for t in c.terms])
     reduced = summed | ({over} if over else set())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vi_kit._errors import ObjectiveError, message, whole_number
+from vi_kit._errors import ObjectiveError, message, refuse_settings, whole_number
 from vi_kit.cost import Cost
 from vi_kit.programs import Program
 
@@ -84,7 +84,14 @@ class Objective:
         """Pickled as the call that makes it: the name of a program is that of its factory."""
         return self.factory, tuple(value for _, value in self.settings)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in LOSS_ATTRIBUTES:  # what NumPyro's SVI asks a loss for
+            raise _not_a_loss(self)
+        raise AttributeError(name)
+
     def __call__(self, model: Program, guide: Program) -> Cost:
+        if not isinstance(model, Program):
+            raise _not_a_loss(self)
         cost = self.program(model, guide, **dict(self.settings))
         if not isinstance(cost, Cost):
             raise ObjectiveError(
@@ -99,6 +106,21 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"{self.program.__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings)})"
+
+
+LOSS_ATTRIBUTES = ("loss", "loss_with_mutable_state", "multi_sample_guide", "can_infer_discrete")
+
+
+def _not_a_loss(objective: Objective) -> ObjectiveError:
+    """The error about an objective that is used as a loss."""
+    return ObjectiveError(
+        message(
+            f"{objective!r} is an objective and no loss",
+            got="an objective where SVI expects a loss",
+            expected="a Loss of the objective, from vi_kit.pyro or vi_kit.numpyro",
+            fix=f"SVI(model, guide, optimizer, Loss(vi.{objective!r}))",
+        )
+    )
 
 
 def objective(program: Callable[..., Cost]) -> Callable[..., Objective]:
@@ -139,7 +161,23 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
 
     @functools.wraps(program)
     def make(*args: Any, **kwargs: Any) -> Objective:
-        bound = signature.bind(*args, **kwargs)
+        refuse_settings(
+            program.__name__,
+            {k: v for k, v in kwargs.items() if k not in signature.parameters},
+            signature.parameters,
+        )
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            call = f"{program.__name__}({', '.join(signature.parameters)})"
+            raise ObjectiveError(
+                message(
+                    f"{program.__name__}: {error}",
+                    got=f"{len(args)} settings by position, {list(kwargs)} by name",
+                    expected=call,
+                    fix=f"vi.{call}" if program.__module__.startswith("vi_kit") else call,
+                )
+            ) from None
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             if name.startswith("num_"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Plan:
         closed: of which terms the expectation over these sites is known.
         states: of which of the guide's sites each term of the model needs the last, counted from one, by label.
         table: rows for `explain`.
+        notes: lines after them, on the whole estimate.
         terms: further rows: every term that depends on these sites, and what it gets.
         provenance: what a backend that traces programs found out about dependence.
         leaves: by role and name, what a backend found to be trained.
@@ -53,6 +55,7 @@ class Plan:
     closed: frozenset[Any] = frozenset()
     states: Mapping[str, int] = field(default_factory=dict)
     table: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
     provenance: Any = None
     leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -123,7 +126,30 @@ class Findings:
     above: dict[Site, frozenset[Site]] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
+    num_replicates: int = 1
+    num_worlds: int = 1
+    bounds: dict[str, None] = field(default_factory=dict)
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
+
+    def notes(self, patterns: Iterable[str]) -> Iterator[str]:
+        """What is to be known of the whole estimate: what patterns matched, its bounds and what a step costs."""
+        for pattern in patterns:
+            rows = [r.site for r in self.rows.values() if r.rule == f"pattern {pattern!r}"]
+            yield f"pattern {pattern!r}: {', '.join(rows) or 'no site left for it'}"
+        yield from self.bounds
+        held = 1 + any(c.estimator.holds_params for c in self.choices.values())
+        counts = {
+            "replicates": self.num_replicates,
+            "joint values of enumerated sites": self.num_worlds,
+            "values and their alternatives": self.num_slots,
+            "runs, one with parameters held": held,
+        }
+        parts = " x ".join(f"{n} {what}" for what, n in counts.items() if n > 1)
+        total = math.prod(counts.values())
+        yield (
+            f"a step evaluates the model on {total} draw{'s' * (total > 1)}"
+            + f": {parts}" * bool(parts)
+        )
 
     def problem(self, text: str, *, of_estimator: bool) -> None:
         problems = self.estimator_problems if of_estimator else self.program_problems
@@ -138,10 +164,20 @@ class Findings:
             raise kind("\n".join(texts))
 
 
-def explanation(plan: Plan) -> str:
-    """The site table as text, and what terms get if not all get the same."""
+def explanation(plan: Plan, *notes: str) -> str:
+    """The site table as text, notes, and what terms get if not all get the same."""
     head = Row("site", "distribution", "plates", "estimator", "chosen by", "why")
     rows = [tuple(vars(r).values()) for r in (head, *plan.table)]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:], *plan.terms])
+    return "\n".join(
+        [
+            lines[0],
+            "  ".join("-" * w for w in widths),
+            *lines[1:],
+            "",
+            *plan.notes,
+            *notes,
+            *plan.terms,
+        ]
+    )

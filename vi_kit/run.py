@@ -137,6 +137,9 @@ class Run:
     def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
         """Run `fn` for all copies along `axis`: costs, as a tuple."""
         opened, apart = self.open_replicates, self.apart
+        if self.findings is not None:
+            num = math.prod(a.size for a in (*opened, *apart, axis))
+            self.findings.num_replicates = max(self.findings.num_replicates, num)
         dims, free = dict(self.dims), self._free_dim
         try:
             if self.plan.vectorize and self.backend.replicates_broadcast:
@@ -437,6 +440,7 @@ class Run:
         if enumerated:
             assert self.findings is not None
             worlds = math.prod(self.findings.sizes[s] for s in enumerated)
+            self.findings.num_worlds = max(self.findings.num_worlds, worlds)
             bounds = [getattr(s.estimator, "max_worlds", math.inf) for s in enumerated]
             if worlds > max(bounds):
                 self.findings.over_bound = (what, worlds, tuple(enumerated))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vi_kit._errors import ObjectiveError, message, whole_number
+from vi_kit._errors import BackendError, ObjectiveError, message, whole_number
 from vi_kit._named import Named
 from vi_kit.backend import Backend, current
 from vi_kit.blocked import Blocked, analytic_error
@@ -25,6 +25,22 @@ BROADCAST_NOTE = (
     " of enumerated sites. Write it so that it broadcasts (index from the right, expand before"
     " concatenating, no reshape to a fixed shape), or give {remedy}sites other estimators."
 )
+
+
+SETTINGS = ("objective", "estimators", "num_samples", "max_plate_nesting", "vectorize")
+"""Of a `Loss`."""
+
+
+def of_other_library(library: str) -> BackendError:
+    """The error about a loss that is used as the other library uses its own."""
+    return BackendError(
+        message(
+            f"vi_kit.{library.lower()}.Loss is a loss for {library}",
+            got="a call as another library makes it, not of two programs",
+            expected=f"the SVI of {library}",
+            fix="Loss from vi_kit.pyro for Pyro's SVI, from vi_kit.numpyro for NumPyro's",
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -210,6 +226,7 @@ def make_plan(
         leaves=findings.leaves,
         states=findings.states,
         table=tuple(findings.rows.values()),
+        notes=tuple(findings.notes(pattern for pattern, _ in plan.selection.patterns)),
     )
 
 

@@ -18,6 +18,11 @@ group  Categorical   groups        Enumerate(max_worlds=64)                     
 count  Poisson       data, groups  Score(baseline=MovingAverage(decay=0.9, per_element=False))  default      no reparameterised sampler; support is not fixed and finite
 z      Normal (2,)   data, groups  Reparam()                                                    default      Normal has a reparameterised sampler"""  # noqa: E501
 
+NOTES = """
+
+pattern 'b': b
+a step evaluates the model on 6 draws: 3 joint values of enumerated sites x 2 values and their alternatives"""
+
 
 def model():
     b = pyro.sample("b", dist.Bernoulli(0.5))
@@ -41,7 +46,8 @@ def guide():
 
 def rows(loss, *programs):
     """Estimator, rule and reason by site, read from the table."""
-    table = loss.explain(*programs)
+    table, _, notes = loss.explain(*programs).partition("\n\n")
+    assert "a step evaluates the model on" in notes
     starts = [0]
     rule = table.splitlines()[1]
     for width in rule.split():
@@ -66,7 +72,7 @@ ANNOTATED = {"estimator": vi.MeasureValued()}
 
 
 def test_the_table():
-    assert Loss(vi.elbo(), {"b": vi.MeasureValued()}).explain(model, guide) == TABLE
+    assert Loss(vi.elbo(), {"b": vi.MeasureValued()}).explain(model, guide) == TABLE + NOTES
 
 
 @pytest.mark.parametrize(

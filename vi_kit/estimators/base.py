@@ -148,6 +148,11 @@ class Estimator(ABC):
         """Whether it asks for the number of steps so far (`Run.step`)."""
         return False
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether something of its own is kept from step to step."""
+        return self.needs_step or bool(self.parameters) or self.state_shape(()) is not None
+
     def max_degree(self, dist: Distribution) -> int | None:
         """Up to which degree it is exact for terms that are polynomials in the elements of the site, if it is
         refused for others; `None` if it may be given any cost."""

@@ -80,6 +80,7 @@ class RejectionReparam(ScoredNoise):
     rejector: Rejector | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole_number("RejectionReparam", "augmentation", self.augmentation, least=0)
 
     def reason_against(self, dist: Distribution) -> str | None:

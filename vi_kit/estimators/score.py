@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vi_kit.baselines import Baseline, Constant
+from vi_kit.baselines import Baseline, Constant, check_baseline
 from vi_kit.credit import contract_score
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.others import asked
@@ -28,6 +28,9 @@ class WithBaseline(Estimator):
 
     baseline: Baseline = field(default_factory=Constant, kw_only=True)
 
+    def __post_init__(self) -> None:
+        check_baseline(type(self).__name__, self.baseline)
+
     @property
     def parameters(self) -> Mapping[str, float]:
         return self.baseline.parameters
@@ -40,6 +43,10 @@ class WithBaseline(Estimator):
 
     def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
         return self.baseline.state_shape(plates)
+
+    @property
+    def keeps_state(self) -> bool:
+        return super().keeps_state or bool(self.baseline.networks)
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         return self.baseline.unmet_need(axes)

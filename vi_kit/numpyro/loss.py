@@ -17,7 +17,7 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
-from vi_kit._errors import BackendError
+from vi_kit._errors import BackendError, refuse_settings
 from vi_kit.cost import kept_name, label
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
@@ -38,7 +38,16 @@ from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.run import STEP_KEY, Run
-from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
+from vi_kit.settings import (
+    SETTINGS,
+    Settings,
+    make_plan,
+    not_finite,
+    of_other_library,
+    with_closed_forms,
+)
+
+NOTHING = "no latent site of NumPyro: vi_kit.pyro.Loss is for Pyro's programs"
 
 UNKNOWN_NESTING = 32
 """Stands for the number of plate dims while it is being found."""
@@ -78,7 +87,9 @@ class Loss(ELBO):
         num_samples: int = 1,
         max_plate_nesting: int | None = None,
         vectorize: bool = True,
+        **others: Any,
     ):
+        refuse_settings("Loss", others, SETTINGS)
         self.settings = Settings.of(
             objective, estimators, num_samples, max_plate_nesting, vectorize
         )
@@ -86,6 +97,10 @@ class Loss(ELBO):
 
     def __repr__(self) -> str:
         return self.settings.describe()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What Pyro's SVI asks for."""
+        raise of_other_library("NumPyro")
 
     # NumPyro's interface
 
@@ -102,6 +117,8 @@ class Loss(ELBO):
 
         Outside `jax.jit` and `jax.grad` a loss that is not finite is an error.
         """
+        if not callable(model) or not callable(guide):
+            raise of_other_library("NumPyro")
         step = _Step(self.settings, rng_key, param_map, model, guide, args, kwargs)
         plan, touched = step.plan()
         groups, run, backend = step.run(plan)
@@ -160,7 +177,11 @@ class Loss(ELBO):
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; nothing is computed."""
         step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs)
-        return explanation(step.plan()[0])
+        plan = step.plan()[0]
+        choices = plan.selection.resolved.items()
+        kept = [label for label, c in choices if c.estimator.acting.keeps_state]
+        note = f"SVI needs loss.with_state(guide) in place of guide, for {', '.join(kept)}"
+        return explanation(plan, *[note] * bool(kept), *[NOTHING] * (not plan.table))
 
 
 def _total(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...]) -> jax.Array:

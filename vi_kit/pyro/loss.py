@@ -13,7 +13,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
-from vi_kit._errors import BackendError, ObjectiveError, message
+from vi_kit._errors import BackendError, ObjectiveError, message, refuse_settings
 from vi_kit.arguments import described
 from vi_kit.degrees import shortfalls
 from vi_kit.estimators import Estimator
@@ -24,7 +24,14 @@ from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.degrees import degree_probe, degrees_found
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.run import Run
-from vi_kit.settings import Settings, make_plan, not_finite, with_closed_forms
+from vi_kit.settings import (
+    SETTINGS,
+    Settings,
+    make_plan,
+    not_finite,
+    of_other_library,
+    with_closed_forms,
+)
 
 T = TypeVar("T")
 
@@ -47,6 +54,9 @@ def with_grad(method: Callable[..., T]) -> Callable[..., T]:
             return method(*args, **kwargs)
 
     return enabled
+
+
+NOTHING = "no latent site of Pyro: vi_kit.numpyro.Loss is for NumPyro's programs"
 
 
 class Loss(ELBO):
@@ -89,7 +99,9 @@ class Loss(ELBO):
         num_samples: int = 1,
         max_plate_nesting: int | None = None,
         vectorize: bool = True,
+        **others: Any,
     ):
+        refuse_settings("Loss", others, SETTINGS)
         super().__init__(num_particles=num_samples, vectorize_particles=vectorize)
         self.settings = Settings.of(
             objective, estimators, num_samples, max_plate_nesting, vectorize
@@ -106,6 +118,12 @@ class Loss(ELBO):
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("vi_kit runs model and guide itself")
+
+    can_infer_discrete = True
+
+    def loss_with_mutable_state(self, *args: Any, **kwargs: Any) -> Any:
+        """What NumPyro's SVI asks for."""
+        raise of_other_library("Pyro")
 
     # Pyro's interface
 
@@ -143,13 +161,16 @@ class Loss(ELBO):
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
-        return explanation(self._plan(model, guide, args, kwargs))
+        plan = self._plan(model, guide, args, kwargs)
+        return explanation(plan, *[NOTHING] * (not plan.table))
 
     # How it is done
 
     def _estimate(
         self, model: Any, guide: Any, args: Any, kwargs: Any, *, with_gradient: bool
     ) -> tuple[dict[str | None, torch.Tensor], Run]:
+        if not callable(model) or not callable(guide):
+            raise of_other_library("Pyro")
         reason = ""
         for attempt in range(3):
             plan = self._plan(model, guide, args, kwargs, again=attempt > 0)

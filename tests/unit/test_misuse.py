@@ -1,0 +1,132 @@
+"""What people write at first: one sentence, and what to write instead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+
+VALUES = np.array([0.3])
+
+
+def normal(lib):
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+        lib.sample("x", lib.dist.Normal(z, 1.0), obs=lib.array(0.5))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.theta(VALUES)[0], 1.0))
+
+    return model, guide
+
+
+def test_particles_of_a_loss(lib):
+    with pytest.raises(vi.ObjectiveError, match=r"Loss has no setting 'num_particles'") as caught:
+        lib.Loss(num_particles=4)
+    assert "vi.iwae(num_particles=4) is another bound" in str(caught.value)
+    with pytest.raises(vi.ObjectiveError, match="Loss has no setting 'retain'"):
+        lib.Loss(retain=True)
+
+
+def test_settings_of_other_objectives():
+    with pytest.raises(vi.ObjectiveError, match="elbo has no setting 'num_particles'"):
+        vi.elbo(num_particles=4)
+    with pytest.raises(vi.ObjectiveError, match="iwae has no setting 'num_samples'") as caught:
+        vi.iwae(num_samples=3)
+    assert "fix:      num_particles=3" in str(caught.value)
+    with pytest.raises(vi.ObjectiveError, match="iwae: missing a required argument"):
+        vi.iwae()
+
+
+@pytest.mark.parametrize(
+    "make", [vi.Score, vi.RejectionReparam, vi.Scaled], ids=lambda m: m.__name__
+)
+def test_the_class_of_a_baseline(make):
+    name = make.__name__
+    with pytest.raises(vi.EstimatorError, match=f"{name}: its baseline is not one") as caught:
+        make(baseline=vi.MovingAverage)
+    assert f"fix:      vi.{name}(vi.MovingAverage())" in str(caught.value)
+
+
+def svi_step(library, loss, *programs):
+    """One step of a library's `SVI`."""
+    if library == "pyro":
+        import pyro
+
+        pyro.infer.SVI(*programs, pyro.optim.Adam({"lr": 0.1}), loss).step()
+        return
+    import jax
+    import numpyro
+    import optax
+
+    numpyro.infer.SVI(*programs, optax.adam(0.1), loss).run(jax.random.key(0), 1)
+
+
+def test_an_objective_is_no_loss(lib):
+    with pytest.raises(
+        vi.ObjectiveError, match=r"iwae\(num_particles=3\) is an objective"
+    ) as caught:
+        svi_step(lib.name, vi.iwae(num_particles=3), *normal(lib))
+    assert "Loss(vi.iwae(num_particles=3))" in str(caught.value)
+
+
+def test_a_loss_of_the_other_library(lib):
+    from vi_kit import numpyro, pyro
+
+    other = numpyro.Loss() if lib.name == "pyro" else pyro.Loss()
+    with pytest.raises(vi.BackendError, match="is a loss for"):
+        svi_step(lib.name, other, *normal(lib))
+    assert "no latent site of" in other.explain(lambda: None, lambda: None)
+
+
+def test_what_explain_says_of_the_whole(lib):
+    def model():
+        b = lib.sample("b", lib.dist.Bernoulli(lib.array(0.5)))
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+            lib.sample("x", lib.dist.Normal(z + b, 1.0), obs=lib.array(np.zeros(3)))
+
+    def guide():
+        lib.sample("b", lib.dist.Bernoulli(lib.array(0.4)))
+        with lib.plate("data", 3):
+            lib.sample("z", lib.dist.Normal(lib.theta(VALUES)[0], 1.0))
+
+    estimators = {"z": vi.MeasureValued(), "*": vi.Enumerate()}
+    text = lib.Loss(vi.iwae(num_particles=5), estimators, num_samples=2).explain(model, guide)
+    assert "pattern 'z': z\npattern '*': b\n" in text
+    assert (
+        "log_mean_exp over replicates, for each element of plates none: one over everything" in text
+    )
+    assert "on 80 draws: 10 replicates x 2 joint values of enumerated sites x 4 values" in text
+
+    @vi.objective
+    def per_datum(model, guide):
+        def log_weight():
+            z = vi.simulate(guide)
+            return vi.log_density(model, z) - z.log_density
+
+        return vi.iid(log_weight, 3).log_mean_exp()
+
+    def data():
+        with lib.plate("data", 3):
+            lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+
+    text = lib.Loss(per_datum()).explain(data, data)
+    assert "log_mean_exp over replicates, for each element of plates 'data'\n" in text
+
+
+def test_what_explain_says_of_state():
+    from tests.libraries import LIBRARIES
+    from vi_kit.numpyro import Loss
+
+    lib = LIBRARIES["numpyro"]()
+
+    def program():
+        lib.sample("n", lib.dist.Poisson(lib.array(2.0)))
+        lib.sample("z", lib.dist.Normal(lib.array(2.0), 1.0))
+
+    assert "needs loss.with_state(guide) in place of guide, for n" in Loss().explain(
+        program, program
+    )
+    assert "with_state" not in Loss(num_samples=2).explain(program, program)
