@@ -124,6 +124,8 @@ def open_site(
     why = "inside control flow" if inside else ""
     if role != "guide":
         why = f"a draw from the {role}"
+    elif _undeclared(run, axes, dist):
+        why = "a batch dim is in no plate"
     choice = run.plan.selection.choose(
         name,
         label(name, role, run.variant),
@@ -138,7 +140,7 @@ def open_site(
     run.sites.append(site)
     run.by_order[site.order] = site
     if run.findings is not None:
-        run.findings.ignored.update(_ignored_hints(name, statement.infer))
+        run.findings.ignored.update(ignored_hints(name, statement.infer))
         if statement.infer.get("is_auxiliary"):
             run.findings.auxiliary.add(site)
     else:
@@ -151,13 +153,15 @@ def open_site(
     return site, choice
 
 
-def _ignored_hints(name: str, infer: Mapping[str, Any]) -> dict[str, None]:
+def ignored_hints(name: str, infer: Mapping[str, Any]) -> dict[str, None]:
     """What is said once of annotations for other losses, which mean nothing here."""
     hints = []
     if infer.get("baseline"):
         hints.append(("baseline", "vi.Score(baseline)"))
     if infer.get("enumerate") and infer.get("num_samples"):
         hints.append(("num_samples", "vi.WithoutReplacement(k), or num_samples of Loss"))
+    if infer.get("kl") == "analytic":
+        hints.append(("kl", "vi.Analytic(fallback=vi.Reparam()) at the site"))
     if infer.get("expand") is False:
         hints.append(("expand", "nothing: values of enumerated sites are never expanded"))
     return {
@@ -208,7 +212,7 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     if reason is None and estimator.num_worlds(dist) + estimator.num_slots(dist) > 1:
         if inside:
             reason = "needs several values at once, which a scan or cond cannot hold"
-        elif _undeclared(run, site, dist):
+        elif _undeclared(run, site.axes, dist):
             reason = "needs each of its batch dims in a plate, or made event dims by .to_event"
     if reason:
         text = _refusal(run, site, dist, choice, reason, inside)
@@ -282,9 +286,9 @@ def _upstream(run: Run, site: Site, value: Array) -> frozenset[Site]:
     return run.backend.upstream(run, value, ("site", site.order, site.name))
 
 
-def _undeclared(run: Run, site: Site, dist: Distribution) -> list[int]:
+def _undeclared(run: Run, axes: Iterable[Axis], dist: Distribution) -> list[int]:
     """Batch dims of a distribution that are in no plate."""
-    known = {-d for d in run.dims.values()} | {a.order for a in site.axes if a.kind == PLATE}
+    known = {-d for d in run.dims.values()} | {a.order for a in axes if a.kind == PLATE}
     sizes = reversed(dist.batch_shape)
     return [d for d, size in enumerate(sizes, 1) if size > 1 and d not in known]
 

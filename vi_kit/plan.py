@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from vi_kit._errors import EstimatorError, ObjectiveError
 from vi_kit.select import Choice, Selection
 
 if TYPE_CHECKING:
+    from vi_kit._named import Axis
     from vi_kit.cost import Site
 
 
@@ -36,6 +38,7 @@ class Plan:
         analytic: labels of the sites of which moments are carried.
         closed: of which terms the expectation over these sites is known.
         states: of which of the guide's sites each term of the model needs the last, counted from one, by label.
+        plates: by role and plate, the plate of another program that is the same under another name.
         table: rows for `explain`.
         notes: lines after them, on the whole estimate.
         terms: further rows: every term that depends on these sites, and what it gets.
@@ -54,6 +57,7 @@ class Plan:
     analytic: frozenset[str] = frozenset()
     closed: frozenset[Any] = frozenset()
     states: Mapping[str, int] = field(default_factory=dict)
+    plates: Mapping[tuple[str, Axis], Axis] = field(default_factory=dict)
     table: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
@@ -119,6 +123,7 @@ class Findings:
     all_at_once: set[Site] = field(default_factory=set)
     degrees: dict[str, int | None] = field(default_factory=dict)
     analytic: set[str] = field(default_factory=set)
+    sampled: dict[str, str] = field(default_factory=dict)
     split: bool = False
     leaves: dict[str, dict[str, Any]] = field(default_factory=dict)
     entangled: bool = True
@@ -129,6 +134,8 @@ class Findings:
     num_replicates: int = 1
     num_worlds: int = 1
     bounds: dict[str, None] = field(default_factory=dict)
+    seen_plates: set[tuple[str, Axis]] = field(default_factory=set)
+    met_plates: set[tuple[str, Axis, Axis]] = field(default_factory=set)
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
 
     def notes(self, patterns: Iterable[str]) -> Iterator[str]:
@@ -150,6 +157,22 @@ class Findings:
             f"a step evaluates the model on {total} draw{'s' * (total > 1)}"
             + f": {parts}" * bool(parts)
         )
+
+    def same_plates(self) -> dict[tuple[str, Axis], Axis]:
+        """Plates that two programs have under two names, as far as their common sites pair them off one to one."""
+        own = Counter((role, a) for role, a, _ in self.met_plates)
+        theirs = Counter((role, b) for role, _, b in self.met_plates)
+        one_to_one = [
+            (role, a, b)
+            for role, a, b in self.met_plates
+            if own[role, a] == 1 and theirs[role, b] == 1
+        ]
+        renamed = {(role, a) for role, a, b in one_to_one if a != b}
+        return {
+            (role, a): b
+            for role, a, b in one_to_one
+            if a != b and ((role, b) not in self.seen_plates or (role, b) in renamed)
+        }
 
     def problem(self, text: str, *, of_estimator: bool) -> None:
         problems = self.estimator_problems if of_estimator else self.program_problems

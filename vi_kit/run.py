@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from array_api_compat import array_namespace
@@ -127,6 +128,14 @@ class Run:
         for site in self.sites:
             for name in OF_A_SITE:
                 setattr(site, name, None)
+
+    def one_name(self, role: str, axes: Iterable[Axis]) -> tuple[Axis, ...]:
+        """Axes of a program, its plates under the names that they have in the programs before it."""
+        axes = tuple(axes)
+        if self.findings is not None:
+            self.findings.seen_plates.update((role, a) for a in axes if a.kind == PLATE)
+        others = self.plan.plates
+        return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
 
     # Replicates
 
@@ -427,6 +436,9 @@ class Run:
                     enumerated.append(site)
             missing = [a.name for a in site.axes if a.kind == PLATE and a not in axes]
             if not (all_at_once and missing):
+                continue
+            if self.findings is not None and self.findings.choices[site.label].rule == "default":
+                self.findings.sampled[site.label] = f"{what} sees all its elements at once"
                 continue
             estimator = type(site.estimator).__name__
             text = message(

@@ -39,11 +39,11 @@ class Selection:
         patterns: as the user gave them.
         resolved: choices already made, by site label. They stand while a site has a distribution of the same kind.
         second_rules: whether estimators that have a second rule use that.
-        sampled: sites that the default rule must not enumerate, since too many joint values meet.
+        sampled: sites that the default rule must not enumerate, and why.
     """
 
     patterns: tuple[tuple[str, Estimator], ...] = ()
-    sampled: frozenset[str] = field(default_factory=frozenset)
+    sampled: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
     second_rules: bool = False
 
@@ -150,7 +150,8 @@ class Selection:
         if dist.has_rsample:
             return Choice(Reparam(), "default", f"{dist.name} has a reparameterised sampler")
         size = dist.support_size()
-        if label in self.sampled or (size or 0) > DEFAULT_MAX_WORLDS:
+        not_enumerated = not_enumerated or self.sampled.get(label, "")
+        if (size or 0) > DEFAULT_MAX_WORLDS:
             not_enumerated = not_enumerated or f"over {DEFAULT_MAX_WORLDS} joint values"
         if size is not None and not not_enumerated:
             return Choice(

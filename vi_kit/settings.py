@@ -18,7 +18,7 @@ from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan
 from vi_kit.programs import Program
 from vi_kit.run import Run
-from vi_kit.select import Selection
+from vi_kit.select import DEFAULT_MAX_WORLDS, Selection
 
 BROADCAST_NOTE = (
     "vi_kit ran the program with {dims} more batch dims on the left, for replicates and for the values"
@@ -154,6 +154,14 @@ def make_plan(
         findings = Findings()
         run = Run(make_backend(), plan, findings=findings, with_gradient=False)
         execute(run)
+        plates = {**plan.plates, **findings.same_plates()}
+        if plates != plan.plates:
+            plan = replace(plan, plates=plates)
+            continue
+        if findings.sampled:
+            sampled = {**plan.selection.sampled, **findings.sampled}
+            plan = replace(plan, selection=replace(plan.selection, sampled=sampled))
+            continue
         if findings.over_bound is None:
             break
         what, worlds, sites = findings.over_bound
@@ -173,7 +181,8 @@ def make_plan(
             )
             break
         last = max((s for s in sites if s.label in names), key=lambda s: s.order)
-        selection = replace(plan.selection, sampled=plan.selection.sampled | {last.label})
+        why = f"over {DEFAULT_MAX_WORLDS} joint values"
+        selection = replace(plan.selection, sampled={**plan.selection.sampled, last.label: why})
         plan = replace(plan, selection=selection)
     for pattern in plan.selection.unmatched(findings.names):
         findings.problem(

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from array_api_compat import array_namespace
+
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, Array, Axis
 from vi_kit.cost import Cost, Site, Term
-from vi_kit.drawing import draw, draw_inside
+from vi_kit.drawing import draw, draw_inside, ignored_hints
 from vi_kit.programs import Draw, Factor, Program
 from vi_kit.supports import moves
 
@@ -168,12 +170,16 @@ class Replay:
         if name not in self.draw:
             self.missing[name] = statement
             return None
+        theirs, depth = self.draw.details[name], self.run.plan.max_plate_nesting
         value = self.draw.replayed(name, held=self.program.held)
+        value = _realigned(value, theirs, statement, depth)
         if self._is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
         if self.draw.followed and self.run.findings is not None:
             value = self.run.backend.track(value, self.draw.sites[name])
         self.names.add(name)
+        if self.run.findings is not None:
+            self.run.findings.ignored.update(ignored_hints(name, statement.infer))
         plain = self.run.probe is None and self.run.analysis is None
         findings = self.run.findings if plain else None
         if findings is not None and not self._agrees(statement, value):
@@ -289,23 +295,31 @@ class Replay:
         """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
         name, theirs = statement.name, self.draw.details[statement.name]
         own, other = self.program.role, self.draw.program.role
-        plates = [sorted(a.name for a in s.axes if a.kind == PLATE) for s in (statement, theirs)]
-        shapes = [tuple(s.dist.event_shape) for s in (statement, theirs)]
-        if (
-            plates[0] != plates[1] and theirs.dist.name != "Delta"
-        ):  # a guide may join sites and split them
+        depth = self.run.plan.max_plate_nesting
+        events = [tuple(s.dist.event_shape) for s in (statement, theirs)]
+        is_delta = theirs.dist.name == "Delta"  # a guide may join sites and split them
+        same = events[0] == events[1] if is_delta else False
+        if not same and _whole_shape(statement, depth) != _whole_shape(theirs, depth):
+            apart = "plates" if events[0] == events[1] else "event shape"
+            shapes = [
+                sorted(a.name for a in s.axes if a.kind == PLATE) if apart == "plates" else event
+                for s, event in zip((statement, theirs), events, strict=True)
+            ]
+            self._problem(
+                f"site {name!r}: {own} and {other} disagree about its {apart}",
+                got=f"{own} {shapes[0]}, {other} {shapes[1]}",
+                expected="values of one shape, all dims of plates and events taken together",
+                fix="plates of the same dims and sizes, and .to_event(n) alike in both",
+            )
+        elif not is_delta and not self._same_plates(statement, theirs):
+            plates = [
+                sorted(a.name for a in s.axes if a.kind == PLATE) for s in (statement, theirs)
+            ]
             self._problem(
                 f"site {name!r}: {own} and {other} disagree about its plates",
-                got=f"{own} {plates[0]}, {other} {plates[1]}",
-                expected="the same plates, with the same names",
+                got=f"{own} {plates[0]}, {other} {plates[1]}, with subsampling",
+                expected="the same plates, with the same names, where there are minibatches",
                 fix="give the plates one name in both",
-            )
-        elif shapes[0] != shapes[1]:
-            self._problem(
-                f"site {name!r}: {own} and {other} disagree about its event shape",
-                got=f"{own} {shapes[0]}, {other} {shapes[1]}",
-                expected="the same event shape",
-                fix="use .to_event(n) alike in both",
             )
         elif not statement.dist.covers(theirs.dist, self.run.backend.untracked(value)):
             self._problem(
@@ -330,6 +344,23 @@ class Replay:
         """Why the density at a draw is not all of a gradient, for a draw that is taken as a constant."""
         own = self.program.fn is self.draw.program.fn and not self.program.held
         return moves(statement.dist) if own and self.draw.held else None
+
+    def _same_plates(self, statement: Statement, theirs: Statement) -> bool:
+        """Pair off the plates of a site in two programs by their dims; `False` if one that the other lacks is
+        subsampled."""
+        mine, other = ({a.order: a for a in s.axes if a.kind == PLATE} for s in (statement, theirs))
+        alike = len(statement.dist.event_shape) == len(theirs.dist.event_shape)
+        for order in mine.keys() | other.keys():
+            a, b = mine.get(order), other.get(order)
+            if a is not None and a == b:
+                pair = [(a, b)]
+            elif any(self.run.scale(x) != 1.0 for x in (a, b) if x is not None):
+                return False
+            else:
+                pair = [(a, b)] if a is not None and b is not None and alike else []
+            if self.run.findings is not None:
+                self.run.findings.met_plates.update((self.program.role, a, b) for a, b in pair)
+        return True
 
     def _problem(self, headline: str, **parts: str) -> None:
         self.run.refuse(message(headline, **parts), of_estimator=False)
@@ -362,6 +393,28 @@ def no_density(name: str, dist: Distribution, site: Site | None, why: str) -> Es
             fix=f'estimators={{"{name}": vi.Reparam()}}, and an objective that holds neither draws nor parameters',
         )
     )
+
+
+def _whole_shape(statement: Statement, depth: int) -> tuple[int, ...]:
+    """Of one value of a site: all its elements, whether they are in plates or in events."""
+    batch = tuple(statement.dist.batch_shape)[-depth:] if depth else ()
+    shape = (*batch, *statement.dist.event_shape)
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _realigned(value: Array, theirs: Statement, own: Statement, depth: int) -> Array:
+    """A value of a site whose elements are in plates in one program and in events in the other: replicates and worlds
+    are left of the plates in both."""
+    dims = [depth + len(s.dist.event_shape) for s in (theirs, own)]
+    if dims[0] == dims[1] or value.ndim <= dims[0]:
+        return value
+    shapes = [_whole_shape(s, depth) for s in (theirs, own)]
+    full = [(1,) * (n - len(shape)) + shape for n, shape in zip(dims, shapes, strict=True)]
+    front = tuple(value.shape)[: value.ndim - dims[0]]
+    xp = array_namespace(value)
+    return xp.reshape(xp.broadcast_to(value, (*front, *full[0])), (*front, *full[1]))
 
 
 def _relaxes(run: Run, site: Site) -> bool:

@@ -262,3 +262,25 @@ def test_a_parameter_of_a_function_of_the_draw():
     np.testing.assert_allclose(draws[:, 0], -2.0)
     assert abs(draws[:, 1]).min() > 0
     assert "Reparam" in Loss(weighted()).explain(program, program)
+
+
+def test_a_discrete_site_with_a_batch_dim_in_no_plate():
+    """NumPyro sums it, so it cannot be enumerated element by element; the default samples it."""
+    logits = np.array([0.3, -0.6, 0.8])
+
+    def program(logits):
+        return numpyro.sample("z", dist.Bernoulli(logits=logits))
+
+    def model():
+        program(jnp.zeros(3))
+
+    def guide():
+        program(numpyro.param("theta", jnp.asarray(logits)))
+
+    loss = Loss(num_samples=20)
+    assert "a batch dim is in no plate" in loss.explain(model, guide)
+    q = 1 / (1 + np.exp(-logits))
+    grad = jax.jit(jax.grad(lambda p, k: loss.loss(k, p, model, guide)))
+    keys = jax.random.split(jax.random.key(7), 200)
+    draws = np.array([grad({"theta": jnp.asarray(logits)}, k)["theta"] for k in keys])
+    oracles.check_unbiased(draws, q * (1 - q) * logits)

@@ -174,7 +174,7 @@ def test_model_and_guide_disagree_all_at_once():
         pyro.sample("only_guide", dist.Normal(0.0, 1.0))
         pyro.sample("rate", dist.Normal(0.0, 1.0))
         pyro.sample("vector", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        with pyro.plate("other", 3):
+        with pyro.plate("other", 4):
             pyro.sample("local", dist.Normal(0.0, 1.0))
 
     check(

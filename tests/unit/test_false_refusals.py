@@ -92,7 +92,7 @@ def test_the_number_of_values_may_depend_on_a_draw(num_samples, lib):
     loss = lib.Loss(num_samples=num_samples)
     if lib.name == "numpyro":
         loss = lib.Loss(estimators={"k": vi.Score()}, num_samples=num_samples)
-    draws = lib.gradients(loss, model, guide, logits, 400, oracles.seed_of("binomial"))
+    draws = lib.gradients(loss, model, guide, logits, 100, oracles.seed_of("binomial"))
     oracles.check_unbiased(draws, oracles.gradient(divergence, logits))
 
 
@@ -145,3 +145,22 @@ def test_all_missing_sites_in_one_error(lib):
         lib.gradients(lib.Loss(), model, guide, VALUES, 1, 0)
     assert str(caught.value).startswith("model sites 'z_0', 'z_1', 'z_2'")
     assert len(str(caught.value).splitlines()) == 4
+
+
+def test_an_annotation_for_analytic_divergences_is_named(lib):
+    """NumPyro's enumerating loss reads it at the site of the model."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0), infer={"kl": "analytic"})
+        lib.sample("x", lib.dist.Normal(z, 1.0), obs=lib.array(1.0))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.theta(VALUES)[0], 1.0))
+
+    with pytest.warns(UserWarning, match="'kl'.*vi.Analytic"):
+        lib.Loss().explain(model, guide)
+    exact = 2 * VALUES[0] - 1.0
+    loss = lib.Loss(estimators=vi.Analytic(fallback=vi.Reparam()))
+    with pytest.warns(UserWarning, match="'kl'"):
+        draws = lib.gradients(loss, model, guide, VALUES, 1, 0)
+    assert draws[0, 0] == pytest.approx(exact, rel=1e-10)

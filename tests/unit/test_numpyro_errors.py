@@ -208,7 +208,7 @@ def test_model_and_guide_disagree_all_at_once():
         numpyro.sample("only_guide", dist.Normal(0.0, 1.0))
         numpyro.sample("rate", dist.Normal(0.0, 1.0))
         numpyro.sample("vector", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
-        with numpyro.plate("other", 3):
+        with numpyro.plate("other", 4):
             numpyro.sample("local", dist.Normal(0.0, 1.0))
 
     check(

@@ -497,7 +497,7 @@ class _Handler:
                 raise Replan
             scale = self.full_sizes.get(frame.name, frame.size) / frame.size
             axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
-        return tuple(axes)
+        return self.run.one_name(self.program.role, axes)
 
     # Control flow: the statements of a body come back as one each, with a dim in front after a scan.
 

@@ -545,7 +545,7 @@ class _Handler:
             if frame.dim < -self.run.plan.max_plate_nesting:
                 raise Replan
             axes.append(_plate(frame, -frame.dim))
-        return tuple(axes)
+        return self.run.one_name(self.program.role, axes)
 
 
 def _plate(frame: Any, order: int) -> Axis:
