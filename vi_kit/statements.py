@@ -352,14 +352,10 @@ class Replay:
         alike = len(statement.dist.event_shape) == len(theirs.dist.event_shape)
         for order in mine.keys() | other.keys():
             a, b = mine.get(order), other.get(order)
-            if a is not None and a == b:
-                pair = [(a, b)]
-            elif any(self.run.scale(x) != 1.0 for x in (a, b) if x is not None):
+            if a != b and any(self.run.scale(x) != 1.0 for x in (a, b) if x is not None):
                 return False
-            else:
-                pair = [(a, b)] if a is not None and b is not None and alike else []
-            if self.run.findings is not None:
-                self.run.findings.met_plates.update((self.program.role, a, b) for a, b in pair)
+            if a is not None and b is not None and alike and self.run.findings is not None:
+                self.run.findings.met_plates.add((self.program.role, a, b))
         return True
 
     def _problem(self, headline: str, **parts: str) -> None:
