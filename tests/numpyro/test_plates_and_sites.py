@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.contrib.control_flow import scan
+from numpyro.contrib.control_flow import cond, scan
 from numpyro.infer.autoguide import AutoNormal
 from scipy import stats
 
@@ -210,16 +210,18 @@ def test_a_minibatch_that_only_the_model_is_given():
     assert np.isfinite(value(Loss(), model, numpyro.handlers.substitute(guide, rows), {}))
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_minibatches_inside_a_scan(inside):
+@pytest.mark.parametrize("inside", [0, 1, 2])
+def test_minibatches_inside_control_flow(inside):
     """Model and guide are on the same elements: a point guide gives one value per pair of elements."""
     data = jnp.arange(4.0)
 
     def steps(step):
-        if inside:
+        if inside == 0:
+            step()
+        elif inside == 1:
             scan(lambda carry, x: (carry, step()), 0.0, jnp.arange(3))
         else:
-            step()
+            cond(jnp.array(True), lambda _: step(), lambda _: step(), None)
 
     def model():
         def step():
@@ -240,7 +242,7 @@ def test_minibatches_inside_a_scan(inside):
     values = {round(float(v), 6) for v in losses(jax.random.split(jax.random.key(0), 25))}
     likelihood = 2 * stats.norm(0, 0.01).logpdf(0.0)
     pairs = [(i, j) for i in range(4) for j in range(i)]
-    steps_of = 3 if inside else 1
+    steps_of = 3 if inside == 1 else 1
     possible = {round(-steps_of * 2 * (stats.norm.logpdf(p).sum() + likelihood), 6) for p in pairs}
     assert values <= possible
     assert len(values) >= 3

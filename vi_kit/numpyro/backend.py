@@ -337,10 +337,22 @@ class _InnerPlates(Messenger):
         if msg["type"] == "plate" and msg["value"] is None:
             msg["value"] = self.handler.run.subsamples.get(_plate_key(msg))
             msg["kwargs"]["rng_key"] = self.handler.plate_key(msg["name"])
+        elif msg["type"] == "control_flow":
+            _reach_bodies(msg, self.handler)
 
     def postprocess_message(self, msg: Any) -> None:
         if msg["type"] == "plate":
             self.handler.full_sizes[msg["name"]] = int(msg["args"][0])
+
+
+def _reach_bodies(msg: Any, handler: _Handler) -> None:
+    """Wrap the functions that a scan or cond will run."""
+    first, *rest = msg["args"]
+    if callable(first):  # of a scan; what comes after it may be callable too, and is data
+        msg["args"] = (_InnerPlates(first, handler), *rest)
+    else:
+        bodies = [_InnerPlates(f, handler) for f in rest[:2]]
+        msg["args"] = (first, *bodies, *rest[2:])
 
 
 def _plate_key(msg: Any) -> tuple[str, int]:
@@ -375,7 +387,7 @@ class _Handler:
             if msg["value"] is None:
                 msg["value"] = self.run.subsamples.get(_plate_key(msg))
         elif kind == "control_flow":
-            msg["args"] = tuple(_InnerPlates(f, self) if callable(f) else f for f in msg["args"])
+            _reach_bodies(msg, self)
             inside: Any = self.inside
             if isinstance(self.reading, Replay):
                 inside = {name: self.reading.draw.replayed(name) for name in self.reading.draw}
@@ -504,7 +516,7 @@ class _Handler:
     def inside(self, msg: Any) -> jax.Array | None:
         """The value of a latent site in the body of a scan or cond."""
         assert isinstance(self.reading, Simulation)
-        if msg["value"] is not None or msg["is_observed"]:
+        if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
             return None
         dist = NumPyroDistribution(msg["fn"], msg["kwargs"]["rng_key"])
         return self.reading.latent_inside(
