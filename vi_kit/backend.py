@@ -12,7 +12,7 @@ from vi_kit._errors import ObjectiveError
 
 if TYPE_CHECKING:
     from vi_kit._named import Array, Axis
-    from vi_kit.cost import Site
+    from vi_kit.cost import Site, Term
     from vi_kit.programs import Draw, Program
     from vi_kit.run import Run
 
@@ -154,6 +154,26 @@ class Backend(Protocol):
     replicates_broadcast: bool
     """Whether `replicated` can draw copies along a dim; else `map_copies` runs them apart."""
 
+    maps_values: bool
+    """Whether a program sees one value of a site that has several, by `worlds` and `alternatives`; else they are
+    dims of the value that it sees."""
+
+    def worlds(self, values: Array, site: Site) -> Array:
+        """One of the values in front, as far as a program sees it."""
+        ...
+
+    def alternatives(self, value: Array, others: Array, site: Site) -> Array:
+        """What was drawn, as far as a program sees it; the others are in front."""
+        ...
+
+    def each(self, fn: Callable[[Array], Array], value: Any) -> Any:
+        """An elementwise function of a value of a draw."""
+        ...
+
+    def plain(self, value: Any) -> Array:
+        """A value of a draw as an array, for the objective program itself."""
+        ...
+
     def session(self, run: Run) -> AbstractContextManager[None]:
         """Everything that must be entered before an objective program is run."""
         ...
@@ -227,6 +247,10 @@ class Backend(Protocol):
 
     def simulate(self, run: Run, program: Program) -> Draw: ...
     def log_density(self, run: Run, program: Program, draw: Draw) -> Any: ...
+    def evaluate(self, run: Run, draw: Draw, fn: Callable[..., Array]) -> Term:
+        """The term that a function of a draw makes."""
+        ...
+
     def predict(self, name: str, network: Any, inputs: Any, *, held: bool = False) -> Array | None:
         """What a network makes of inputs; its parameters are registered under a name. `None` if there is
         nowhere to keep them.

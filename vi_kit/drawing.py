@@ -4,6 +4,7 @@ alternatives are put on axes of their own."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace, device
@@ -41,6 +42,8 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
     if choice.estimator.carries_moments:
         return _moments(run, site, dist), site
     expansion = site.estimator.expand(dist)
+    if expansion.is_worlds and run.backend.maps_values:
+        expansion = replace(expansion, value=_whole(expansion.value, dist))
     claim(run, site, expansion)
     return placed(run, site, expansion, len(dist.event_shape)), site
 
@@ -55,7 +58,8 @@ def claim(run: Run, site: Site, expansion: Expansion) -> None:
     if expansion.is_worlds:
         in_front = expansion.value
         site.world = Axis(WORLD, site.order, f"worlds of {site.name}", in_front.shape[0])
-        run.place(site.world)
+        if not run.backend.maps_values:
+            run.place(site.world)
     if in_front is not None:
         site.slots = Axis(SLOT, site.order, f"slots of {site.name}", in_front.shape[0])
     if expansion.alternatives is not None:
@@ -221,6 +225,7 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         findings.slots_of[site.label] = estimator.num_slots(dist)
         findings.num_slots += findings.slots_of[site.label]
         findings.sizes[site] = estimator.num_worlds(dist)
+        findings.has_worlds |= type(estimator).num_worlds is not Estimator.num_worlds
         degree = estimator.max_degree(dist)
         if degree is not None or estimator.live_alternatives:
             findings.degrees[site.label] = degree
@@ -296,12 +301,18 @@ def _undeclared(run: Run, axes: Iterable[Axis], dist: Distribution) -> list[int]
 def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array:
     """Put the worlds of a site along an axis of their own."""
     assert site.world is not None
-    size, dim = site.world.size, run.dims[site.world]
-    value = _spread(expansion.value, dim, event_ndim)
-    if expansion.weights is None:
+    size, value, weights = site.world.size, expansion.value, expansion.weights
+    if run.backend.maps_values:
+        value = run.backend.worlds(value, site)
+        weights = None if weights is None else run.backend.worlds(weights, site)
+    else:
+        dim = run.dims[site.world]
+        value = _spread(value, dim, event_ndim)
+        weights = None if weights is None else _spread(weights, dim, 0)
+    if weights is None:
         return value
-    upstream = _upstream(run, site, expansion.weights) | _upstream(run, site, expansion.value)
-    weights = _aligned_slots(run, _spread(expansion.weights, dim, 0), 0, upstream)
+    upstream = _upstream(run, site, weights) | _upstream(run, site, value)
+    weights = _aligned_slots(run, weights, 0, upstream)
     what = f"site {site.name!r}"
     site.weights = run.term(weights, site.axes, what, own=site, counts=False, known=upstream)
     if expansion.first_is_drawn:
@@ -313,6 +324,8 @@ def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Arra
 def _alternatives(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array:
     """Put the drawn value and its alternatives along the slot axis."""
     assert expansion.alternatives is not None
+    if run.backend.maps_values:
+        return run.backend.alternatives(expansion.value, expansion.alternatives, site)
     n, own = run.plan.num_slots, run.slots[site]
     value = _padded(run, expansion.value, event_ndim)
     xp = array_namespace(value)
@@ -335,7 +348,7 @@ def _alternatives(run: Run, site: Site, expansion: Expansion, event_ndim: int) -
 def _along_slots(run: Run, site: Site, array: Array, upstream: Iterable[Site]) -> Named:
     """An array with one value for each slot of a site in front of the batch dims."""
     assert site.slots is not None
-    if run.plan.num_slots > 1:
+    if run.plan.num_slots > 1 and not run.backend.maps_values:
         array = _first_slot(run, array, 0, lead=1)
     array = run.backend.untracked(array)
     layout = run.layout(site.axes, upstream, f"site {site.name!r}")
@@ -360,7 +373,7 @@ def _aligned_slots(run: Run, value: Array, event_ndim: int, upstream: Iterable[S
     """Where a drawn value is drawn once per slot, keep the draw of slot 0 wherever nothing upstream
     of it differs from slot 0."""
     n = run.plan.num_slots
-    if n == 1:
+    if n == 1 or run.backend.maps_values:
         return value
     dim = value.ndim + run.slot_dim - event_ndim
     if dim < 0 or value.shape[dim] == 1:
@@ -398,6 +411,13 @@ def _spread(values: Array, dim: int, event_ndim: int) -> Array:
     batch = tuple(values.shape)[1 : values.ndim - event_ndim]
     ones = (1,) * (-dim - 1 - len(batch))
     return array_namespace(values).reshape(values, (values.shape[0], *ones, *values.shape[1:]))
+
+
+def _whole(values: Array, dist: Distribution) -> Array:
+    """Values in front, each with all batch dims of a distribution."""
+    values = _spread(values, -1 - len(dist.batch_shape), len(dist.event_shape))
+    shape = (values.shape[0], *dist.batch_shape, *dist.event_shape)
+    return array_namespace(values).broadcast_to(values, shape)
 
 
 def _repeated(base: Array, dim: int, times: int) -> Array:

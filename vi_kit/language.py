@@ -80,15 +80,8 @@ def evaluate(fn: Callable[..., Array], draw: Draw) -> Cost:
             belongs, at their places from the right. A plate that it sums over leaves a dim of size one.
         draw: what it is evaluated at.
     """
-    run, program = current(), draw.program
-    values = {}
-    for name, statement in draw.details.items():
-        event_ndim = len(statement.dist.event_shape)
-        values[name] = run.expanded(draw.replayed(name), statement.axes, event_ndim)
-    axes = {a for d in draw.details.values() for a in d.axes}
-    what = f"function {getattr(fn, '__name__', 'of a draw')!r}"
-    array = fn(values, *program.args, **program.kwargs)
-    return Cost([run.value(array, axes, what, held=draw.held)])
+    run = current()
+    return Cost([run.backend.evaluate(run, draw, fn)])
 
 
 def partial_log_densities(
@@ -150,8 +143,11 @@ def given(program: Program, draw: Draw) -> Program:
     run, simulated = current(), {}
     for name, observed in draw.data.items():
         value = draw.replayed(name)
-        if getattr(observed, "dtype", value.dtype) != value.dtype:
-            value = array_namespace(value).astype(value, observed.dtype)
+        dtype = getattr(observed, "dtype", value.dtype)
+        if dtype != value.dtype:
+            value = run.backend.each(
+                lambda v, dtype=dtype: array_namespace(v).astype(v, dtype), value
+            )
         simulated[id(observed)] = (name, value)
     found: set[str] = set()
 

@@ -31,6 +31,7 @@ class Plan:
         vectorize: whether replicates are drawn in one pass, or in turn.
         num_slots: one plus the alternatives of all sites.
         slots_of: the alternatives of each site, by label.
+        has_worlds: whether sites have several values at once.
         tracked: whether provenance is needed.
         entangled: whether everything depends on every site before it, so that provenance need not be followed.
         degrees: for each site whose estimator is exact for polynomials only: of which degree, by label; `None` for one
@@ -51,6 +52,7 @@ class Plan:
     vectorize: bool = True
     num_slots: int = 1
     slots_of: Mapping[str, int] = field(default_factory=dict)
+    has_worlds: bool = False
     tracked: bool = True
     entangled: bool = False
     degrees: Mapping[str, int | None] = field(default_factory=dict)
@@ -63,6 +65,11 @@ class Plan:
     terms: tuple[str, ...] = ()
     provenance: Any = None
     leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def expands(self) -> bool:
+        """Whether the model is evaluated on more values than are drawn."""
+        return self.has_worlds or self.num_slots > 1
 
 
 @dataclass
@@ -121,6 +128,7 @@ class Findings:
     slots_of: dict[str, int] = field(default_factory=dict)
     sizes: dict[Site, int] = field(default_factory=dict)
     all_at_once: set[Site] = field(default_factory=set)
+    has_worlds: bool = False
     degrees: dict[str, int | None] = field(default_factory=dict)
     analytic: set[str] = field(default_factory=set)
     sampled: dict[str, str] = field(default_factory=dict)

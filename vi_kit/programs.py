@@ -112,7 +112,7 @@ class Draw(Mapping[str, Any]):
         return self.details[name].dist.shown(value)
 
     def __getitem__(self, name: str) -> Any:
-        return self._shown(name, self.by_name[name])
+        return current().backend.plain(self._shown(name, self.by_name[name]))
 
     def __iter__(self) -> Any:
         return iter(self.by_name)

@@ -98,7 +98,7 @@ class Run:
         self.placed_dims = 0
         self._replicates = 0
         self._free_dim = self.slot_dim
-        if plan.num_slots > 1:
+        if plan.num_slots > 1 and not backend.maps_values:
             self.place(self.slot_axis)
 
     # Execution

@@ -227,6 +227,7 @@ def make_plan(
         selection=replace(plan.selection, resolved=resolved),
         num_slots=findings.num_slots,
         slots_of=findings.slots_of,
+        has_worlds=findings.has_worlds,
         degrees=findings.degrees,
         analytic=frozenset(findings.analytic),
         tracked=any(c.estimator.acting.tracked for c in resolved.values())

@@ -413,6 +413,34 @@ def _realigned(value: Array, theirs: Statement, own: Statement, depth: int) -> A
     return xp.reshape(xp.broadcast_to(value, (*front, *full[0])), (*front, *full[1]))
 
 
+@dataclass(eq=False)
+class Evaluation:
+    """Makes a term of a function of the values of a draw.
+
+    Attributes:
+        run: in which it is made.
+        program: that was simulated.
+        draw: what the function is evaluated at.
+        fn: see `vi_kit.language.evaluate`.
+    """
+
+    run: Run
+    program: Program
+    draw: Draw
+    fn: Callable[..., Array]
+
+    def term(self) -> Term:
+        values, details = {}, self.draw.details
+        for name, statement in details.items():
+            event_ndim = len(statement.dist.event_shape)
+            value = self.draw.replayed(name)
+            values[name] = self.run.expanded(value, statement.axes, event_ndim)
+        axes = {a for d in details.values() for a in d.axes}
+        what = f"function {getattr(self.fn, '__name__', 'of a draw')!r}"
+        array = self.fn(values, *self.program.args, **self.program.kwargs)
+        return self.run.value(array, axes, what, held=self.draw.held)
+
+
 def _relaxes(run: Run, site: Site) -> bool:
     return site.estimator.relaxes or site.label in run.plan.analytic
 

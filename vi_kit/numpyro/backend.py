@@ -7,6 +7,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -22,16 +23,19 @@ from numpyro.primitives import Messenger
 from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError, ObjectiveError, message
-from vi_kit._named import PLATE, Axis
+from vi_kit._named import PLATE, Axis, Named
 from vi_kit.backend import Moments
-from vi_kit.cost import Cost, Site, kept_name
+from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.distributions import without_validation
+from vi_kit.lanes import Made, along
 from vi_kit.numpyro.distributions import NumPyroDistribution, smooth, unchecked
 from vi_kit.numpyro.expectations import own_log_prob, start, term_p
+from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program
 from vi_kit.run import STEP_KEY, Run
 from vi_kit.statements import (
+    Evaluation,
     Replay,
     Simulation,
     Statement,
@@ -60,6 +64,7 @@ class NumPyroBackend:
 
     name = "numpyro"
     replicates_broadcast = False
+    maps_values = True
 
     def __init__(
         self,
@@ -90,7 +95,9 @@ class NumPyroBackend:
 
     # Arrays
 
-    def stop_gradient(self, array: jax.Array) -> jax.Array:
+    def stop_gradient(self, array: Any) -> Any:
+        if isinstance(array, Lanes):  # a constant is compared with nothing
+            return array.drawn().map(lax.stop_gradient)
         return lax.stop_gradient(array)
 
     def alias(self, array: jax.Array) -> jax.Array:
@@ -183,6 +190,31 @@ class NumPyroBackend:
     def expectation(self, array: jax.Array, key: Hashable) -> jax.Array:
         return term_p.bind(array, key=key)
 
+    # Several values
+
+    def worlds(self, values: jax.Array, site: Site) -> jax.Array:
+        return worlds_p.bind(values, site=site.order)
+
+    def alternatives(self, value: jax.Array, others: jax.Array, site: Site) -> jax.Array:
+        return alternatives_p.bind(value, others.astype(value.dtype), site=site.order)
+
+    def each(self, fn: Callable[[Any], Any], value: Any) -> Any:
+        return value.map(fn) if isinstance(value, Lanes) else fn(value)
+
+    def plain(self, value: Any) -> jax.Array:
+        if not isinstance(value, Lanes):
+            return value
+        if len(value.parts) > 1 or value.base.axes:
+            raise ObjectiveError(
+                message(
+                    "an objective program looks at a value of a site that has several at once",
+                    got=f"values along {[a.name for p in value.parts.values() for a in p.axes]}",
+                    expected="functions of drawn values as costs, which are evaluated for each of them",
+                    fix="vi.evaluate(fn, draw)",
+                )
+            )
+        return value.base.array
+
     # State
 
     def get_state(self, key: str) -> jax.Array | None:
@@ -267,7 +299,16 @@ class NumPyroBackend:
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
 
+    def evaluate(self, run: Run, draw: Draw, fn: Callable[..., jax.Array]) -> Term:
+        evaluation, terms = Evaluation(run, draw.program, draw, fn), list[Term]()
+        self._mapped(evaluation, terms, lambda: terms.append(evaluation.term()))
+        return terms[0]
+
     def _run(self, reading: Any) -> Any:
+        self._mapped(reading, reading.terms, lambda: self._once(reading))
+        return reading.result()
+
+    def _once(self, reading: Any) -> None:
         program = reading.program
         outer, self.handler = self.handler, _Handler(self, reading)
         try:
@@ -276,7 +317,138 @@ class NumPyroBackend:
                 program.fn(*program.args, **program.kwargs)
         finally:
             self.handler = outer
-        return reading.result()
+
+    def _mapped(self, reading: Any, terms: list[Term], once: Callable[[], None]) -> None:
+        """Let `once` see one value of each site that has several, and give what it made all of them."""
+        run = reading.run
+        if self.dry or not run.plan.expands:
+            return once()
+        made, draw, program = Made(run, terms), getattr(reading, "draw", None), reading.program
+        values, of_args = {}, (program.args, program.kwargs)
+        drawn_from: dict[str, Any] = {}
+        if draw is not None:
+            values = draw.by_name
+            if run.plan.analytic:
+                drawn_from = {name: d.dist.fn for name, d in draw.details.items()}
+        leaves, tree = jax.tree.flatten((values, drawn_from, of_args), is_leaf=_is_lanes)
+        places = [i for i, x in enumerate(leaves) if _is_lanes(x)]
+        has_new_args = any(map(_is_lanes, jax.tree.leaves(of_args, is_leaf=_is_lanes)))
+        kept = _kept(reading, self.mutable)
+
+        def body(*arrays: jax.Array) -> list[jax.Array]:
+            seen = list(leaves)
+            for i, array in zip(places, arrays, strict=True):
+                seen[i] = array
+            values, drawn_from, (args, kwargs) = jax.tree.unflatten(tree, seen)
+            if has_new_args:
+                reading.program = replace(program, args=args, kwargs=kwargs)
+            if draw is not None:
+                dists = {n: NumPyroDistribution(fn) for n, fn in drawn_from.items()}
+                details = {
+                    n: replace(d, dist=dists.get(n, d.dist)) for n, d in draw.details.items()
+                }
+                reading.draw = replace(draw, by_name=values, details=details)
+            try:
+                once()
+            finally:  # what is traced may not outlive its trace
+                reading.program = program
+                if draw is not None:
+                    reading.draw = draw
+            return [*made.take_out(), *(x for k in kept for x in k.take_out())]
+
+        results = iter(evaluate(body, [leaves[i] for i in places], run.by_order))
+        made.put_back([next(results).parts for _ in range(made.count)])
+        for k in kept:
+            k.put_back(results)
+
+
+def _is_lanes(x: Any) -> bool:
+    return isinstance(x, Lanes)
+
+
+@dataclass
+class _Kept:
+    """What a program run puts into a dict while it is traced.
+
+    Attributes:
+        values: the dict.
+        array: what of an entry is traced.
+        exchanged: an entry with something else in its place, `None` for nothing.
+    """
+
+    values: dict[Any, Any]
+    array: Callable[[Any], Any] = lambda entry: entry
+    exchanged: Callable[[Any, Any], Any] = lambda entry, new: new
+    before: dict[Any, Any] = field(init=False)
+    added: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.before = dict(self.values)
+
+    def take_out(self) -> list[jax.Array]:
+        """The arrays of the new entries, which are gone until they are put back."""
+        found = []
+        for key, entry in list(self.values.items()):
+            if key in self.before and self.before[key] is entry:
+                continue
+            arrays, tree = jax.tree.flatten(self.array(entry))
+            found += arrays
+            self.added[key] = self.exchanged(entry, None), tree
+            del self.values[key]
+        return found
+
+    def put_back(self, results: Iterator[Lanes]) -> None:
+        for key, (entry, tree) in self.added.items():
+            new = jax.tree.unflatten(tree, [next(results) for _ in range(tree.num_leaves)])
+            self.values[key] = self.exchanged(entry, new)
+
+
+def _kept(reading: Any, mutable: dict[str, Any]) -> list[_Kept]:
+    """All dicts into which the run of a program puts arrays."""
+    draw = getattr(reading, "draw", None)
+
+    def one(what: str) -> Callable[[Any, Any], Any]:
+        return lambda entry, new: jax.tree.map(lambda x: _one(x, what), new, is_leaf=_is_lanes)
+
+    kept = [
+        _Kept(reading.run.subsamples, exchanged=one("a minibatch")),
+        _Kept(mutable, exchanged=one("mutable state")),
+    ]
+    if draw is not None:
+        kept.append(_Kept(draw.deltas))
+    if isinstance(reading, Simulation):
+        kept += [
+            _Kept(reading.values),
+            _Kept(
+                reading.factors,
+                lambda factor: factor.values.array,
+                lambda factor, new: replace(factor, values=_along(factor.values, new)),
+            ),
+            _Kept(
+                reading.details,
+                lambda statement: statement.dist.fn,
+                lambda statement, new: replace(statement, dist=new and NumPyroDistribution(new)),
+            ),
+        ]
+    return kept
+
+
+def _along(named: Named, lanes: Lanes | None) -> Named:
+    return Named(None, named.axes) if lanes is None else along(named, lanes.base)
+
+
+def _one(lanes: Lanes, what: str) -> jax.Array:
+    """What must be one array."""
+    if lanes.base.axes:
+        raise BackendError(
+            message(
+                f"{what} depends on a site that has several values at once",
+                got=f"values along {[a.name for a in lanes.base.axes]}",
+                expected="one value",
+                fix="vi.Score() for that site",
+            )
+        )
+    return lanes.base.array
 
 
 def predictions(name: str, network: Any, inputs: Any) -> jax.Array:

@@ -336,6 +336,7 @@ class _Step:
         draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize)
         plan = make_plan(make_backend, draft, execute)
         plan = replace(plan, max_plate_nesting=found["nesting"], provenance=found["provenance"])
+        plan = replace(plan, tracked=plan.tracked or plan.has_worlds)
         if plan.degrees:
             self.prove_degrees(plan)
         if plan.analytic:

@@ -30,7 +30,7 @@ from vi_kit._errors import EstimatorError, message
 from vi_kit._named import PLATE, Axis
 from vi_kit.backend import Moments, current
 from vi_kit.blocked import Blocked, settled
-from vi_kit.cost import Cost, Site
+from vi_kit.cost import Cost, Site, Term
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program, with_replaced
 from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
@@ -38,7 +38,7 @@ from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampl
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
 from vi_kit.run import Run
-from vi_kit.statements import Replay, Simulation, Statement, one_number, split_scale
+from vi_kit.statements import Evaluation, Replay, Simulation, Statement, one_number, split_scale
 
 
 class PyroBackend:
@@ -50,6 +50,7 @@ class PyroBackend:
 
     name = "pyro"
     replicates_broadcast = True
+    maps_values = False
 
     def __init__(self, state: dict[str, torch.Tensor] | None = None) -> None:
         self.state = {} if state is None else state
@@ -169,6 +170,18 @@ class PyroBackend:
             raise Replan
         return settled(array.value, array.sample, key in run.plan.closed)
 
+    def worlds(self, values: torch.Tensor, site: Site) -> torch.Tensor:
+        raise NotImplementedError("programs see all values at once here")
+
+    def alternatives(self, value: torch.Tensor, others: torch.Tensor, site: Site) -> torch.Tensor:
+        raise NotImplementedError("programs see all values at once here")
+
+    def each(self, fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+        return fn(value)
+
+    def plain(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
     # State
 
     def get_state(self, key: str) -> torch.Tensor | None:
@@ -245,6 +258,9 @@ class PyroBackend:
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
+
+    def evaluate(self, run: Run, draw: Draw, fn: Callable[..., torch.Tensor]) -> Term:
+        return Evaluation(run, draw.program, draw, fn).term()
 
     def _run(self, reading: Any) -> Any:
         program, fn = reading.program, reading.program.fn

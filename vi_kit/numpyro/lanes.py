@@ -1,0 +1,311 @@
+"""Several values of a site at once in a JAX program that sees one: its jaxpr, computed anew along axes of its own.
+
+A program run is traced as it stands, with one value at each site. Its operations are then evaluated along the worlds
+of the sites on which they depend (by `jax.vmap`, so that nothing in the program can mix them), and once more, without
+gradient, for the alternatives to each drawn value. What does not depend on a site is computed once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+
+from vi_kit._named import Axis, union
+from vi_kit.cost import Site
+from vi_kit.lanes import Part
+
+worlds_p = Primitive("vi_kit_worlds")
+"""One of the values that the operand has in front: all of them, along the worlds of `site`."""
+
+alternatives_p = Primitive("vi_kit_alternatives")
+"""The first operand, what was drawn at `site`; in its place, one at a time, the values that the second has in front."""
+
+worlds_p.def_abstract_eval(lambda values, *, site: values.update(shape=values.shape[1:]))
+alternatives_p.def_abstract_eval(lambda value, others, *, site: value)
+
+INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+"""Primitives that call a function of which it matters what depends on what, and where they keep it."""
+
+Lane = Site | None
+"""What a value is of: `None` where every site has what was drawn; a site, where it has its alternatives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """A value of a program that depends on sites with several values.
+
+    Attributes:
+        parts: by lane; a lane that is lacking is that of `None`.
+    """
+
+    parts: Mapping[Lane, Part]
+
+    @property
+    def base(self) -> Part:
+        return self.parts[None]
+
+    @property
+    def dtype(self) -> Any:
+        return self.base.array.dtype
+
+    @property
+    def aval(self) -> jax.ShapeDtypeStruct:
+        """What the program sees."""
+        array, ndim = self.base.array, len(self.base.axes)
+        return jax.ShapeDtypeStruct(array.shape[ndim:], array.dtype)
+
+    def map(self, fn: Callable[[Any], Any]) -> Lanes:
+        """An elementwise function of every array."""
+        return Lanes({lane: Part(fn(p.array), p.axes) for lane, p in self.parts.items()})
+
+    def drawn(self) -> Lanes:
+        return Lanes({None: self.base})
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One equation, what it calls being laid out: operands and results are numbers of cells, or constants."""
+
+    primitive: Primitive
+    params: Mapping[str, Any]
+    operands: tuple[Any, ...]
+    results: tuple[int, ...]
+
+
+@dataclass
+class _Cells:
+    """The values of a program by number."""
+
+    steps: list[_Step] = field(default_factory=list)
+    known: dict[int, Any] = field(default_factory=dict)
+    count: int = 0
+
+    def new(self) -> int:
+        self.count += 1
+        return self.count
+
+    def constant(self, value: Any) -> int:
+        cell = self.new()
+        self.known[cell] = value
+        return cell
+
+
+def evaluate(
+    fn: Callable[..., Sequence[Any]], inputs: Sequence[Lanes], sites: Mapping[int, Site]
+) -> list[Lanes]:
+    """What a function of arrays returns, for all values at once.
+
+    Args:
+        fn: takes arrays as a program sees them, returns arrays.
+        inputs: for its arguments.
+        sites: of the run, by order.
+    """
+    closed = jax.make_jaxpr(fn)(*(x.aval for x in inputs))
+    cells = _Cells()
+    arguments = [cells.new() for _ in inputs]
+    of_consts = [cells.constant(c) for c in closed.consts]
+    results = _laid_out(cells, closed.jaxpr, [*of_consts, *arguments])
+    return _Evaluation(cells, dict(zip(arguments, inputs, strict=True)), results, sites).run()
+
+
+def _laid_out(cells: _Cells, jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
+    """Append the steps of a jaxpr, and of what it calls; the cells of its results."""
+    cell = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
+
+    def of(atom: Any) -> int:
+        return cells.constant(atom.val) if isinstance(atom, Literal) else cell[atom]
+
+    for e in jaxpr.eqns:
+        operands = tuple(map(of, e.invars))
+        where = INLINED.get(e.primitive.name)
+        if where in e.params:
+            body = e.params[where]
+            inner, consts = (
+                (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
+            )
+            results = _laid_out(cells, inner, [*map(cells.constant, consts), *operands])
+            cell.update(zip(e.outvars, results, strict=True))
+            continue
+        results = tuple(cells.new() for _ in e.outvars)
+        cell.update(zip(e.outvars, results, strict=True))
+        cells.steps.append(_Step(e.primitive, e.params, operands, results))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+class _Evaluation:
+    """Of the steps of a program, lane by lane, and in each lane those together that have the same axes.
+
+    A step has the axes of all its operands together; so what has fewer comes first.
+    """
+
+    def __init__(
+        self,
+        cells: _Cells,
+        inputs: Mapping[int, Lanes],
+        results: Sequence[int],
+        sites: Mapping[int, Site],
+    ):
+        self.sites = sites
+        self.results = list(results)
+        self.steps = _needed(cells.steps, results)
+        self.users: dict[int, list[_Step]] = defaultdict(list)
+        for step in self.steps:
+            for cell in step.operands:
+                self.users[cell].append(step)
+        self.parts: dict[Lane, dict[int, Part]] = {None: {}}
+        self.axes: dict[Lane, dict[int, frozenset[Axis]]] = {None: {}}
+        for cell, value in cells.known.items():
+            self._set(None, cell, Part(value))
+        for cell, lanes in inputs.items():
+            for lane, part in lanes.parts.items():
+                self._set(lane, cell, part)
+
+    def _set(self, lane: Lane, cell: int, part: Part) -> None:
+        self.parts.setdefault(lane, {})[cell] = part
+        self.axes.setdefault(lane, {})[cell] = frozenset(part.axes)
+
+    def _site(self, step: _Step) -> Site:
+        return self.sites[step.params["site"]]
+
+    def _axis(self, step: _Step) -> Axis:
+        """Along which the values of a site are put."""
+        site = self._site(step)
+        axis = site.world if step.primitive is worlds_p else site.slots
+        assert axis is not None
+        return axis
+
+    def run(self) -> list[Lanes]:
+        for step in self.steps:
+            for lane in self._lanes(step):
+                axes = self._axes_of(step, lane)
+                self.axes.setdefault(lane, {}).update((r, axes) for r in step.results)
+        for lane in list(self.axes):
+            self._run_lane(lane)
+        return [
+            Lanes({lane: parts[r] for lane, parts in self.parts.items() if r in parts})
+            for r in self.results
+        ]
+
+    def _lanes(self, step: _Step) -> list[Lane]:
+        """The lanes in which a step differs from what was drawn, and that of what was drawn."""
+        own = [self._site(step)] if step.primitive is alternatives_p else []
+        operands = step.operands[:1] if own else step.operands
+        found = [lane for lane, axes in self.axes.items() if any(o in axes for o in operands)]
+        return list(dict.fromkeys([None, *found, *own]))
+
+    def _axes_of(self, step: _Step, lane: Lane) -> frozenset[Axis]:
+        if step.primitive is alternatives_p:
+            site, (value, others) = self._site(step), step.operands
+            if lane is site:
+                return self._axes(others, None) | {self._axis(step)}
+            return self._axes(value, lane)
+        found = frozenset[Axis]().union(*(self._axes(o, lane) for o in step.operands))
+        if step.primitive is worlds_p:
+            found |= {self._axis(step)}
+        return found
+
+    def _axes(self, cell: int, lane: Lane) -> frozenset[Axis]:
+        own = self.axes[lane]
+        return own[cell] if cell in own else self.axes[None][cell]
+
+    def _part(self, cell: int, lane: Lane) -> Part:
+        own = self.parts.get(lane, {})
+        if cell in own:
+            return own[cell]
+        part = self.parts[None][cell]
+        return part if lane is None else self._held(part, lane)
+
+    def _held(self, part: Part, lane: Site) -> Part:
+        """A value as alternatives need it: they are compared, and only those of few estimators differentiated."""
+        if lane.estimator.live_alternatives or not hasattr(part.array, "dtype"):
+            return part
+        return Part(lax.stop_gradient(part.array), part.axes)
+
+    def _run_lane(self, lane: Lane) -> None:
+        groups: dict[frozenset[Axis], list[_Step]] = {}
+        for step in self.steps:
+            own = self.axes[lane]
+            if step.results and all(r in own for r in step.results):
+                groups.setdefault(own[step.results[0]], []).append(step)
+        for axes in sorted(groups, key=len):
+            self._run_group(lane, union(axes), groups[axes])
+
+    def _run_group(self, lane: Lane, axes: tuple[Axis, ...], steps: Sequence[_Step]) -> None:
+        self.parts.setdefault(lane, {})
+        plain = []
+        for step in steps:
+            if step.primitive is worlds_p:
+                self._set(lane, step.results[0], self._worlds(step, lane))
+            elif step.primitive is alternatives_p and self._site(step) is lane:
+                self._set(lane, step.results[0], self._alternatives(step))
+            else:
+                plain.append(step)
+        made = {r for step in plain for r in step.results}
+        needed = list(dict.fromkeys(o for s in plain for o in s.operands if o not in made))
+        given = [self._part(o, lane) for o in needed]
+        wanted = self._wanted(lane, plain)
+
+        def body(*arrays: Any) -> list[Any]:
+            known = dict(zip(needed, arrays, strict=True))
+            for step in plain:
+                known.update(zip(step.results, _bound(step, known), strict=True))
+            return [known[r] for r in wanted]
+
+        for axis in reversed(axes):
+            body = jax.vmap(
+                body, [0 if axis in p.axes else None for p in given], axis_size=axis.size
+            )
+        if plain:
+            for cell, array in zip(wanted, body(*(p.array for p in given)), strict=True):
+                self.parts[lane][cell] = Part(array, axes)
+
+    def _wanted(self, lane: Lane, plain: Sequence[_Step]) -> list[int]:
+        """The results of a group that other groups or lanes use."""
+        inside = {id(step) for step in plain}
+
+        def leaves(step: _Step) -> bool:  # a lane may do the same step with other values
+            return id(step) not in inside or (lane is None and len(self._lanes(step)) > 1)
+
+        made = (r for step in plain for r in step.results)
+        return [r for r in made if r in self.results or any(map(leaves, self.users[r]))]
+
+    def _worlds(self, step: _Step, lane: Lane) -> Part:
+        return _in_front(self._part(step.operands[0], lane), self._axis(step))
+
+    def _alternatives(self, step: _Step) -> Part:
+        part = self._held(self.parts[None][step.operands[1]], self._site(step))
+        return _in_front(part, self._axis(step))
+
+
+def _in_front(part: Part, axis: Axis) -> Part:
+    """The first dim that the program would see as an axis."""
+    axes = union(part.axes, [axis])
+    return Part(jnp.moveaxis(part.array, len(part.axes), axes.index(axis)), axes)
+
+
+def _needed(steps: Sequence[_Step], results: Iterable[int]) -> list[_Step]:
+    """The steps on which the results depend."""
+    wanted, found = set(results), []
+    for step in reversed(steps):
+        if wanted.intersection(step.results):
+            wanted.update(step.operands)
+            found.append(step)
+    return found[::-1]
+
+
+def _bound(step: _Step, known: Mapping[int, Any]) -> Sequence[Any]:
+    """What an equation makes of arrays."""
+    operands = [known[o] for o in step.operands]
+    if step.primitive is alternatives_p:
+        return operands[:1]
+    params = step.primitive.get_bind_params(dict(step.params))
+    functions, params = params if isinstance(params, tuple) else ((), params)  # as in older JAX
+    result = step.primitive.bind(*functions, *operands, **params)
+    return result if step.primitive.multiple_results else [result]
