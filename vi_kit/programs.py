@@ -114,6 +114,9 @@ class Draw(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return current().backend.plain(self._shown(name, self.by_name[name]))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_name
+
     def __iter__(self) -> Any:
         return iter(self.by_name)
 
