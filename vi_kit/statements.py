@@ -277,6 +277,8 @@ class Replay:
         findings, sites = self.run.findings, self.draw.sites
         if findings is None or (self.program.role, self.draw.program.role) != ("model", "guide"):
             return
+        if self.run.probe is not None or self.run.analysis is not None:
+            return
         made_of_it = (
             name in self.names
             and self.draw.details[name].dist.name == "Delta"
