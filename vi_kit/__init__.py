@@ -78,6 +78,7 @@ from vi_kit.objectives import (
     wake_sleep,
 )
 from vi_kit.quadrature_error import quadrature_error
+from vi_kit.unbiased import Unbiasedness, check_unbiased
 
 __version__ = "0.1.0"
 
@@ -118,10 +119,12 @@ __all__ = [
     "StraightThrough",
     "Sum",
     "SumAndSample",
+    "Unbiasedness",
     "ViKitError",
     "WithoutReplacement",
     "apply",
     "array_namespace",
+    "check_unbiased",
     "ciwae",
     "cubo",
     "divergence",

@@ -34,6 +34,7 @@ from vi_kit.numpyro.backend import (
 from vi_kit.numpyro.degrees import degrees_found
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
+from vi_kit.numpyro.replay import NumPyroReplay
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
 from vi_kit.programs import Program
@@ -101,6 +102,23 @@ class Loss(ELBO):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What Pyro's SVI asks for."""
         raise of_other_library("NumPyro")
+
+    def with_estimators(self, estimators: Mapping[str, Estimator] | Estimator | None) -> Loss:
+        """The same loss with other estimators."""
+        own = self.settings
+        return type(self)(
+            own.objective,
+            estimators,
+            num_samples=own.num_samples,
+            max_plate_nesting=own.max_plate_nesting,
+            vectorize=own.vectorize,
+        )
+
+    def replay(
+        self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any
+    ) -> NumPyroReplay:
+        """Model and guide at their present parameters, for `vi.check_unbiased`."""
+        return NumPyroReplay(model, guide, args, kwargs, params)
 
     # NumPyro's interface
 

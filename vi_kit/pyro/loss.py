@@ -23,6 +23,7 @@ from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.degrees import degree_probe, degrees_found
 from vi_kit.pyro.leak_probe import LeakProbe
+from vi_kit.pyro.replay import PyroReplay
 from vi_kit.run import Run
 from vi_kit.settings import (
     SETTINGS,
@@ -115,6 +116,24 @@ class Loss(ELBO):
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: plans belong to the programs of this process."""
         return {**self.__dict__, "_plans": Plans()}
+
+    def with_estimators(self, estimators: Mapping[str, Estimator] | Estimator | None) -> Loss:
+        """The same loss with other estimators."""
+        own = self.settings
+        return type(self)(
+            own.objective,
+            estimators,
+            num_samples=own.num_samples,
+            max_plate_nesting=own.max_plate_nesting,
+            vectorize=own.vectorize,
+        )
+
+    def replay(
+        self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any
+    ) -> PyroReplay:
+        """Model and guide at their present parameters, for `vi.check_unbiased`."""
+        del params  # they are in the store
+        return PyroReplay(model, guide, args, kwargs)
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("vi_kit runs model and guide itself")

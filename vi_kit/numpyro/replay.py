@@ -1,0 +1,218 @@
+"""Plain runs of two programs with NumPyro's own handlers, to compare a loss with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import lax, random
+from jax.flatten_util import ravel_pytree
+from numpyro import handlers
+
+from vi_kit.unbiased import Densities
+
+
+class NumPyroReplay:
+    """See `vi_kit.unbiased.Replay`."""
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: Any,
+        kwargs: Any,
+        params: Mapping[str, Any] | None,
+    ):
+        self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
+        self.params: dict[str, Any] = {}
+        model_trace, self.guide_trace = self.run({}, random.key(0), {})
+        self.shares_plates = _shares_plates([model_trace, self.guide_trace])
+        started = {
+            n: s["value"]
+            for t in (self.guide_trace, model_trace)
+            for n, s in t.items()
+            if s["type"] == "param"
+        }
+        self.state = {
+            n: s["value"]
+            for t in (self.guide_trace, model_trace)
+            for n, s in t.items()
+            if s["type"] == "mutable"
+        }
+        values = {**started, **(params or {})}
+        moved = {n: v for n, v in values.items() if _is_moved(v)}
+        self.fixed = {n: v for n, v in values.items() if n not in moved}
+        self.flat, self.unravel = ravel_pytree(moved)
+        self.coordinates = [
+            f"{n}{jax.tree_util.keystr(path)}{list(index) if index else ''}"
+            for n in sorted(moved)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(moved[n])
+            for index in np.ndindex(*jnp.shape(leaf))
+        ]
+        self.rounding = float(jnp.finfo(jnp.result_type(float)).eps) ** 0.5
+
+    def estimates(self, loss: Any, num_draws: int, seed: int) -> np.ndarray:
+        guide = loss.with_state(self.guide)
+        with handlers.trace() as trace, handlers.seed(rng_seed=0):
+            guide(*self.args, **self.kwargs)
+        own = {n: s["value"] for n, s in trace.items() if s["type"] == "param" and "vi_kit" in n}
+        first = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
+
+        def step(state: Any, key: Any) -> tuple[Any, Any]:
+            def value(flat: Any) -> tuple[Any, Any]:
+                params = {**own, **self.fixed, **self.unravel(flat), **state}
+                result = loss.loss_with_mutable_state(
+                    key, params, self.model, guide, *self.args, **self.kwargs
+                )
+                return result["loss"], {**state, **(result["mutable_state"] or {})}
+
+            (found, state), slope = jax.value_and_grad(value, has_aux=True)(self.flat)
+            return state, jnp.concatenate([found[None], slope])
+
+        keys = random.split(random.key(seed), num_draws)
+        return np.asarray(
+            jax.jit(lambda keys: lax.scan(step, {**self.state, **first}, keys)[1])(keys)
+        )
+
+    def enumerated(self, most: int) -> Densities | None:
+        names, supports, num = [], [], 1
+        for site in _latent(self.guide_trace):
+            support = _joint_support(site, most // num)
+            if support is None:
+                return None
+            names.append(site["name"])
+            supports.append(support)
+            num *= len(support)
+        if num > most or not names:
+            return None
+        indices = np.array(list(itertools.product(*(range(len(s)) for s in supports))))
+        values = {n: s[indices[:, i]] for i, (n, s) in enumerate(zip(names, supports, strict=True))}
+        return self.densities(jax.vmap(lambda v: self.with_gradient(v, random.key(0))), values)
+
+    def sampled(self, num_draws: int, seed: int) -> Densities:
+        return self.densities(
+            jax.vmap(lambda key: self.with_gradient({}, key)),
+            random.split(random.key(seed), num_draws),
+        )
+
+    def densities(self, fn: Callable, inputs: Any) -> Densities:
+        values, slopes = jax.jit(fn)(inputs)
+        values, slopes = np.asarray(values, float), np.asarray(slopes, float)
+        return Densities(*((values[:, i], slopes[:, i]) for i in range(3)))
+
+    def with_gradient(self, values: dict[str, Any], key: Any) -> tuple[Any, Any]:
+        """The three log densities, shape `(3,)`, at given values or at a draw, and their gradients."""
+        drawn, given = self.run(self.unravel(self.flat), key, values)[1], dict(values)
+        given.update({s["name"]: lax.stop_gradient(s["value"]) for s in _latent(drawn)})
+        plates = {n: s["value"] for n, s in drawn.items() if s["type"] == "plate"}
+
+        def totals(flat: Any) -> tuple[Any, Any]:
+            model, guide = self.run(self.unravel(flat), key, given, plates)
+            plain = [_unmasked(s["fn"]).log_prob(s["value"]).sum() for s in _latent(guide)]
+            own = [_log_prob(s) for s in guide.values() if _counts_in_guide(s)]
+            all_of_model = [_log_prob(s) for s in model.values() if s["type"] == "sample"]
+            found = jnp.stack([jnp.asarray(sum(t), flat.dtype) for t in (plain, own, all_of_model)])
+            return found, found
+
+        slopes, found = jax.jacrev(totals, has_aux=True)(self.flat)
+        return found, slopes
+
+    def run(
+        self,
+        params: Mapping[str, Any],
+        key: Any,
+        values: Mapping[str, Any],
+        plates: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, Any]:
+        """Traces of model and guide, the guide's sites at given values where there are some."""
+        fixed = {} if not hasattr(self, "fixed") else {**self.fixed, **self.state}
+        key_model, key_guide = random.split(key)
+        data = {**fixed, **params}
+        given: Any = {
+            n: {"type": "sample", "value": v, "is_observed": False, "infer": {}}
+            for n, v in values.items()
+        }
+        given.update({n: {"type": "plate", "value": v} for n, v in (plates or {}).items()})
+        guide = handlers.seed(
+            handlers.substitute(handlers.replay(self.guide, given), data), key_guide
+        )
+        guide_trace = handlers.trace(guide).get_trace(*self.args, **self.kwargs)
+        model = handlers.replay(handlers.substitute(self.model, data), guide_trace)
+        model_trace = handlers.trace(handlers.seed(model, key_model))
+        return model_trace.get_trace(*self.args, **self.kwargs), guide_trace
+
+
+def _is_moved(value: Any) -> bool:
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in leaves)
+
+
+def _latent(trace: Any) -> list[Any]:
+    """Sites that are drawn: a Delta is not."""
+    return [
+        s
+        for s in trace.values()
+        if s["type"] == "sample"
+        and not s["is_observed"]
+        and not isinstance(_base(_unmasked(s["fn"])), dist.Delta)
+    ]
+
+
+def _counts_in_guide(site: Any) -> bool:
+    """What is drawn, and factors; not the data, in a guide that runs the model."""
+    if site["type"] != "sample":
+        return False
+    return not site["is_observed"] or isinstance(_base(site["fn"]), dist.Unit)
+
+
+def _log_prob(site: Any) -> Any:
+    log_prob = site["fn"].log_prob(site["value"])
+    return (log_prob if site["scale"] is None else site["scale"] * log_prob).sum()
+
+
+def _unmasked(fn: Any) -> Any:
+    """A distribution without its masks: what its values are drawn from."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return _unmasked(fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        return _unmasked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _unmasked(fn.base_dist).expand(fn.batch_shape)
+    return fn
+
+
+def _base(fn: Any) -> Any:
+    wrappers = (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)
+    return _base(fn.base_dist) if isinstance(fn, wrappers) else fn
+
+
+def _joint_support(site: Any, most: int) -> Any:
+    """All joint values of the elements of a site, shape `(num, *batch, *event)`."""
+    fn = _base(site["fn"])
+    if not fn.has_enumerate_support:
+        return None
+    try:
+        support = np.asarray(fn.enumerate_support(expand=False))
+    except NotImplementedError:
+        return None
+    support = support.reshape(len(support), *fn.event_shape)
+    shape = site["fn"].batch_shape + site["fn"].event_shape
+    shape = shape[: len(shape) - len(fn.event_shape)]
+    size = int(np.prod(shape))
+    if len(support) ** size > most:
+        return None
+    indices = np.array(list(itertools.product(range(len(support)), repeat=size)))
+    return jnp.asarray(support[indices].reshape(len(indices), *shape, *fn.event_shape))
+
+
+def _shares_plates(traces: Any) -> bool:
+    sites = [s for t in traces for s in t.values() if s["type"] == "sample"]
+    stacks = [{f.name for f in s["cond_indep_stack"]} for s in sites]
+    plates = [s for t in traces for s in t.values() if s["type"] == "plate"]
+    scaled = any(s["args"][1] not in (None, s["args"][0]) for s in plates)
+    return scaled or bool(stacks and set.intersection(*stacks))

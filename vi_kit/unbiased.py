@@ -1,0 +1,306 @@
+"""The promise, replayed on a user's own program: is the mean of a loss's gradient what it should be?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol
+
+import numpy as np
+
+from vi_kit._errors import ObjectiveError, message, whole_number
+from vi_kit.estimators import Score
+from vi_kit.objective import Objective
+from vi_kit.objectives import ciwae, cubo, elbo, iwae, miwae, renyi
+
+MAX_TUPLES = 20_000
+"""Joint values of all particles that are enumerated; above, they are drawn."""
+MAX_Z = 5.0
+MIN_POWER = 10.0
+"""Standard errors that a reference must be away from zero: twice those that an error must have."""
+
+
+@dataclass(frozen=True)
+class Densities:
+    """Log densities at draws of a guide, each with its gradient: shapes `(num,)` and `(num, num_params)`.
+
+    Attributes:
+        drawn: of what was drawn, unscaled and unmasked: its probability.
+        guide: of the guide, as the objective counts it.
+        model: of the model.
+    """
+
+    drawn: tuple[np.ndarray, np.ndarray]
+    guide: tuple[np.ndarray, np.ndarray]
+    model: tuple[np.ndarray, np.ndarray]
+
+
+class Replay(Protocol):
+    """A pair of programs that a library runs with its own handlers; parameters and state stay as they are."""
+
+    @property
+    def coordinates(self) -> Sequence[str]:
+        """Names of the numbers by which gradients are taken."""
+        ...
+
+    @property
+    def rounding(self) -> float:
+        """Relative size of the rounding errors of one number."""
+        ...
+
+    @property
+    def shares_plates(self) -> bool:
+        """Whether a plate holds all sites of both programs, or one is subsampled."""
+        ...
+
+    def estimates(self, loss: Any, num_draws: int, seed: int) -> np.ndarray:
+        """Estimates of a loss and of its gradient, shape `(num_draws, 1 + num_params)`."""
+        ...
+
+    def enumerated(self, most: int) -> Densities | None:
+        """At all joint values of the latent sites, or `None` if they are not finite, or more than `most`."""
+        ...
+
+    def sampled(self, num_draws: int, seed: int) -> Densities:
+        """At independent draws."""
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """The check of one number: the loss, or its gradient by one coordinate of the parameters.
+
+    Attributes:
+        name: of the coordinate.
+        mean: over the draws.
+        reference: what it should be.
+        error: standard error of their difference.
+        power: standard errors that the reference is away from zero.
+    """
+
+    name: str
+    mean: float
+    reference: float
+    error: float
+
+    @property
+    def z(self) -> float:
+        return (
+            0.0 if self.mean == self.reference else _ratio(self.mean - self.reference, self.error)
+        )
+
+    @property
+    def power(self) -> float:
+        return 0.0 if self.reference == 0 else _ratio(abs(self.reference), self.error)
+
+    @property
+    def verdict(self) -> str:
+        if not abs(self.z) <= MAX_Z:
+            return "BIASED"
+        return "passed" if self.power >= MIN_POWER else "no power"
+
+
+@dataclass(frozen=True, repr=False)
+class Unbiasedness:
+    """What `check_unbiased` found.
+
+    Attributes:
+        reference: how the reference was found.
+        num_draws: of the loss.
+        rows: the loss, then each coordinate of the parameters.
+    """
+
+    reference: str
+    num_draws: int
+    rows: tuple[Row, ...]
+
+    @property
+    def biased(self) -> tuple[Row, ...]:
+        """The numbers that are not what they should be."""
+        return tuple(r for r in self.rows if r.verdict == "BIASED")
+
+    @property
+    def passed(self) -> bool:
+        """Whether no number is off, and a gradient of zero would not have passed."""
+        return not self.biased and any(r.verdict == "passed" for r in self.rows[1:])
+
+    def __repr__(self) -> str:
+        verdict = "biased" if self.biased else "passed" if self.passed else "no power: more draws"
+        shown = sorted(self.rows[1:], key=lambda r: (r.verdict == "no power", -abs(r.z)))
+        width = max([len(r.name) for r in self.rows[:1] + tuple(shown[:MAX_ROWS])])
+        head = f"{'':{width}} {'mean':>11} {'reference':>11} {'s.e.':>9} {'z':>8} {'power':>8}"
+        lines = [
+            f"{r.name:{width}} {r.mean:11.5g} {r.reference:11.5g} {r.error:9.2g} {r.z:8.2f}"
+            f" {r.power:8.1f} {r.verdict}"
+            for r in (self.rows[0], *shown[:MAX_ROWS])
+        ]
+        more = [f"and {len(shown) - MAX_ROWS} more"] if len(shown) > MAX_ROWS else []
+        title = f"{verdict}: {self.num_draws} draws against {self.reference}"
+        return "\n".join([title, head, *lines, *more])
+
+
+MAX_ROWS = 20
+
+
+def check_unbiased(
+    loss: Any,
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_draws: int = 1000,
+    seed: int = 0,
+    params: Any = None,
+    **kwargs: Any,
+) -> Unbiasedness:
+    r"""Compare the mean of a loss's gradient with a reference, on your own programs at their present parameters.
+
+    The reference comes from the log densities of model and guide as the library's own handlers give them. Where all
+    sites of the guide have few values it is exact, a sum over them; else the score function of many draws
+    ($E[F \nabla \log q + \nabla F]$, valid unless the support of a site depends on parameters). So it is for `elbo`,
+    `iwae`, `miwae`, `ciwae`, `renyi` and `cubo`; for other objectives, and for bounds per element of a plate, it is
+    the loss with `Score()` at all sites.
+
+    Nothing is changed: parameters, what baselines keep, and the state of random number generators stay as they were.
+
+    Args:
+        loss: a `Loss` of either library.
+        model: as for `SVI`.
+        guide: likewise.
+        *args: of model and guide.
+        num_draws: of the loss; more give more power.
+        seed: of its draws and those of the reference.
+        params: NumPyro: values of the parameters, if not those that the programs start with.
+        **kwargs: of model and guide.
+
+    Returns:
+        Mean, reference, standard error, z and power of the loss and of each coordinate of its gradient. `passed`
+        needs |z| of at most 5 everywhere and a reference that is 10 standard errors from zero somewhere: where a zero
+        gradient would have passed, the verdict is "no power". In NumPyro gradients are by the parameters as the
+        program sees them, in Pyro by the unconstrained ones.
+
+    Raises:
+        ObjectiveError: not a loss of vi_kit, or not a number of draws.
+
+    Example:
+        >>> import pyro, torch, vi_kit as vi
+        >>> import pyro.distributions as dist
+        >>> from vi_kit.pyro import Loss
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3))))
+        >>> found = vi.check_unbiased(Loss(), model, guide, num_draws=10)
+        >>> found.passed, found.reference
+        (True, 'the exact sum over 2 joint values')
+    """
+    num_draws = whole_number("check_unbiased", "num_draws", num_draws, least=2)
+    if not hasattr(loss, "replay"):
+        raise ObjectiveError(
+            message(
+                "check_unbiased: not a loss of vi_kit",
+                got=repr(loss),
+                expected="vi_kit.pyro.Loss(...) or vi_kit.numpyro.Loss(...)",
+                fix="make one of your objective and estimators",
+            )
+        )
+    replay = loss.replay(model, guide, args, kwargs, params)
+    draws = replay.estimates(loss, num_draws, seed)
+    exact, reference_error, how = _reference(replay, loss, num_draws, seed + 1)
+    mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / math.sqrt(num_draws)
+    size = replay.rounding * (1 + np.abs(exact) + np.abs(draws).max(axis=0))
+    error = np.sqrt(error**2 + reference_error**2 + size**2)
+    rows = zip(["the loss", *replay.coordinates], mean, exact, error, strict=True)
+    return Unbiasedness(how, num_draws, tuple(Row(n, *map(float, r)) for n, *r in rows))
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.copysign(math.inf, a)
+
+
+def _reference(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[Any, Any, str]:
+    """The loss and its gradient, their standard errors, and how they were found."""
+    bound = _bound(loss.settings.objective)
+    if bound is None or (bound.num_particles > 1 and replay.shares_plates):
+        draws = replay.estimates(loss.with_estimators(Score()), 4 * num_draws, seed)
+        error = draws.std(axis=0, ddof=1) / math.sqrt(len(draws))
+        return draws.mean(axis=0), error, f"the same objective with Score(), {len(draws)} draws"
+    num, sign = bound.num_particles, loss.settings.sign
+    table = replay.enumerated(int(MAX_TUPLES ** (1 / num)))
+    if table is not None:
+        tuples = np.array(list(product(range(len(table.drawn[0])), repeat=num)))
+        values = bound.estimates(table, tuples, np.zeros(1 + table.drawn[1].shape[1]))
+        weight = np.exp(table.drawn[0][tuples].sum(-1, keepdims=True))
+        exact = sign * (weight * values).sum(axis=0)
+        return exact, 0.0 * exact, f"the exact sum over {len(table.drawn[0])} joint values"
+    total = 4 * num_draws
+    table = replay.sampled(total * num, seed)
+    tuples = np.arange(total * num).reshape(total, num)
+    values = sign * bound.estimates(table, tuples)
+    error = values.std(axis=0, ddof=1) / math.sqrt(total)
+    return values.mean(axis=0), error, f"the score function of {total} plain draws"
+
+
+@dataclass(frozen=True)
+class _Bound:
+    r"""$\sum_j c_j \log(\frac1K \sum_k w_k^{p_j}) / p_j$, which for a power of zero is the mean of $\log w_k$."""
+
+    num_particles: int
+    parts: tuple[tuple[float, float], ...]
+
+    def value(self, log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of log weights of shape `(num, num_particles)`: values `(num,)`, and slopes of that shape."""
+        value, slope = np.zeros(len(log_w)), np.zeros_like(log_w)
+        for coefficient, power in self.parts:
+            scaled = power * log_w
+            top = scaled.max(axis=1, keepdims=True)
+            weights = np.exp(scaled - top)
+            mean = log_w.mean(axis=1)
+            if power:
+                mean = (top[:, 0] + np.log(weights.mean(axis=1))) / power
+            value += coefficient * mean
+            slope += coefficient * weights / weights.sum(axis=1, keepdims=True)
+        return value, slope
+
+    def estimates(
+        self, table: Densities, tuples: np.ndarray, baseline: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Value and gradient at tuples of draws, each weighted as if drawn: shape `(num, 1 + num_params)`.
+
+        Args:
+            table: at single draws.
+            tuples: indices into it, shape `(num, num_particles)`.
+            baseline: subtracted from the value where it multiplies a score; if left out the mean of the other half.
+        """
+        log_w = table.model[0] - table.guide[0]
+        value, slope = self.value(log_w[tuples])
+        path = np.einsum("nk,nkp->np", slope, (table.model[1] - table.guide[1])[tuples])
+        if baseline is None:
+            half = len(value) // 2
+            other = np.where(np.arange(len(value)) < half, value[half:].mean(), value[:half].mean())
+        else:
+            other = np.zeros(len(value))
+        score = table.drawn[1][tuples].sum(axis=1)
+        return np.column_stack([value, path + (value - other)[:, None] * score])
+
+
+def _bound(objective: Objective) -> _Bound | None:
+    """The objective as a function of log weights, if it is one of those."""
+    given = dict(objective.settings)
+    num = given.get("num_particles", given.get("num_inner", 1))
+    parts: dict[Any, Callable[[], Sequence[tuple[float, float]]]] = {
+        elbo().program: lambda: [(1.0, 0.0)],
+        iwae(num_particles=1).program: lambda: [(1.0, 1.0)],
+        miwae(num_outer=1, num_inner=1).program: lambda: [(1.0, 1.0)],
+        ciwae(num_particles=1, beta=0.0).program: lambda: [
+            (given["beta"], 0.0),
+            (1.0 - given["beta"], 1.0),
+        ],
+        renyi(alpha=0.0, num_particles=1).program: lambda: [(1.0, 1.0 - given["alpha"])],
+        cubo(order=2.0, num_particles=1).program: lambda: [(1.0, given["order"])],
+    }
+    if objective.program not in parts or math.isinf(given.get("alpha", 0.0)):
+        return None
+    return _Bound(num, tuple(parts[objective.program]()))
