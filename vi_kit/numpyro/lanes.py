@@ -259,9 +259,7 @@ class _Evaluation:
             return [known[r] for r in wanted]
 
         for axis in reversed(axes):
-            body = jax.vmap(
-                body, [0 if axis in p.axes else None for p in given], axis_size=axis.size
-            )
+            body = _along(body, [axis in p.axes for p in given], axis.size)
         if plain:
             for cell, array in zip(wanted, body(*(p.array for p in given)), strict=True):
                 self.parts[lane][cell] = Part(array, axes)
@@ -282,6 +280,26 @@ class _Evaluation:
     def _alternatives(self, step: _Step) -> Part:
         part = self._held(self.parts[None][step.operands[1]], self._site(step))
         return _in_front(part, self._axis(step))
+
+
+def _along(fn: Callable[..., Any], has_axis: Sequence[bool], size: int) -> Callable[..., Any]:
+    """A function of arrays, some of which have one more dim in front: mapped, or one after the other where an
+    operation cannot be mapped."""
+
+    def mapped(*arrays: Any) -> Any:
+        try:
+            return jax.vmap(fn, [0 if has else None for has in has_axis], axis_size=size)(*arrays)
+        except NotImplementedError:
+            own = [a for a, has in zip(arrays, has_axis, strict=True) if has]
+
+            def one(now: Sequence[Any]) -> Any:
+                rest = iter(now)
+                pairs = zip(arrays, has_axis, strict=True)
+                return fn(*(next(rest) if has else a for a, has in pairs))
+
+            return lax.map(one, own)
+
+    return mapped
 
 
 def _in_front(part: Part, axis: Axis) -> Part:
