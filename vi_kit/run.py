@@ -461,8 +461,10 @@ class Run:
         """The first statement whose log density is not finite."""
         for term in self.terms:
             xp = array_namespace(term.base.array)
-            if not bool(xp.all(xp.isfinite(term.base.array))):
-                return term.label
+            wrong = ~xp.isfinite(term.base.array)
+            if bool(xp.any(wrong)):
+                at = xp.nonzero(wrong) if wrong.ndim else ()
+                return term.label + _where(at, term.base.axes)
         return None
 
 
@@ -487,3 +489,20 @@ def _slice(named: Named, axis: Axis, slots: range, new: Axis | None) -> Named:
     dim = named.axes.index(axis)
     part = named.array[(slice(None),) * dim + (slice(slots.start, slots.stop),)]
     return Named(part, named.axes).renamed(axis, new)
+
+
+def _where(indices: Sequence[Array], axes: Sequence[Axis]) -> str:
+    """At which values of enumerated sites, and which elements of plates, something was found; not if at all."""
+    parts = []
+    for index, axis in zip(indices, axes, strict=True):
+        at = sorted({int(i) for i in index})
+        if axis.kind not in (WORLD, PLATE) or len(at) == axis.size:
+            continue
+        shown = ", ".join(map(str, at[:5])) + ", ..." * (len(at) > 5)
+        name = axis.name.removeprefix("worlds of ")
+        parts.append(
+            f"value {shown} of site {name!r}"
+            if axis.kind == WORLD
+            else f"{shown} of plate {name!r}"
+        )
+    return f" (at {'; '.join(parts)})" if parts else ""

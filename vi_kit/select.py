@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vi_kit._named import Axis
     from vi_kit.backend import Distribution
 
+UNCONSTRAINED = "_unconstrained"
+"""How Pyro's guides name what they draw for a site; the site itself is a Delta at a function of it."""
+
 DEFAULT_MAX_WORLDS = 64
 """The default rule enumerates while no term depends on more joint values than this."""
 
@@ -133,8 +136,9 @@ class Selection:
     ) -> Choice:
         if dist.name == "Delta":
             return Choice(Reparam(), "default", "a Delta is a differentiable value")
+        names = (name, name.removesuffix(UNCONSTRAINED)) if infer.get("is_auxiliary") else (name,)
         for pattern, estimator in self.patterns:
-            if fnmatchcase(name, pattern):
+            if any(fnmatchcase(n, pattern) for n in names):
                 return Choice(estimator, f"pattern {pattern!r}", "you said so")
         if "estimator" in infer:
             if isinstance(infer["estimator"], Annealed):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from vi_kit._errors import BackendError, ObjectiveError, message, whole_number
@@ -12,7 +13,7 @@ from vi_kit._named import Named
 from vi_kit.backend import Backend, current
 from vi_kit.blocked import Blocked, analytic_error
 from vi_kit.cost import Cost
-from vi_kit.estimators import Estimator
+from vi_kit.estimators import Estimator, Reparam
 from vi_kit.language import Objective, iid
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan
@@ -129,6 +130,9 @@ class Settings:
             with run.backend.session(run):
                 return run.execute(self.averaged, model, guide)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            spoilt = run.backend.spoilt_params()
+            if spoilt:
+                raise not_numbers(spoilt, None) from error
             if run.placed_dims:
                 remedy = "Loss vectorize=False and " if run.backend.replicates_broadcast else ""
                 error.add_note(BROADCAST_NOTE.format(dims=run.placed_dims, remedy=remedy))
@@ -184,6 +188,17 @@ def make_plan(
         why = f"over {DEFAULT_MAX_WORLDS} joint values"
         selection = replace(plan.selection, sampled={**plan.selection.sampled, last.label: why})
         plan = replace(plan, selection=selection)
+    for pattern, deltas in _idle(plan.selection, findings):
+        drawn = [n for n in sorted(findings.names) if n not in deltas]
+        findings.problem(
+            message(
+                f"estimators[{pattern!r}] matches only sites with a Delta, which draw nothing",
+                got=f"{deltas}, values that are functions of other sites",
+                expected=f"a pattern for one of {drawn}",
+                fix="the pattern of the site of which they are functions",
+            ),
+            of_estimator=True,
+        )
     for pattern in plan.selection.unmatched(findings.names):
         findings.problem(
             message(
@@ -240,6 +255,18 @@ def make_plan(
     )
 
 
+def _idle(selection: Selection, findings: Findings) -> Iterator[tuple[str, list[str]]]:
+    """Patterns of one's own that say something of sites with a Delta only, and these sites."""
+    rows = list(findings.rows.values())
+    for pattern, estimator in selection.patterns:
+        found = [r for r in rows if fnmatchcase(r.site.split(" (")[0], pattern)]
+        used = any(r.rule == f"pattern {pattern!r}" for r in rows)
+        deltas = [r.site for r in found if r.distribution.split()[0] == "Delta"]
+        plain = pattern == "*" or isinstance(estimator, Reparam)
+        if deltas and len(deltas) == len(found) and not used and not plain:
+            yield pattern, deltas
+
+
 def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
     """The plan, with the terms that have a closed form.
 
@@ -267,8 +294,26 @@ def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
     return replace(plan, closed=closed, terms=tuple(dict.fromkeys(rows)))
 
 
-def not_finite(value: float, where: str | None) -> ObjectiveError:
+def not_numbers(params: Sequence[str], where: str | None) -> ObjectiveError:
+    """The error about a gradient that is not a number, at a statement, or about parameters that one has spoilt."""
+    names = ", ".join(map(repr, params))
+    found = f"the gradient of parameter {names} is not a number"
+    if where is None:
+        found = f"parameter {names} is not a number"
+    return ObjectiveError(
+        message(
+            found,
+            got=f"a gradient through {where}" if where else "nan, after a step whose gradient was",
+            expected="a finite gradient: it is 0 * inf where the log density is finite and its derivative is not",
+            fix="keep arguments off the edge of their range (0 under log, sqrt or a rate), before any where",
+        )
+    )
+
+
+def not_finite(value: float, where: str | None, spoilt: Sequence[str] = ()) -> ObjectiveError:
     """The error about a loss that is not finite, with the first statement whose log density is not."""
+    if spoilt:
+        return not_numbers(spoilt, None)
     return ObjectiveError(
         message(
             f"the loss is {value}"

@@ -130,3 +130,113 @@ def test_what_explain_says_of_state():
         program, program
     )
     assert "with_state" not in Loss(num_samples=2).explain(program, program)
+
+
+def test_a_pattern_for_a_site_of_an_autoguide():
+    """It is for what the guide draws; one that can mean nothing is refused."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+    from pyro import poutine
+    from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+    from vi_kit.pyro import Loss
+
+    def model():
+        w = pyro.sample("w", dist.LogNormal(torch.tensor(0.0), 1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(w * z, 1.0), obs=torch.tensor(0.3))
+
+    hidden = poutine.block(model, hide=["z"])
+    auto = AutoNormal(hidden)
+
+    def guide(auto=auto):
+        auto()
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("l", torch.tensor(0.2))))
+
+    text = Loss(vi.elbo(), {"w": vi.MeasureValued()}).explain(model, guide)
+    assert "pattern 'w': w_unconstrained\n" in text
+    joint = AutoMultivariateNormal(hidden)
+    with pytest.raises(vi.EstimatorError, match="matches only sites with a Delta"):
+        Loss(vi.elbo(), {"w": vi.MeasureValued()}).explain(model, lambda: guide(joint))
+    estimators = {"w": vi.DoublyReparam(), "z": vi.DisARM()}  # z is drawn next to w, not given it
+    for objective in (vi.elbo(), vi.iwae(num_particles=2)):
+        for estimator in (vi.DisARM(), vi.Enumerate()):
+            Loss(objective, {**estimators, "z": estimator}).loss_and_grads(model, guide)
+
+
+def test_gradients_that_are_not_numbers():
+    """Parameter and statement are named, at the step whose gradient it is; the parameters are as they were."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    from vi_kit.pyro import Loss
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("fine", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+        rate = pyro.param("rate", torch.tensor(0.5))
+        root = (1.0 - z).sqrt() * rate.sqrt()
+        far = torch.where(root > 100.0, ((0.0 * rate) ** 0.5) * 0.0, root)
+        pyro.sample("x", dist.Normal(far, 1.0), obs=torch.tensor(1.0))
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("l", torch.tensor(0.2))))
+
+    with pytest.raises(vi.ObjectiveError) as caught:
+        Loss().loss_and_grads(model, guide)
+    assert "the gradient of parameter 'rate' is not a number" in str(caught.value)
+    assert "a gradient through model site 'x'" in str(caught.value)
+    leaves = pyro.get_param_store()._params
+    assert leaves["rate"].grad is None and leaves["rate"].item() == 0.5
+
+
+def test_parameters_that_are_not_numbers(lib):
+    """After a step without the check: not the program's shapes are to blame."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.5)))
+        lib.sample("x", lib.dist.Normal(z, 1.0), obs=lib.array(0.5))
+
+    def guide():
+        theta = lib.theta(VALUES)[0]
+        lib.sample("z", lib.dist.Bernoulli(logits=theta, validate_args=True))
+
+    loss, key = lib.Loss(), ()
+    if lib.name == "pyro":
+        import pyro
+
+        loss.loss_and_grads(model, guide)
+        pyro.get_param_store()._params["theta"].data.fill_(np.nan)
+    else:
+        import jax
+
+        key = jax.random.key(0), {"theta": lib.array([np.nan])}
+    with pytest.raises(vi.ObjectiveError, match="parameter 'theta' is not a number") as caught:
+        loss.loss(*key, model, guide)
+    assert "broadcast" not in str(caught.value)
+
+
+def test_values_at_which_a_log_density_is_infinite():
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    from vi_kit.pyro import Loss
+
+    data = torch.tensor([0.5, 1.5, 0.2, 2.5])
+
+    def model():
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)))
+        with pyro.plate("data", 4):
+            high = torch.tensor([4.0, 2.0, 3.0])[k]
+            pyro.sample("x", dist.Uniform(0.0, high, validate_args=False), obs=data)
+
+    def guide():
+        pyro.sample("k", dist.Categorical(torch.ones(3)))
+
+    with pytest.raises(vi.ObjectiveError) as caught:
+        Loss().loss_and_grads(model, guide)
+    where = "model site 'x' (at value 1 of site 'k'; 3 of plate 'data')"
+    assert f"the log density of {where} is not finite" in str(caught.value)

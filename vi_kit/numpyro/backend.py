@@ -293,6 +293,13 @@ class NumPyroBackend:
     def params_of(self, role: str) -> dict[Hashable, str]:
         return {name: name for name in self.touched[role]}
 
+    def spoilt_params(self) -> list[str]:
+        def is_spoilt(x: Any) -> bool:
+            known = not_jax_tracer(x) and jnp.issubdtype(jnp.result_type(x), jnp.floating)
+            return known and bool(jnp.isnan(x).any())
+
+        return sorted(n for n, p in self.params.items() if any(map(is_spoilt, jax.tree.leaves(p))))
+
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))
 

@@ -153,7 +153,7 @@ class Loss(ELBO):
             own = step.squared_gradient(plan, touched["guide"], backend.kept)
             loss = loss + _of_value_zero(own)
         if not_jax_tracer(loss) and not bool(jnp.isfinite(loss)):
-            raise not_finite(float(loss), step.first_not_finite(plan))
+            raise not_finite(float(loss), step.first_not_finite(plan), backend.spoilt_params())
         return {"loss": loss, "mutable_state": backend.mutable or None}
 
     def with_state(self, guide: Callable) -> Callable:

@@ -253,6 +253,21 @@ class PyroBackend:
         leaves = {id(p): p for p in self.params[role].values() if p.requires_grad}
         return list(leaves.values())
 
+    def spoilt_params(self) -> list[str]:
+        named = {n: p for role in self.params.values() for n, p in role.items()}
+        return sorted(n for n, p in named.items() if bool(p.isnan().any()))
+
+    def spoilt_gradients(self) -> dict[str, torch.Tensor]:
+        """The parameters of which the gradient is not a number, by name, where asking is no wait for a device."""
+        named = {n: p for role in self.params.values() for n, p in role.items()}
+        named = {
+            n: p for n, p in named.items() if p.grad is not None and p.grad.device.type == "cpu"
+        }
+        grads: list[Any] = [p.grad for p in named.values()]
+        if not grads or not bool(torch.stack([g.sum() for g in grads]).isnan().any()):
+            return {}
+        return {n: p for n, p in named.items() if p.grad is not None and bool(p.grad.isnan().any())}
+
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))
 
@@ -391,6 +406,9 @@ class _Leaks(TorchFunctionMode):
     )
     """Make a tensor of what they are given, without its provenance."""
 
+    LIKE = frozenset(("full_like", "new_tensor", "new_full"))
+    """Take no more than shape and type of their first argument."""
+
     CASTS = frozenset(("as_tensor", "asarray"))
     """Make a tensor of a tensor."""
 
@@ -433,7 +451,8 @@ class _Leaks(TorchFunctionMode):
             pass
         elif "out" in kwargs or name in self.MAKERS or self._tells_values(name, args, result):
             if not (name == "__bool__" and is_validation(sys._getframe(1))):
-                self.backend.leaked |= get_provenance((args, kwargs))
+                given = args[1:] if name in self.LIKE and "out" not in kwargs else args
+                self.backend.leaked |= get_provenance((given, kwargs))
         return result
 
     def _tells_values(self, name: str, args: Any, result: Any) -> bool:

@@ -30,6 +30,7 @@ from vi_kit.settings import (
     Settings,
     make_plan,
     not_finite,
+    not_numbers,
     of_other_library,
     with_closed_forms,
 )
@@ -152,7 +153,7 @@ class Loss(ELBO):
         groups, run = self._estimate(model, guide, args, kwargs, with_gradient=False)
         value = self._value(groups).item()
         if math.isnan(value):
-            raise not_finite(value, run.first_not_finite())
+            raise not_finite(value, run.first_not_finite(), run.backend.spoilt_params())
         return value
 
     @with_grad
@@ -171,10 +172,11 @@ class Loss(ELBO):
         groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
         value = self._value(groups).item()
         if not math.isfinite(value):
-            raise not_finite(value, run.first_not_finite())
+            raise not_finite(value, run.first_not_finite(), run.backend.spoilt_params())
         loss = self._with_gradient(groups, run)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
+            self._check_gradients(run, model, guide, args, kwargs)
         self._advance(run)
         return value
 
@@ -184,6 +186,26 @@ class Loss(ELBO):
         return explanation(plan, *[NOTHING] * (not plan.table))
 
     # How it is done
+
+    def _check_gradients(self, run: Run, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Refuse gradients that are not numbers; the graph is gone, so the statement is found in another run."""
+        assert isinstance(run.backend, PyroBackend)
+        spoilt = run.backend.spoilt_gradients()
+        if not spoilt:
+            return
+        for p in spoilt.values():
+            p.grad = None
+        _, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
+        leaves, where = list(spoilt.values()), "the objective itself"
+        for term in run.terms:
+            if not term.base.array.requires_grad:
+                continue
+            total = term.base.array.sum()
+            grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+            if any(g is not None and bool(g.isnan().any()) for g in grads):
+                where = term.label
+                break
+        raise not_numbers(list(spoilt), where)
 
     def _estimate(
         self, model: Any, guide: Any, args: Any, kwargs: Any, *, with_gradient: bool
