@@ -45,6 +45,7 @@ class Plan:
         terms: further rows: every term that depends on these sites, and what it gets.
         provenance: what a backend that traces programs found out about dependence.
         leaves: by role and name, what a backend found to be trained.
+        noisy: roles whose programs draw random numbers besides their sites.
     """
 
     selection: Selection
@@ -65,6 +66,7 @@ class Plan:
     terms: tuple[str, ...] = ()
     provenance: Any = None
     leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    noisy: frozenset[str] = frozenset()
 
     @property
     def expands(self) -> bool:
@@ -134,6 +136,7 @@ class Findings:
     sampled: dict[str, str] = field(default_factory=dict)
     split: bool = False
     leaves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    noisy: set[str] = field(default_factory=set)
     entangled: bool = True
     auxiliary: set[Site] = field(default_factory=set)
     above: dict[Site, frozenset[Site]] = field(default_factory=dict)

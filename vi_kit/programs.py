@@ -31,6 +31,11 @@ class Program:
     held: bool = False
     joint: bool = False
 
+    def noise_key(self) -> Any:
+        """Of what it draws besides its sites: the same wherever the program is run again at one draw."""
+        run = current()
+        return id(self.fn), run.apart, run.open_replicates
+
     def running(self, fn: Callable[..., Any]) -> Program:
         """Another program with the same arguments, for instance one to draw from."""
         return replace(self, fn=fn, role="reference")
@@ -70,6 +75,7 @@ class Draw(Mapping[str, Any]):
     factors: dict[str, Factor] = field(default_factory=dict)
     varied: Site | None = None
     deltas: dict[str, Any] = field(default_factory=dict)
+    noise: dict[Any, Any] = field(default_factory=dict)
     held: bool = False
     followed: bool = False
 

@@ -249,6 +249,7 @@ def make_plan(
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
         leaves=findings.leaves,
+        noisy=frozenset(findings.noisy),
         states=findings.states,
         table=tuple(findings.rows.values()),
         notes=tuple(findings.notes(pattern for pattern, _ in plan.selection.patterns)),

@@ -312,12 +312,20 @@ class NumPyroBackend:
         return terms[0]
 
     def _run(self, reading: Any) -> Any:
-        self._mapped(reading, reading.terms, lambda: self._once(reading))
-        return reading.result()
+        noise = reading.draw.noise if isinstance(reading, Replay) else {}
+        key = reading.program.noise_key()
+        if key not in noise:
+            self.num_keys += 1
+            noise[key] = self.num_keys
+        self._mapped(reading, reading.terms, lambda: self._once(reading, noise[key]))
+        result = reading.result()
+        if isinstance(result, Draw):
+            result.noise.update(noise)
+        return result
 
-    def _once(self, reading: Any) -> None:
+    def _once(self, reading: Any, noise: int) -> None:
         program = reading.program
-        outer, self.handler = self.handler, _Handler(self, reading)
+        outer, self.handler = self.handler, _Handler(self, reading, noise)
         try:
             simulated = uncondition() if program.joint else nullcontext()
             with substitute(data={**self.params, **self.mutable}), simulated:
@@ -549,18 +557,20 @@ def _same(one: Any, other: Any) -> bool:
 class _Handler:
     """Brings the messages of one program to the reading that is made of it."""
 
-    def __init__(self, backend: NumPyroBackend, reading: Simulation | Replay):
+    def __init__(self, backend: NumPyroBackend, reading: Simulation | Replay, noise: int):
         self.backend = backend
         self.reading = reading
         self.run, self.program = reading.run, reading.program
         self.full_sizes: dict[str, int] = {}
         self.scanned: set[str] = set()
+        self.noise = noise
+        self.num_keys = 0
 
     def process(self, msg: Any) -> None:
         kind = msg["type"]
         if kind in SEEDED and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             msg["kwargs"]["rng_key"] = (
-                self.plate_key(msg["name"]) if kind == "plate" else self.backend.new_key()
+                self.plate_key(msg["name"]) if kind == "plate" else self.key_besides_sites()
             )
         if kind == "plate":
             if msg["value"] is None:
@@ -633,6 +643,11 @@ class _Handler:
             value = dist.fn.sample(self.backend.new_key())
         by_moments = self.reading.drawn_from(msg["name"]) is not None
         msg["value"], msg["intermediates"] = value, [] if by_moments else dist.intermediates
+
+    def key_besides_sites(self) -> jax.Array:
+        """Of what the program draws besides its sites: at one draw always the same."""
+        self.num_keys += 1
+        return random.fold_in(random.fold_in(self.backend.key, self.noise), self.num_keys)
 
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""

@@ -37,6 +37,7 @@ from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, 
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
+from vi_kit.pyro.noise import Noise
 from vi_kit.run import Run
 from vi_kit.statements import Evaluation, Replay, Simulation, Statement, one_number, split_scale
 
@@ -281,11 +282,14 @@ class PyroBackend:
         program, fn = reading.program, reading.program.fn
         outer, self.handler = self.handler, _Handler(reading)
         handler = self.handler
+        handler.noise = noise = self._noise(reading)
         known = self.params[program.role]
         known.update(reading.run.plan.leaves.get(program.role, {}))
         known.update(fn.named_parameters() if isinstance(fn, torch.nn.Module) else {})
         args, kwargs = handler.held_arguments() if program.held else (program.args, program.kwargs)
         try:
+            if noise is not None:
+                noise.start()
             with UnconditionMessenger() if program.joint else nullcontext():
                 if not program.held:
                     fn(*args, **kwargs)
@@ -296,12 +300,27 @@ class PyroBackend:
                         fn(*args, **kwargs)
         finally:
             self.handler = outer
+            if noise is not None:
+                noise.stop()
             for p in handler.released:
                 p.requires_grad_(True)
         result = reading.result()
+        if noise is not None:
+            draw = result if isinstance(result, Draw) else reading.draw
+            draw.noise[program.noise_key()] = noise.before
+            if noise.found and reading.run.findings is not None:
+                reading.run.findings.noisy.add(program.role)
         if torch.is_grad_enabled():
             self._note_leaves(reading.run, program, result)
         return result
+
+    def _noise(self, reading: Simulation | Replay) -> Noise | None:
+        """Watch what a program draws besides its sites: in the dry run to know whether it does."""
+        run, program = reading.run, reading.program
+        if run.findings is None and program.role not in run.plan.noisy:
+            return None
+        known = reading.draw.noise.get(program.noise_key()) if isinstance(reading, Replay) else None
+        return Noise({} if known is None else known, again=known is not None)
 
     def _note_leaves(self, run: Run, program: Program, result: Draw | Cost) -> None:
         """Find what a program trains, announced or not: in the dry run to know it, and where parameters are held to be
@@ -473,6 +492,7 @@ class _Handler:
         self.run, self.program = reading.run, reading.program
         self.released: list[torch.Tensor] = []
         self.originals: dict[int, Any] = {}
+        self.noise: Noise | None = None
 
     def hold(self, params: Iterable[torch.Tensor]) -> None:
         for p in params:
@@ -506,6 +526,8 @@ class _Handler:
     def sample(self, msg: Any) -> None:
         name = msg["name"]
         if type(msg["fn"]).__name__ == "_Subsample":
+            if self.noise is not None:
+                self.noise.at_site()
             key = (name, msg["fn"].size)
             if msg["value"] is None and key in self.run.subsamples:
                 msg["value"], msg["done"] = self.run.subsamples[key], True
@@ -520,7 +542,11 @@ class _Handler:
         dist, infer = PyroDistribution(msg["fn"]), msg["infer"]
         if "obs" in infer:
             infer = {**infer, "obs": self.originals.get(id(infer["obs"]), infer["obs"])}
+        if self.noise is not None:
+            self.noise.at_site()
         value = self.reading.latent(Statement(name, dist, self.axes(msg), infer))
+        if self.noise is not None:
+            self.noise.after_site(name)
         msg["value"], msg["done"] = dist.fn() if value is None else value, True
 
     def sampled(self, msg: Any) -> None:
@@ -528,6 +554,8 @@ class _Handler:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         if type(fn).__name__ == "_Subsample":
             self.run.share_subsample(self.program.role, (name, fn.size), value, _same)
+            if self.noise is not None:
+                self.noise.after_site(name)
             return
         if _is_silent(msg) or (msg["is_observed"] and _runs_model_in_guide()):
             return

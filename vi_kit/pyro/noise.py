@@ -1,0 +1,81 @@
+"""The random numbers that a program draws besides its sites, as dropout does: a draw has its own, and whoever evaluates
+the program there again sees the same."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Generators:
+    """The state of all generators of random numbers."""
+
+    torch_states: list[torch.Tensor]
+    of_python: Any
+    of_numpy: Any
+
+    @classmethod
+    def now(cls) -> Generators:
+        on_device = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        numpy_state = np.random.get_state()
+        return cls([torch.get_rng_state(), *on_device], random.getstate(), numpy_state)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.torch_states[0])
+        if len(self.torch_states) > 1:
+            torch.cuda.set_rng_state_all(self.torch_states[1:])
+        random.setstate(self.of_python)
+        np.random.set_state(self.of_numpy)
+
+    def same(self, other: Generators) -> bool:
+        pairs = zip(self.torch_states, other.torch_states, strict=False)
+        kept = zip(self.of_numpy, other.of_numpy, strict=True)
+        return (
+            all(map(torch.equal, *zip(*pairs, strict=True)))
+            and self.of_python == other.of_python
+            and all(np.array_equal(a, b) for a, b in kept)
+        )
+
+
+@dataclass(eq=False)
+class Noise:
+    """Watches the generators while a program runs.
+
+    Attributes:
+        before: where they stood at its start (`None`) and after each of its latent sites, in the first run.
+        again: whether that is what this run shall see.
+        found: whether anything but a site drew from them.
+    """
+
+    before: dict[str | None, Generators]
+    again: bool = False
+    found: bool = False
+    last: Generators = field(default_factory=Generators.now)
+    outside: Generators = field(default_factory=Generators.now)
+
+    def start(self) -> None:
+        self._passed(None)
+
+    def at_site(self) -> None:
+        """A latent site is about to draw."""
+        self.found |= not self.last.same(Generators.now())
+
+    def after_site(self, name: str) -> None:
+        self._passed(name)
+
+    def stop(self) -> None:
+        self.at_site()
+        if self.again:
+            self.outside.restore()
+
+    def _passed(self, name: str | None) -> None:
+        if self.again and name in self.before:
+            self.before[name].restore()
+        self.last = Generators.now()
+        if not self.again:
+            self.before[name] = self.last
