@@ -154,6 +154,9 @@ class Backend(Protocol):
     replicates_broadcast: bool
     """Whether `replicated` can draw copies along a dim; else `map_copies` runs them apart."""
 
+    structure_varies: bool
+    """Whether a program may branch on the values that it draws, so that its sites differ from run to run."""
+
     maps_values: bool
     """Whether a program sees one value of a site that has several, by `worlds` and `alternatives`; else they are
     dims of the value that it sees."""

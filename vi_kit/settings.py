@@ -21,6 +21,9 @@ from vi_kit.programs import Program
 from vi_kit.run import Run
 from vi_kit.select import DEFAULT_MAX_WORLDS, Selection
 
+MAX_SCOUTS = 10
+"""A pattern that matches nothing is looked for in so many further dry runs, where sites may differ from run to run."""
+
 BROADCAST_NOTE = (
     "vi_kit ran the program with {dims} more batch dims on the left, for replicates and for the values"
     " of enumerated sites. Write it so that it broadcasts (index from the right, expand before"
@@ -199,12 +202,27 @@ def make_plan(
             ),
             of_estimator=True,
         )
-    for pattern in plan.selection.unmatched(findings.names):
+    names, structures = set(findings.names), {frozenset(findings.names)}
+    for _ in range(MAX_SCOUTS if run.backend.structure_varies else 0):
+        if not plan.selection.unmatched(names):
+            break
+        scout = Findings()
+        execute(Run(make_backend(), plan, findings=scout, with_gradient=False))
+        names |= scout.names
+        structures.add(frozenset(scout.names))
+    for pattern in plan.selection.unmatched(names):
+        if len(structures) > 1:
+            warnings.warn(
+                f"estimators[{pattern!r}] has matched no latent site so far; the sites differ from run to run, and"
+                f" those found are {sorted(names)}",
+                stacklevel=2,
+            )
+            continue
         findings.problem(
             message(
                 f"estimators[{pattern!r}] matches no latent site",
                 got=repr(pattern),
-                expected=f"a pattern for one of {sorted(findings.names)}",
+                expected=f"a pattern for one of {sorted(names)}",
                 fix="correct the pattern or leave it out",
             ),
             of_estimator=True,

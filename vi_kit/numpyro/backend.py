@@ -64,6 +64,7 @@ class NumPyroBackend:
 
     name = "numpyro"
     replicates_broadcast = False
+    structure_varies = False
     maps_values = True
 
     def __init__(

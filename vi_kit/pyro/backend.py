@@ -51,6 +51,7 @@ class PyroBackend:
 
     name = "pyro"
     replicates_broadcast = True
+    structure_varies = True
     maps_values = False
 
     def __init__(self, state: dict[str, torch.Tensor] | None = None) -> None:
