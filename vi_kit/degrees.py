@@ -9,14 +9,34 @@ name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vi_kit._errors import message
 
 if TYPE_CHECKING:
     from vi_kit._named import Array
+    from vi_kit.backend import Distribution
+    from vi_kit.estimators import Estimator
     from vi_kit.plan import Plan
+
+
+@dataclass(frozen=True, order=True)
+class Cut:
+    """An operation whose result takes steps: a truth value, a whole number, or a rounded one.
+
+    Attributes:
+        where: the line of the program.
+        name: of the operation.
+        key: tells it apart from others of that name on that line.
+    """
+
+    where: str
+    name: str
+    key: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.where})" if self.where else self.name
 
 
 @dataclass(frozen=True)
@@ -27,13 +47,15 @@ class Form:
         degree: of the polynomial.
         is_exp: whether it is the exponential of the polynomial, times a constant.
         blocker: the operation that made it neither.
-        is_continuous: whether no more is known, or asked, than that it does not jump.
+        is_continuous: whether no more is asked than where it may jump.
+        cuts: the operations because of which it may.
     """
 
     degree: int = 0
     is_exp: bool = False
     blocker: str | None = None
     is_continuous: bool = False
+    cuts: frozenset[Cut] = frozenset()
 
     @property
     def is_constant(self) -> bool:
@@ -41,14 +63,18 @@ class Form:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not a polynomial."""
+        """Why it is not a polynomial, or not continuous."""
+        if self.cuts:
+            return str(min(self.cuts))
         return self.blocker or ("exp" if self.is_exp else None)
 
 
 CONSTANT = Form()
 CONTINUOUS = Form(is_continuous=True)
 
-JUMPS = frozenset("floor ceil round trunc sign sgn heaviside frac fmod remainder rem while".split())
+JUMPS = frozenset(
+    "floor ceil round trunc sign sgn heaviside frac fmod remainder rem while floor_divide".split()
+)
 """Operations that jump though their result is no whole number or truth value, by any library's name."""
 
 TESTS = frozenset(("is_finite",))
@@ -70,7 +96,7 @@ def derive(name: str, rule: Rule, operands: Sequence[Degrees]) -> dict[str, Form
         if blocked:
             form = blocked[0]
         elif any(f.is_continuous for f in forms):
-            form = Form(blocker=name) if name in JUMPS else CONTINUOUS
+            form = Form(is_continuous=True, cuts=frozenset().union(*(f.cuts for f in forms)))
         else:
             form = rule(name, forms)
         if not form.is_constant:
@@ -78,12 +104,22 @@ def derive(name: str, rule: Rule, operands: Sequence[Degrees]) -> dict[str, Form
     return found
 
 
-def discrete(name: str, operand: Degrees, by_distribution: bool) -> dict[str, Form]:
-    """What whole numbers and truth values are that an operation made. In the code of a library's distribution they
-    choose between formulas for one function, which does not jump."""
-    if by_distribution or name in TESTS:
-        operand = {label: form for label, form in operand.items() if not form.is_continuous}
-    return {label: form if form.blocker else Form(blocker=name) for label, form in operand.items()}
+def stepped(operands: Degrees, cut: Cut, is_known: bool = False) -> dict[str, Form]:
+    """What an operation made whose result takes steps.
+
+    Args:
+        operands: what they are together.
+        cut: the operation.
+        is_known: whether the steps are those of a library's distribution, or about rounding and overflow: they choose
+            between formulas for one function, which does not jump.
+    """
+
+    def form(old: Form) -> Form:
+        if old.is_continuous:
+            return old if is_known else replace(old, cuts=old.cuts | {cut})
+        return old if old.blocker else Form(blocker=cut.name)
+
+    return {label: form(old) for label, old in operands.items()}
 
 
 def start(degree: int | None) -> Form:
@@ -194,7 +230,7 @@ class DegreeProbe:
     Attributes:
         zeros: for each site whose estimator asks for a degree, a zero of degree one in it.
         terms: every term that was made: where it comes from, and its value.
-        draws: every site that is not reparameterised: its label and the log density of its value, which may not
+        draws: the label of every site that is not reparameterised, and the log density of its value, which may not
             depend on these sites at all.
         used: where the terms of the objective come from.
     """
@@ -203,6 +239,21 @@ class DegreeProbe:
     terms: list[tuple[str, Array]] = field(default_factory=list)
     draws: list[tuple[str, Array]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+
+    def value(self, label: str, dist: Distribution, estimator: Estimator) -> Array:
+        """The value of a site."""
+        if label in self.zeros:
+            return estimator.degree_one(dist, self.zeros[label])
+        return dist.rsample() if dist.has_rsample else dist.sample()
+
+    def held(self, value: Array) -> Array:
+        """The value of a draw that is held."""
+        return value
+
+    def drawn(self, label: str, dist: Distribution, log_prob: Array) -> None:
+        """Note the log density of a value."""
+        if not dist.has_rsample:
+            self.draws.append((label, log_prob))
 
     def values(self) -> list[Array]:
         """All whose degrees `found` asks for."""

@@ -218,7 +218,9 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
             reason = "needs several values at once, which a scan or cond cannot hold"
         elif _undeclared(run, site.axes, dist):
             reason = "needs each of its batch dims in a plate, or made event dims by .to_event"
-    if reason:
+    if reason and choice.rule == "default" and estimator.num_slots(dist):
+        findings.sampled[site.label] = reason  # a single draw will do
+    elif reason:
         text = _refusal(run, site, dist, choice, reason, inside)
         findings.problem(text, of_estimator=True)
     else:
@@ -231,6 +233,8 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
             findings.degrees[site.label] = degree
         if estimator.carries_moments:
             findings.analytic.add(site.label)
+        if site.estimator.needs_continuity and dist.name != "Delta":
+            findings.pathwise.add(site.label)
         if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
             findings.all_at_once.add(site)
     findings.choices[site.label] = choice
@@ -243,9 +247,7 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     if run.analysis is not None and estimator.carries_moments:
         return _random(run, site, dist, run.backend.untracked(dist.sample()))
     if run.probe is not None:
-        if site.label in run.probe.zeros:
-            return estimator.degree_one(dist, run.probe.zeros[site.label])
-        return dist.rsample() if dist.has_rsample else run.backend.untracked(dist.sample())
+        return run.probe.value(site.label, dist, estimator)
     pathwise = estimator.pathwise and not reason
     try:
         value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()

@@ -40,6 +40,7 @@ class Plan:
         closed: of which terms the expectation over these sites is known.
         states: of which of the guide's sites each term of the model needs the last, counted from one, by label.
         plates: by role and plate, the plate of another program that is the same under another name.
+        pathwise: labels of the sites whose gradient is that of a path, along which no cost may jump.
         table: rows for `explain`.
         notes: lines after them, on the whole estimate.
         terms: further rows: every term that depends on these sites, and what it gets.
@@ -61,6 +62,7 @@ class Plan:
     closed: frozenset[Any] = frozenset()
     states: Mapping[str, int] = field(default_factory=dict)
     plates: Mapping[tuple[str, Axis], Axis] = field(default_factory=dict)
+    pathwise: frozenset[str] = frozenset()
     table: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
@@ -72,6 +74,11 @@ class Plan:
     def expands(self) -> bool:
         """Whether the model is evaluated on more values than are drawn."""
         return self.has_worlds or self.num_slots > 1
+
+    def draws_others(self) -> bool:
+        """Whether there are draws besides those of `pathwise` sites."""
+        others = (c for label, c in self.selection.resolved.items() if label not in self.pathwise)
+        return any(choice.kind[0] != "Delta" for choice in others)
 
 
 @dataclass
@@ -134,6 +141,7 @@ class Findings:
     degrees: dict[str, int | None] = field(default_factory=dict)
     analytic: set[str] = field(default_factory=set)
     sampled: dict[str, str] = field(default_factory=dict)
+    pathwise: set[str] = field(default_factory=set)
     split: bool = False
     leaves: dict[str, dict[str, Any]] = field(default_factory=dict)
     noisy: set[str] = field(default_factory=set)

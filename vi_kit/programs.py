@@ -106,9 +106,11 @@ class Draw(Mapping[str, Any]):
             name: of the site.
             held: whether the parameters of whatever gets it are constants.
         """
-        value, backend = self.by_name[name], current().backend
+        run = current()
+        value, backend = self.by_name[name], run.backend
         if self.held:
             value = backend.stop_gradient(value)
+            value = value if run.probe is None else run.probe.held(value)
         elif held != self.program.held:
             # what transforms remember of a value holds for parameters that are alike live or held
             value = backend.alias(value)

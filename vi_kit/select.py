@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import REPLICATE
 from vi_kit.baselines import LeaveOneOut, MovingAverage
-from vi_kit.estimators import Annealed, Enumerate, Estimator, Reparam, Score
+from vi_kit.estimators import Annealed, Enumerate, Estimator, MeasureValued, Reparam, Score
 
 if TYPE_CHECKING:
     from vi_kit._named import Axis
@@ -42,11 +42,13 @@ class Selection:
         patterns: as the user gave them.
         resolved: choices already made, by site label. They stand while a site has a distribution of the same kind.
         second_rules: whether estimators that have a second rule use that.
-        sampled: sites that the default rule must not enumerate, and why.
+        sampled: sites to which the default rule must give single draws, and why.
+        jumps: sites which the default rule must not reparameterise, and where a cost jumps in their values.
     """
 
     patterns: tuple[tuple[str, Estimator], ...] = ()
     sampled: Mapping[str, str] = field(default_factory=dict)
+    jumps: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
     second_rules: bool = False
 
@@ -151,6 +153,17 @@ class Selection:
                     )
                 )
             return Choice(infer["estimator"], "infer", "annotated at the sample statement")
+        many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
+        score = Score(LeaveOneOut() if many else MovingAverage())
+        if label in self.jumps:
+            why, by_measures = f"a cost jumps: {self.jumps[label]}", MeasureValued()
+            one_by_one = bool(not_enumerated) or label in self.sampled or bool(dist.event_shape)
+            if not one_by_one and by_measures.reason_against(dist) is None:
+                return Choice(by_measures, "default", why)
+            against = score.reason_against(dist)
+            if against is None:
+                return Choice(score, "default", why)
+            return Choice(Reparam(), "default", f"biased, {why}; Score() {against}")
         if dist.has_rsample:
             return Choice(Reparam(), "default", f"{dist.name} has a reparameterised sampler")
         size = dist.support_size()
@@ -163,10 +176,9 @@ class Selection:
                 "default",
                 f"{size} values, at most {DEFAULT_MAX_WORLDS}",
             )
-        many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
         lacks = "biased sampler" if dist.is_straight_through else "no reparameterised sampler"
         why = f"{lacks}; {not_enumerated or 'support is not fixed and finite'}"
-        return Choice(Score(LeaveOneOut() if many else MovingAverage()), "default", why)
+        return Choice(score, "default", why)
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
         """Patterns that match none of `names`."""

@@ -14,6 +14,7 @@ from vi_kit.backend import Backend, current
 from vi_kit.blocked import Blocked, analytic_error
 from vi_kit.cost import Cost
 from vi_kit.estimators import Estimator, Reparam
+from vi_kit.jumps import Jumps, refusal
 from vi_kit.language import Objective, iid
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan
@@ -263,6 +264,7 @@ def make_plan(
         has_worlds=findings.has_worlds,
         degrees=findings.degrees,
         analytic=frozenset(findings.analytic),
+        pathwise=frozenset(findings.pathwise),
         tracked=any(c.estimator.acting.tracked for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
@@ -311,6 +313,37 @@ def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
         raise analytic_error(refused)
     closed = frozenset(key for key, blocked in found.items() if blocked is None)
     return replace(plan, closed=closed, terms=tuple(dict.fromkeys(rows)))
+
+
+def without_jumps(plan: Plan, found: Jumps, remake: Callable[[Selection], Plan]) -> Plan:
+    """The plan, with other estimators for the sites that are reparameterised by default and in whose values a cost
+    jumps.
+
+    Args:
+        plan: whose `pathwise` sites were looked at.
+        found: by that.
+        remake: makes the plan anew, for another selection.
+
+    Raises:
+        EstimatorError: a chosen estimator is biased by jumps.
+    """
+    resolved = dict(plan.selection.resolved)
+    chosen = {
+        label: texts for label, texts in found.found.items() if resolved[label].rule != "default"
+    }
+    problems = [refusal(k, resolved[k].estimator, texts) for k, texts in chosen.items()]
+    Findings(estimator_problems=problems).raise_if_any()
+    if found.found:
+        jumps = {label: "; ".join(texts) for label, texts in found.found.items()}
+        kept = {label: choice for label, choice in resolved.items() if label not in jumps}
+        selection = replace(plan.selection, resolved=kept, jumps={**plan.selection.jumps, **jumps})
+        plan = remake(selection)
+    notes = {
+        label: f"; assumed to have no jumps at {', '.join(texts)}"
+        for label, texts in found.assumed.items()
+    }
+    table = tuple(replace(r, why=r.why + notes.get(r.site, "")) for r in plan.table)
+    return replace(plan, table=table)
 
 
 def not_numbers(params: Sequence[str], where: str | None) -> ObjectiveError:

@@ -113,8 +113,8 @@ class Simulation:
         if name in self.sites:
             site = self.sites[name]
             site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
-            if self.run.probe is not None and not self.details[name].dist.has_rsample:
-                self.run.probe.draws.append((site.label, plain))
+            if self.run.probe is not None:
+                self.run.probe.drawn(site.label, self.details[name].dist, plain)
             if site.estimator.holds_params:
                 untracked = self.run.backend.untracked(factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)

@@ -14,18 +14,18 @@ from vi_kit.degrees import CONSTANT, Form
 def degree(lib, fn, shape=(3,)):
     """What `fn` makes of an array of degree one."""
     if lib.name == "pyro":
-        from vi_kit.pyro.degrees import Traced
+        from vi_kit.pyro.degrees import Reading, Traced
 
-        leaks = {}
-        result = fn(lib.xp, Traced(lib.xp.ones(shape), {"z": Form(1)}, leaks))
+        reading = Reading()
+        result = fn(lib.xp, reading.leaf("z", lib.xp.ones(shape), 1))
         own = result.degrees if isinstance(result, Traced) else {}
-        return {**own, **leaks}.get("z", CONSTANT)
+        return {**own, **reading.leaks}.get("z", CONSTANT)
     import jax
 
-    from vi_kit.numpyro.degrees import read
+    from vi_kit.numpyro.degrees import Reading
 
     closed = jax.make_jaxpr(lambda z: fn(lib.xp, z))(lib.xp.ones(shape))
-    return read(closed.jaxpr, [{"z": Form(1)}])[0].get("z", CONSTANT)
+    return Reading().read(closed.jaxpr, [{"z": Form(1)}])[0].get("z", CONSTANT)
 
 
 POLYNOMIALS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ def reason_against_categorical(dist: Distribution, least: int) -> str | None:
     return None
 
 
+def shown(estimator: Any) -> str:
+    """An estimator as the call that makes it, with `biased` where that was said."""
+    own = [f.name for f in fields(estimator) if f.repr or (f.name == "biased" and estimator.biased)]
+    return f"{type(estimator).__name__}({', '.join(f'{n}={getattr(estimator, n)!r}' for n in own)})"
+
+
 class Estimator(ABC):
     """A way to differentiate the expected value of a cost through one sample site.
 
@@ -98,6 +104,9 @@ class Estimator(ABC):
 
     carries_moments: ClassVar[bool] = False
     """Whether it has no draws: the site's value is its moments, which the operations of the program carry on."""
+
+    biased = False
+    """Whether the user accepted a bias that it may have."""
 
     relaxes: ClassVar[bool] = False
     """Whether its values may lie outside the support, which is then not checked."""
@@ -142,6 +151,12 @@ class Estimator(ABC):
     def acting(self) -> Estimator:
         """What draws the values of its sites and contracts their terms: itself, or one that it falls back on."""
         return self
+
+    @property
+    def needs_continuity(self) -> bool:
+        """Whether it is biased if a cost jumps in the value of its site, and refused for it."""
+        is_path = self.pathwise or self.scores_noise
+        return is_path and not self.biased and not self.carries_moments
 
     @property
     def needs_step(self) -> bool:

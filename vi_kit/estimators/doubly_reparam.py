@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from vi_kit._named import combine
 from vi_kit.cost import stopped
 from vi_kit.credit import gradient_term, grouped, own_sum
-from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler
+from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler, shown
 from vi_kit.supports import moves
 
 if TYPE_CHECKING:
@@ -27,13 +27,16 @@ class DoublyReparam(Estimator):
     this is sticking the landing, on `iwae` DReG; other objectives need no formula of their own. In a hierarchical
     guide only parameters are held, the path through the sites before stays; $z_k$ is then all sites of the draw.
 
-    Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
+    Unbiased when: the cost is continuous in the value; a jump is refused, but with `biased=True`.
     Needs: a reparameterised sampler; a support that does not depend on parameters; no site of `Score` or
         `MeasureValued` drawn given this one. Inside a nonlinear function (`iwae`): all reparameterised sites of the
         guide, unmasked and scaled alike if there are several, and no enumerated site drawn given one.
     Cost: two evaluations of model and guide, one of them with parameters held.
     Variance: zero on `elbo` once the guide is the posterior; does not grow with the particles of `iwae`.
     Use for: bounds of many particles; the end of training, when the guide is close.
+
+    Args:
+        biased: whether a cost may jump in the value, at the price of a bias.
 
     Example:
         >>> DoublyReparam()
@@ -47,6 +50,10 @@ class DoublyReparam(Estimator):
 
     holds_params: ClassVar[bool] = True
     pathwise: ClassVar[bool] = True
+    biased: bool = field(default=False, kw_only=True, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_sampler(dist) or moves(dist)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vi_kit.estimators.base import shown
 from vi_kit.estimators.rejection_samplers import (
     STANDARDISED,
     lacks_map,
@@ -28,7 +29,7 @@ class GeneralizedReparam(ScoredNoise):
     trigamma of the concentration); that of a Beta variable the same of its logit; a Dirichlet is made of Gamma
     variables. Mean and variance of the noise do not depend on the parameters, its higher moments do.
 
-    Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
+    Unbiased when: the cost is continuous in the value; a jump is refused, but with `biased=True`.
     Needs: independent Gamma, Chi2, InverseGamma, Beta or Dirichlet elements.
     Cost: one evaluation of the model.
     Variance: below that of `Score`; above that of `RejectionReparam` with augmentation. Give it a baseline.
@@ -36,6 +37,7 @@ class GeneralizedReparam(ScoredNoise):
 
     Args:
         baseline: what is subtracted from the cost in the score term.
+        biased: whether a cost may jump in the value, at the price of a bias.
 
     Example:
         >>> GeneralizedReparam()
@@ -44,6 +46,11 @@ class GeneralizedReparam(ScoredNoise):
     References:
         Ruiz, Titsias and Blei 2016, The Generalized Reparameterization Gradient.
     """
+
+    biased: bool = field(default=False, kw_only=True, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_map(dist, STANDARDISED, "standardised form")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from array_api_compat import array_namespace
 
 from vi_kit._named import Array
 from vi_kit.backend import Mixture, current
-from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.base import Estimator, Expansion, shown
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -25,13 +25,16 @@ class MixtureReparam(Estimator):
     given those before it, by $F(z_d \mid z_1, \dots, z_{d-1})$, whose weights are the components' posterior
     probabilities given these. The gradient reaches weights and components alike.
 
-    Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
+    Unbiased when: the cost is continuous in the value; a jump is refused, but with `biased=True`.
     Needs: a MixtureSameFamily of components with independent continuous elements whose distribution function has a
         gradient (Normal, Laplace, Cauchy, LogNormal, ...).
     Cost: one evaluation of the model.
     Variance: that of `Reparam` for the components; for the weights it grows as the modes move apart, where mass has to
         pass through a region of little density.
     Use for: guides with several modes that overlap.
+
+    Args:
+        biased: whether a cost may jump in the value, at the price of a bias.
 
     Example:
         >>> MixtureReparam()
@@ -44,6 +47,10 @@ class MixtureReparam(Estimator):
 
     tracked: ClassVar[bool] = False
     pathwise: ClassVar[bool] = True
+    biased: bool = field(default=False, kw_only=True, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def reason_against(self, dist: Distribution) -> str | None:
         mixture = dist.mixture()

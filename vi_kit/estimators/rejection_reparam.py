@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vi_kit._errors import whole_number
-from vi_kit.estimators.base import Expansion
+from vi_kit.estimators.base import Expansion, shown
 from vi_kit.estimators.rejection_samplers import (
     REJECTION_SAMPLERS,
     by_rejection,
@@ -46,7 +46,7 @@ class RejectionReparam(ScoredNoise):
     below one is raised by at least one. A `Rejector` distribution of Pyro, or another with `score_parts` of its own, is
     drawn by its own sampler.
 
-    Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move; for a
+    Unbiased when: the cost is continuous in the value; a jump is refused, but with `biased=True`; for a
         VonMises, on the circle.
     Needs: independent Gamma, Chi2, InverseGamma, Exponential, Beta, Dirichlet, StudentT, VonMises or (NumPyro)
         one-sided TruncatedNormal elements; or a `vi.Rejector` of your own.
@@ -60,6 +60,7 @@ class RejectionReparam(ScoredNoise):
         augmentation: by how much the concentration of a Gamma variable is raised.
         rejector: your own sampler of the site, in place of those above.
         baseline: what is subtracted from the cost in the score term.
+        biased: whether a cost may jump in the value, at the price of a bias.
 
     Raises:
         ObjectiveError: `augmentation` is not a whole number, or negative.
@@ -78,6 +79,10 @@ class RejectionReparam(ScoredNoise):
 
     augmentation: int = 10
     rejector: Rejector | None = None
+    biased: bool = field(default=False, kw_only=True, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def __post_init__(self) -> None:
         super().__post_init__()

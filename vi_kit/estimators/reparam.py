@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler
+from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler, shown
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 class Reparam(Estimator):
     r"""The pathwise gradient, $\nabla_\theta E[f(z)] = E[\nabla_\theta f(g_\theta(\epsilon))]$.
 
-    Unbiased when: the cost is differentiable in the value, but for jumps of measure zero that do not move.
+    Unbiased when: the cost is continuous in the value; a jump is refused, but with `biased=True`.
     Needs: a reparameterised sampler (`has_rsample`); implicit reparameterisation counts.
     Cost: one evaluation of the model.
     Variance: low where the cost is smooth.
     Use for: continuous sites; the first choice.
+
+    Args:
+        biased: whether a cost may jump in the value, at the price of a bias.
 
     Example:
         >>> Reparam()
@@ -34,6 +37,10 @@ class Reparam(Estimator):
 
     tracked: ClassVar[bool] = False
     pathwise: ClassVar[bool] = True
+    biased: bool = field(default=False, kw_only=True, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_sampler(dist)

@@ -16,6 +16,7 @@ from jax import lax, random
 from jax.scipy.special import digamma, gammaln, polygamma
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
+from numpyro.distributions import constraints
 from numpyro.handlers import substitute, uncondition
 from numpyro.infer.util import is_identically_one
 from numpyro.ops.pytree import PytreeTrace
@@ -28,6 +29,7 @@ from vi_kit.backend import Moments
 from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.distributions import without_validation
 from vi_kit.lanes import Made, along
+from vi_kit.numpyro.degrees import invented
 from vi_kit.numpyro.distributions import NumPyroDistribution, smooth, unchecked
 from vi_kit.numpyro.expectations import own_log_prob, start, term_p
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
@@ -60,6 +62,7 @@ class NumPyroBackend:
         provenance: on what each value depends, as far as that is known by now.
         marks: a flag per site, to find that out: what depends on the flag depends on the site.
         dry: whether values do not matter, only shapes.
+        invents_data: whether what is observed is drawn, since the data are not known.
     """
 
     name = "numpyro"
@@ -75,6 +78,7 @@ class NumPyroBackend:
         provenance: Provenance | None = None,
         marks: list[jax.Array] | None = None,
         dry: bool = False,
+        invents_data: bool = False,
     ):
         self.key = self.shared_key = key
         self.num_keys = 0
@@ -82,6 +86,7 @@ class NumPyroBackend:
         self.provenance = provenance
         self.marks = marks
         self.dry = dry
+        self.invents_data = invents_data
         self.handler: _Handler | None = None
         self.watched: dict[Hashable, jax.Array] = {}
         self.deepest_dim = 0
@@ -89,6 +94,7 @@ class NumPyroBackend:
         self.touched: dict[str, set[str]] = defaultdict(set)
         self.mutable: dict[str, Any] = {}
         self.kept: set[str] = set()
+        self.declared_params: dict[str, tuple[Any, Any]] = {}
 
     def new_key(self) -> jax.Array:
         self.num_keys += 1
@@ -602,6 +608,10 @@ class _Handler:
             self.left(msg["value"])
         elif kind == "param":
             self.backend.touched[self.program.role].add(name)
+            self.backend.declared_params[name] = (
+                jax.eval_shape(lambda: msg["value"]),
+                msg["kwargs"].get("constraint", constraints.real),
+            )
             if self.backend.dry:
                 msg["value"] = jax.tree.map(jnp.asarray, msg["value"])
             if self.program.held:
@@ -662,6 +672,8 @@ class _Handler:
             fn = without_validation(fn)
         if self.reading.relaxes(msg["name"]):
             fn = without_validation(fn)
+        if self.backend.invents_data and msg["is_observed"]:
+            value = invented(fn, value, self.backend.new_key())
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]
         plain, drawn = None, self.reading.drawn_from(msg["name"])
         if drawn is not None and not unmasked.hides_elements:

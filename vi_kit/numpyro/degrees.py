@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions
+from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from numpyro.distributions import Independent, TransformedDistribution, biject_to
+from numpyro.distributions.constraints import real
+from numpyro.util import not_jax_tracer
 
+import vi_kit
 from vi_kit.degrees import (
-    CONTINUOUS,
     JUMPS,
+    TESTS,
+    Cut,
     DegreeProbe,
     Degrees,
     Form,
@@ -20,7 +30,6 @@ from vi_kit.degrees import (
     chosen,
     contraction,
     derive,
-    discrete,
     exponential,
     first_moved,
     linear,
@@ -32,8 +41,11 @@ from vi_kit.degrees import (
     quotient,
     solved,
     start,
+    stepped,
     unknown,
 )
+from vi_kit.jumps import NUM_DRAWS, JumpProbe, Jumps, Snapshot, find_jumps
+from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.plan import Plan
 
 CALLS = {
@@ -67,66 +79,422 @@ def degrees_found(
         return [jnp.asarray(value) for value in probe.values()]
 
     closed = jax.make_jaxpr(values)([0.0] * len(labels))
-    degrees = read(closed.jaxpr, [{label: start(plan.degrees[label])} for label in labels])
+    degrees = Reading().read(
+        closed.jaxpr, [{label: start(plan.degrees[label])} for label in labels]
+    )
     return probes[-1].found(degrees)
 
 
-def read(jaxpr: Jaxpr, inputs: Sequence[Degrees]) -> list[Degrees]:
-    """What the outputs are, given what the inputs are."""
-    known: dict[Any, Degrees] = dict(zip(jaxpr.invars, inputs, strict=True))
+def vi_kit_constant(value: Any) -> Any:
+    """The value, of which it is not asked where it comes from."""
+    return lax.stop_gradient(value)
 
-    def of(atom: Any) -> Degrees:
-        return {} if isinstance(atom, Literal) else known.get(atom, {})
 
+constant = jax.jit(vi_kit_constant)
+
+OWN = tuple(f"{Path(str(module.__file__)).parent}/" for module in (vi_kit, numpyro.distributions))
+"""Where the steps that operations take are known to choose between formulas for one function."""
+
+
+def line(equation: Any) -> str:
+    """The line of the program that an equation comes from, if it is known."""
+    where = source_info_util.summarize(equation.source_info).split(" (")[0]
+    return where.rsplit(":", 1)[0]
+
+
+class Reading:
+    """Reads what the values of a jaxpr are in each site.
+
+    Attributes:
+        cuts: the equations that take steps, by their identity.
+    """
+
+    def __init__(self) -> None:
+        self.cuts: dict[int, Cut] = {}
+
+    def read(self, jaxpr: Jaxpr, inputs: Sequence[Degrees], where: str = "") -> list[Degrees]:
+        """What the outputs are, given what the inputs are."""
+        known: dict[Any, Degrees] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def of(atom: Any) -> Degrees:
+            return {} if isinstance(atom, Literal) else known.get(atom, {})
+
+        for equation in jaxpr.eqns:
+            operands = [of(atom) for atom in equation.invars]
+            if any(operands):
+                results = self._equation(equation, operands, line(equation) or where)
+                known.update(zip(equation.outvars, results, strict=True))
+        return [of(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, operands: list[Degrees], where: str) -> Sequence[Degrees]:
+        name, params = equation.primitive.name, equation.params
+        if params.get("name") == vi_kit_constant.__name__:
+            return [{} for _ in equation.outvars]
+        if name == "scan":
+            return self._scan(params, operands, where)
+        if name == "cond":
+            return self._cond(params["branches"], operands, where)
+        if name in CALLS and CALLS[name] in params:
+            body = params[CALLS[name]]
+            jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+            return self._called(equation, name, jaxpr, operands, where)
+        result = derive(name, _rule(name, params, equation), operands)
+        return [
+            self._made(equation, operands, result, v.aval.dtype, where) for v in equation.outvars
+        ]
+
+    def _made(
+        self, equation: Any, operands: Sequence[Degrees], result: Degrees, dtype: Any, where: str
+    ) -> Degrees:
+        """What an output is, which takes steps or not."""
+        name, is_float = equation.primitive.name, jnp.issubdtype(dtype, jnp.floating)
+        if is_float and name not in JUMPS:
+            return result
+        of_floats = any(
+            known and jnp.issubdtype(atom.aval.dtype, jnp.floating)
+            for atom, known in zip(equation.invars, operands, strict=True)
+        )
+        cut = Cut(Path(where).name, name, self._number(equation))
+        made = stepped(result, cut, name in TESTS or not of_floats or where.startswith(OWN))
+        if any(cut in form.cuts for form in made.values()):
+            self.cuts[id(equation)] = cut
+        return made
+
+    def _number(self, equation: Any) -> int:
+        known = self.cuts.get(id(equation))
+        return len(self.cuts) if known is None else known.key
+
+    def _called(
+        self, equation: Any, name: str, jaxpr: Jaxpr, operands: list[Degrees], where: str
+    ) -> Sequence[Degrees]:
+        """What a function made. Of JAX's own with a derivative of their own the name is told instead of that of an
+        operation inside; these and some more are known to be continuous."""
+        is_custom = name.startswith("custom_")
+        info = jaxpr.debug_info
+        own = info.func_name
+        is_jax = f"at {JAX}" in info.func_src_info
+        continuous = is_jax and own not in JUMPS and (is_custom or own in CONTINUOUS_FUNCTIONS)
+        if not (is_custom or continuous):
+            return self.read(jaxpr, operands, where)
+        if own == "xlogy":
+            logs = derive("log", logarithm, operands[1:])
+            return [derive(own, product, [operands[0], logs])]
+        joined = derive(own, moved, operands)
+        forms = [item for operand in operands for item in operand.items()]
+        before = {label for label, form in forms if form.blocker}
+
+        def outside(label: str, form: Form) -> Form:
+            if form.is_continuous and continuous:
+                return joined[label]
+            return Form(blocker=own) if is_custom and form.blocker and label not in before else form
+
+        return [
+            {label: outside(label, form) for label, form in result.items()}
+            for result in self.read(jaxpr, operands, where)
+        ]
+
+    def _cond(
+        self, branches: Sequence[ClosedJaxpr], operands: list[Degrees], where: str
+    ) -> Sequence[Degrees]:
+        index, *rest = operands
+        results = self.read(branches[0].jaxpr, rest, where)
+        for branch in branches[1:]:
+            results = _join(results, self.read(branch.jaxpr, rest, where))
+        return [derive("cond", chosen, [index, result]) for result in results]
+
+    def _scan(
+        self, params: Mapping[str, Any], operands: list[Degrees], where: str
+    ) -> Sequence[Degrees]:
+        consts, carries = params["num_consts"], params["num_carry"]
+        carry, jaxpr = operands[consts : consts + carries], params["jaxpr"].jaxpr
+        for _ in range(MAX_ROUNDS):
+            inputs = [*operands[:consts], *carry, *operands[consts + carries :]]
+            results = self.read(jaxpr, inputs, where)
+            joined = _join(carry, results[:carries])
+            if joined == carry:
+                return results
+            carry = joined
+        labels = {label for operand in operands for label in operand}
+        blocked = {label: Form(blocker="scan") for label in labels}
+        return [blocked] * (len(results))
+
+
+JAX = str(Path(jax.__file__).parent)
+
+CONTINUOUS_FUNCTIONS = frozenset(
+    "leaky_relu elu celu selu hard_tanh hard_sigmoid hard_silu relu6 squareplus slogdet det inv solve norm clip"
+    " logsumexp".split()
+)
+"""Functions of JAX's that compare values and do not jump."""
+
+
+def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
+    """Whether there is an operation that takes steps at all."""
     for equation in jaxpr.eqns:
-        operands = [of(atom) for atom in equation.invars]
-        if any(operands):
-            results = _equation(equation, operands)
-            known.update(zip(equation.outvars, results, strict=True))
-    return [of(atom) for atom in jaxpr.outvars]
+        own = line(equation) or where
+        if own.startswith(OWN):
+            continue
+        name, params = equation.primitive.name, equation.params
+        if name in JUMPS:
+            return True
+        if name in CALLS and CALLS[name] in params:
+            body = params[CALLS[name]]
+            inner = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+            is_jax = f"at {JAX}" in inner.debug_info.func_src_info
+            own_name = inner.debug_info.func_name
+            if is_jax and (name.startswith("custom_") or own_name in CONTINUOUS_FUNCTIONS):
+                if own_name in JUMPS:
+                    return True
+            elif takes_steps(inner, own):
+                return True
+            continue
+        inner = [*params.get("branches", ()), *(params[k] for k in ("jaxpr",) if k in params)]
+        if any(takes_steps(getattr(j, "jaxpr", j), own) for j in inner):
+            return True
+        floats = any(_is_float(atom) for atom in equation.invars)
+        if not inner and name not in TESTS and floats and not all(map(_is_float, equation.outvars)):
+            return True
+    return False
 
 
-def _equation(equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
-    name, params = equation.primitive.name, equation.params
-    if name == "scan":
-        return _scan(params, operands)
-    if name == "cond":
-        return _cond(params["branches"], operands)
-    if name in CALLS and CALLS[name] in params:
-        body = params[CALLS[name]]
-        return _called(name, body.jaxpr if isinstance(body, ClosedJaxpr) else body, operands)
-    result = derive(name, _rule(name, params, equation), operands)
-    by_distribution = "/distributions/" in source_info_util.summarize(equation.source_info)
-    return [
-        result
-        if jnp.issubdtype(variable.aval.dtype, jnp.floating)
-        else discrete(name, result, by_distribution)
-        for variable in equation.outvars
-    ]
+def _is_float(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
 
 
-def _called(name: str, jaxpr: Jaxpr, operands: list[Degrees]) -> list[Degrees]:
-    """What a function made. Of one with a derivative of its own, which is JAX's, the name is told instead of that of
-    an operation inside."""
-    if not name.startswith("custom_"):
-        return read(jaxpr, operands)
-    own = jaxpr.debug_info.func_name
-    if own == "xlogy":
-        logs = derive("log", logarithm, operands[1:])
-        return [derive(own, product, [operands[0], logs])]
-    forms = [item for operand in operands for item in operand.items()]
-    before = {label for label, form in forms if form.blocker}
-    continuous = {label for label, form in forms if form.is_continuous} - before
+def on_the_way(dist: NumPyroDistribution, t: jax.Array) -> Any:
+    """A value on the way from a draw; of a transformed distribution it is its noise that moves."""
+    fn: Any = dist.fn
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    transforms = fn.transforms if isinstance(fn, TransformedDistribution) else []
+    fn = fn.base_dist if transforms else fn
+    bijection = biject_to(fn.support)
+    draws = fn.sample(dist.new_key(), (NUM_DRAWS,))
+    one, *others = constant(bijection.inv(draws))
+    steps = jnp.stack(others) - one
+    step = constant(jnp.sign(steps[0]) * jnp.sqrt(jnp.mean(steps**2, 0)))
+    value = bijection(one + t.astype(one.dtype) * step)
+    dist.intermediates = []
+    for transform in transforms:
+        noise = value
+        value, inner = transform.call_with_intermediates(noise)
+        dist.intermediates.append([noise, inner])
+    return value
 
-    def outside(label: str, form: Form) -> Form:
-        if label in continuous:
-            return form if own in JUMPS else CONTINUOUS
-        return Form(blocker=own) if form.blocker and label not in before else form
 
-    return [
-        {label: outside(label, form) for label, form in result.items()}
-        for result in read(jaxpr, operands)
-    ]
+def find_jumps_in(
+    plan: Plan, inputs: Sequence[Any], execute: Callable[[DegreeProbe, list[Any]], None]
+) -> Jumps:
+    """Which terms jump in the values of the sites of `Plan.pathwise`.
+
+    Args:
+        plan: of the program.
+        inputs: numbers for what is not known while the step is traced.
+        execute: makes a dry run with a probe, given these.
+    """
+    labels, sources = sorted(plan.pathwise), []
+
+    def values(ts: list[Any], inputs: list[Any]) -> list[Any]:
+        probe = JumpProbe(dict(zip(labels, ts, strict=True)), draw=on_the_way, cut=constant)
+        execute(probe, inputs)
+        sources[:] = probe.sources()
+        return [jnp.asarray(value) for value in probe.values()]
+
+    zero, rng = np.zeros((), jnp.result_type(float)), np.random.default_rng(0)
+    closed = jax.make_jaxpr(values)([zero] * len(labels), list(inputs))
+    reading = Reading()
+    moving: list[Degrees] = [{label: start(None)} for label in labels]
+    degrees = reading.read(closed.jaxpr, moving + [{}] * len(jax.tree.leaves(inputs)))
+    if not any(form.cuts for of in degrees for form in of.values()):
+        return Jumps()
+    consts = [plausible(c, rng) for c in closed.consts]
+
+    def run(place: Any, origin: Any, consts: Any, inputs: Any) -> Any:
+        base, moved = ([t] * len(labels) + jax.tree.leaves(inputs) for t in (origin, place))
+        for i in range(len(labels), len(base)):
+            moved[i] = base[i]
+        results: dict[Cut, list[Any]] = {}
+        _, terms = Evaluation(reading.cuts, results).of(closed.jaxpr, consts, base, moved)
+        return {(c.where, c.name, c.key): arrays for c, arrays in results.items()}, terms
+
+    run = jax.jit(run)
+    unknown = {cut: None for cut in reading.cuts.values()}
+
+    def at(place: float) -> Snapshot:
+        with jax.ensure_compile_time_eval():
+            made = run(np.asarray(place, zero.dtype), zero, consts, list(inputs))
+        results, terms = jax.tree.map(np.asarray, made)
+        found = {
+            Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
+            for key, arrays in results.items()
+        }
+        return Snapshot({**unknown, **found}, terms)
+
+    return find_jumps(sources, degrees, at)
+
+
+def plausible(leaf: Any, rng: np.random.Generator, constraint: Any = real) -> Any:
+    """A number for what is not known while a program is traced; of a parameter that is known, one nearby."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    shape = leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        with jax.ensure_compile_time_eval():
+            return jax.random.split(jax.random.key(0), shape) if shape else jax.random.key(0)
+    if is_known(leaf):
+        return leaf
+    if jnp.issubdtype(dtype, jnp.floating):
+        values = rng.normal(size=shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1.0)
+        if constraint is real:
+            return values.astype(dtype)
+        with jax.ensure_compile_time_eval():
+            bijection = biject_to(constraint)
+            free = jax.eval_shape(bijection.inv, jax.ShapeDtypeStruct(shape, dtype)).shape
+            return bijection(jnp.asarray(rng.normal(size=free), dtype))
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def is_known(leaf: Any) -> bool:
+    """Whether the numbers of an array are known."""
+    return not_jax_tracer(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def nearby(leaf: Any, rng: np.random.Generator, constraint: Any = real) -> Any:
+    """A number near that of a parameter, so that it does not matter where it starts."""
+    if not is_known(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        return plausible(leaf, rng, constraint)
+    with jax.ensure_compile_time_eval():
+        free = leaf if constraint is real else biject_to(constraint).inv(leaf)
+        free = np.asarray(free)
+        noise = 0.05 * rng.normal(size=free.shape) * (1.0 + np.abs(free))
+        moved = (free + noise).astype(free.dtype)
+        return moved if constraint is real else biject_to(constraint)(moved)
+
+
+def invented(fn: Any, value: Any, key: Any) -> Any:
+    """What could have been observed; what was, if one cannot draw from the distribution."""
+    try:
+        drawn = fn.sample(key)
+    except NotImplementedError:
+        return value
+    shape = jnp.broadcast_shapes(jnp.shape(drawn), jnp.shape(value))
+    return constant(jnp.broadcast_to(drawn, shape).astype(jnp.result_type(value)))
+
+
+class Evaluation:
+    """Evaluates a jaxpr for two sets of inputs, the base and one that moves. What is constant keeps the value that the
+    base gives to it.
+
+    Args:
+        cuts: the equations that take steps, by their identity.
+        results: takes up their results.
+    """
+
+    def __init__(self, cuts: Mapping[int, Cut], results: dict[Cut, list[Any]]):
+        self.cuts = cuts
+        self.results = results
+
+    def of(
+        self, jaxpr: Jaxpr, consts: Sequence[Any], base: Sequence[Any], moved: Sequence[Any]
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The outputs, for the base and moved; the same array where they do not depend on what moves."""
+        known: dict[Any, tuple[Any, Any]] = {}
+        known.update((v, (c, c)) for v, c in zip(jaxpr.constvars, consts, strict=True))
+        known.update(zip(jaxpr.invars, zip(base, moved, strict=True), strict=True))
+
+        def pair(atom: Any) -> tuple[Any, Any]:
+            return (atom.val, atom.val) if isinstance(atom, Literal) else known[atom]
+
+        for equation in jaxpr.eqns:
+            pairs = [pair(atom) for atom in equation.invars]
+            results = self._equation(equation, [p[0] for p in pairs], [p[1] for p in pairs])
+            known.update(zip(equation.outvars, zip(*results, strict=True), strict=True))
+        outputs = [pair(atom) for atom in jaxpr.outvars]
+        return [p[0] for p in outputs], [p[1] for p in outputs]
+
+    def _equation(
+        self, equation: Any, base: list[Any], moved: list[Any]
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        name, params = equation.primitive.name, equation.params
+        if all(x is y for x, y in zip(base, moved, strict=True)):
+            same = bound(equation, base)
+            return same, same
+        if params.get("name") == vi_kit_constant.__name__:
+            return base, base
+        if name == "scan":
+            return self._scan(params, base, moved)
+        if name == "cond":
+            return self._cond(params["branches"], base, moved)
+        if name in CALLS and CALLS[name] in params:
+            body = params[CALLS[name]]
+            if isinstance(body, ClosedJaxpr):
+                return self.of(body.jaxpr, body.consts, base, moved)
+            return self.of(body, (), base, moved)
+        results = bound(equation, base), bound(equation, moved)
+        cut = self.cuts.get(id(equation))
+        if cut is not None and name != "while":
+            made = results[1]
+            if name == "rem":
+                made = [jnp.trunc(moved[0] / moved[1])]
+            elif name not in JUMPS:
+                made = [x for x in made if not jnp.issubdtype(x.dtype, jnp.floating)]
+            self.results.setdefault(cut, []).extend(made)
+        return results
+
+    def _cond(
+        self, branches: Sequence[ClosedJaxpr], base: list[Any], moved: list[Any]
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """All branches are taken, and one is chosen."""
+        made = [self.of(b.jaxpr, b.consts, base[1:], moved[1:]) for b in branches]
+        last = len(branches) - 1
+
+        def chosen_by(index: Any, side: int) -> list[Any]:
+            index = jnp.clip(jnp.asarray(index, jnp.int32), 0, last)
+            return [
+                functools.reduce(
+                    lambda rest, i: jnp.where(index == i, made[i][side][n], rest),
+                    range(last),
+                    made[last][side][n],
+                )
+                for n in range(len(made[0][0]))
+            ]
+
+        return chosen_by(base[0], 0), chosen_by(moved[0], 1)
+
+    def _scan(
+        self, params: Mapping[str, Any], base: list[Any], moved: list[Any]
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        consts, carries = params["num_consts"], params["num_carry"]
+        closed, first_x = params["jaxpr"], params["num_consts"] + params["num_carry"]
+        cuts: list[tuple[Cut, int]] = []
+
+        def body(carry: Any, xs: Any) -> Any:
+            inner = Evaluation(self.cuts, {})
+            given = [
+                (*fixed[:consts], *c, *x)
+                for fixed, c, x in zip((base, moved), carry, xs, strict=True)
+            ]
+            outputs = inner.of(closed.jaxpr, closed.consts, *given)
+            cuts[:] = [(cut, len(arrays)) for cut, arrays in inner.results.items()]
+            ys = [o[carries:] for o in outputs], [x for a in inner.results.values() for x in a]
+            return [o[:carries] for o in outputs], ys
+
+        start, xs = (
+            [side[consts:first_x] for side in (base, moved)],
+            [side[first_x:] for side in (base, moved)],
+        )
+        ends, (ys, arrays) = lax.scan(body, start, xs, params["length"], params["reverse"])
+        remaining = iter(arrays)
+        for cut, number in cuts:
+            self.results.setdefault(cut, []).extend(next(remaining) for _ in range(number))
+        return [*ends[0], *ys[0]], [*ends[1], *ys[1]]
+
+
+def bound(equation: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """What an equation makes of arrays."""
+    params = equation.primitive.get_bind_params(equation.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # as in older JAX
+    made = equation.primitive.bind(*functions, *values, **params)
+    return made if equation.primitive.multiple_results else [made]
 
 
 def _rule(name: str, params: Mapping[str, Any], equation: Any) -> Rule:
@@ -140,28 +508,6 @@ def _rule(name: str, params: Mapping[str, Any], equation: Any) -> Rule:
 
 def _join(first: Sequence[Degrees], second: Sequence[Degrees]) -> list[Degrees]:
     return [derive("cond", moved, pair) for pair in zip(first, second, strict=True)]
-
-
-def _cond(branches: Sequence[ClosedJaxpr], operands: list[Degrees]) -> Sequence[Degrees]:
-    index, *rest = operands
-    results = read(branches[0].jaxpr, rest)
-    for branch in branches[1:]:
-        results = _join(results, read(branch.jaxpr, rest))
-    return [derive("cond", chosen, [index, result]) for result in results]
-
-
-def _scan(params: Mapping[str, Any], operands: list[Degrees]) -> Sequence[Degrees]:
-    consts, carries = params["num_consts"], params["num_carry"]
-    carry, jaxpr = operands[consts : consts + carries], params["jaxpr"].jaxpr
-    for _ in range(MAX_ROUNDS):
-        results = read(jaxpr, [*operands[:consts], *carry, *operands[consts + carries :]])
-        joined = _join(carry, results[:carries])
-        if joined == carry:
-            return results
-        carry = joined
-    labels = {label for operand in operands for label in operand}
-    blocked = {label: Form(blocker="scan") for label in labels}
-    return [blocked] * (len(results))
 
 
 RULES: Mapping[str, Rule] = {

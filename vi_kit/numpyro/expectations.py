@@ -17,7 +17,7 @@ from vi_kit.backend import Moments
 from vi_kit.blocked import Blocked, Once, line_of_program, settled, sites_of, started
 from vi_kit.cost import Site
 from vi_kit.factors import Known, Value
-from vi_kit.numpyro.degrees import CALLS
+from vi_kit.numpyro.degrees import CALLS, bound
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.numpyro.jax_rules import FUNCTIONS, LIBRARY, RULES, cut_out, without
 from vi_kit.parts import NoRuleError, SiteKey
@@ -176,7 +176,7 @@ def _equation(equation: Any, operands: list[Any], on_term: Term) -> Sequence[Any
         return [_either(*operands, **params)]
     is_random = any(isinstance(x, Random) for x in operands)
     if not is_random and not _has_random(params):
-        return _bound(equation, operands)
+        return bound(equation, operands)
     name = primitive.name
     if name in CALLS and CALLS[name] in params:
         body = params[CALLS[name]]
@@ -193,14 +193,6 @@ def _equation(equation: Any, operands: list[Any], on_term: Term) -> Sequence[Any
     if len(equation.outvars) != 1:
         return [_ruled(name, equation, operands, None, i) for i in range(len(equation.outvars))]
     return [_ruled(name, equation, operands, RULES.get(name))]
-
-
-def _bound(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """What an equation makes of arrays."""
-    params = equation.primitive.get_bind_params(equation.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)  # as in older JAX
-    result = equation.primitive.bind(*functions, *operands, **params)
-    return result if equation.primitive.multiple_results else [result]
 
 
 def _has_random(params: Mapping[str, Any]) -> bool:
@@ -246,7 +238,7 @@ def _ruled(name: str, equation: Any, operands: Sequence[Any], rule: Any, index: 
     live = [x for x in operands if isinstance(x, Random)]
     draw: Callable[[], Any] | None = None
     if all(x.sample is not None for x in live):
-        draw = Once(lambda: _bound(equation, [sampled(x) for x in operands])[index])
+        draw = Once(lambda: bound(equation, [sampled(x) for x in operands])[index])
     blocked = Blocked.among([x.value for x in live])
     if blocked is not None:
         return Random(blocked, draw)

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
+from numpyro.distributions.constraints import real
 from numpyro.infer import ELBO
 from numpyro.infer.elbo import LossWithMutableState
 from numpyro.ops.provenance import eval_provenance
@@ -21,6 +23,7 @@ from vi_kit._errors import BackendError, refuse_settings
 from vi_kit.cost import kept_name, label
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
+from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
@@ -31,7 +34,13 @@ from vi_kit.numpyro.backend import (
     predictions,
     refuse_in_the_dark,
 )
-from vi_kit.numpyro.degrees import degrees_found
+from vi_kit.numpyro.degrees import (
+    degrees_found,
+    find_jumps_in,
+    nearby,
+    plausible,
+    takes_steps,
+)
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
 from vi_kit.numpyro.replay import NumPyroReplay
@@ -39,6 +48,7 @@ from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.run import STEP_KEY, Run
+from vi_kit.select import Selection
 from vi_kit.settings import (
     SETTINGS,
     Settings,
@@ -46,6 +56,7 @@ from vi_kit.settings import (
     not_finite,
     of_other_library,
     with_closed_forms,
+    without_jumps,
 )
 
 NOTHING = "no latent site of NumPyro: vi_kit.pyro.Loss is for Pyro's programs"
@@ -94,6 +105,7 @@ class Loss(ELBO):
         self.settings = Settings.of(
             objective, estimators, num_samples, max_plate_nesting, vectorize
         )
+        self.known_jumps: dict[Any, Jumps] = {}
         super().__init__(num_particles=num_samples, vectorize_particles=vectorize)
 
     def __repr__(self) -> str:
@@ -137,7 +149,9 @@ class Loss(ELBO):
         """
         if not callable(model) or not callable(guide):
             raise of_other_library("NumPyro")
-        step = _Step(self.settings, rng_key, param_map, model, guide, args, kwargs)
+        step = _Step(
+            self.settings, rng_key, param_map, model, guide, args, kwargs, self.known_jumps
+        )
         plan, touched = step.plan()
         groups, run, backend = step.run(plan)
         loss = _total(groups, (None, "model"))
@@ -194,7 +208,7 @@ class Loss(ELBO):
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; nothing is computed."""
-        step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs)
+        step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known_jumps)
         plan = step.plan()[0]
         choices = plan.selection.resolved.items()
         kept = [label for label, c in choices if c.estimator.acting.keeps_state]
@@ -251,8 +265,10 @@ class _Step:
         guide: Callable,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        known_jumps: dict[Any, Jumps] | None = None,
     ):
         self.settings = settings
+        self.known_jumps = {} if known_jumps is None else known_jumps
         self.key = key
         self.params = params
         self.programs = (
@@ -336,11 +352,11 @@ class _Step:
                 backend = NumPyroBackend(self.key, self.params, provenance=provenance, dry=True)
                 traced = Run(backend, run.plan, findings=run.findings, with_gradient=False)
                 self.settings.execute(traced, *self.programs)
-                found.update(touched=backend.touched)
+                found.update(touched=backend.touched, declared=backend.declared_params)
                 traced.forget()  # what is traced may not outlive its trace
 
             try:
-                jax.eval_shape(dry)
+                dry_run = jax.make_jaxpr(dry)()
             except Replan:
                 raise BackendError(
                     f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
@@ -349,10 +365,19 @@ class _Step:
                 raise refuse_in_the_dark(error) from error
             assert isinstance(run.backend, NumPyroBackend)
             run.backend.touched = found["touched"]
-            found.update(provenance=provenance, nesting=run.plan.max_plate_nesting)
+            found.update(
+                provenance=provenance, nesting=run.plan.max_plate_nesting, jaxpr=dry_run.jaxpr
+            )
 
         draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize)
         plan = make_plan(make_backend, draft, execute)
+        if plan.pathwise and takes_steps(found["jaxpr"]):
+            jumps = self.jumps(plan, found)
+
+            def remake(selection: Selection) -> Plan:
+                return make_plan(make_backend, replace(draft, selection=selection), execute)
+
+            plan = without_jumps(plan, jumps, remake)
         plan = replace(plan, max_plate_nesting=found["nesting"], provenance=found["provenance"])
         plan = replace(plan, tracked=plan.tracked or plan.has_worlds)
         if plan.degrees:
@@ -392,6 +417,58 @@ class _Step:
             except IN_THE_DARK as error:
                 raise refuse_in_the_dark(error) from error
             return {keys[i]: names for i, names in by_number.items()}, depth
+
+    def jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
+        """Which terms jump in the values of reparameterised sites."""
+        key = str(found["jaxpr"]), plan.pathwise
+        if key not in self.known_jumps:
+            try:
+                self.known_jumps[key] = self._jumps(plan, found)
+            except Exception:  # the program may do what cannot be evaluated by itself
+                self.known_jumps[key] = Jumps.unknown(plan.pathwise)
+        return self.known_jumps[key]
+
+    def _jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
+        plain = replace(
+            plan,
+            num_slots=1,
+            tracked=False,
+            analytic=frozenset(),
+            max_plate_nesting=found["nesting"],
+            provenance=found["provenance"],
+        )
+        model, guide = self.programs
+        rng, declared = np.random.default_rng(0), dict(found["declared"])
+        declared.update((n, (v, declared.get(n, (v, real))[1])) for n, v in self.params.items())
+        params = {
+            name: jax.tree.map(lambda x, c=constraint: nearby(x, rng, c), value)
+            for name, (value, constraint) in declared.items()
+        }
+        leaves, tree = jax.tree.flatten((params, model.args, model.kwargs))
+        is_unknown = [not not_jax_tracer(leaf) for leaf in leaves]
+        of_params = len(jax.tree.leaves(params))
+        unknown = [i for i, open_ in enumerate(is_unknown) if open_ or i < of_params]
+        invents_data = any(is_unknown[of_params:])
+
+        def execute(probe: DegreeProbe, inputs: list[Any]) -> None:
+            given = list(leaves)
+            for i, value in zip(unknown, inputs, strict=True):
+                given[i] = value
+            params, args, kwargs = jax.tree.unflatten(tree, given)
+            step = _Step(self.settings, key, params, model.fn, guide.fn, args, kwargs)
+            backend = NumPyroBackend(
+                key, params, provenance=plain.provenance, invents_data=invents_data
+            )
+            run = Run(backend, plain, findings=Findings(), probe=probe, with_gradient=False)
+            self.settings.execute(run, *step.programs)
+
+        jumps = Jumps()
+        for seed in range(1 + plan.draws_others()):  # which may hide a jump
+            with jax.ensure_compile_time_eval():
+                key = random.key(seed)
+            inputs = [plausible(leaves[i], rng) for i in unknown]
+            jumps = jumps.joined(find_jumps_in(plan, inputs, execute))
+        return jumps
 
     def prove_degrees(self, plan: Plan) -> None:
         """Refuse terms of higher degree than their sites' estimators are exact for."""

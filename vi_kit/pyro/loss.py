@@ -15,13 +15,14 @@ from pyro.poutine.util import prune_subsample_sites
 
 from vi_kit._errors import BackendError, ObjectiveError, message, refuse_settings
 from vi_kit.arguments import described
-from vi_kit.degrees import shortfalls
+from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
+from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.degrees import degree_probe, degrees_found
+from vi_kit.pyro.degrees import Watch, degree_probe, degrees_found, find_jumps_in
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.replay import PyroReplay
 from vi_kit.run import Run
@@ -33,6 +34,7 @@ from vi_kit.settings import (
     not_numbers,
     of_other_library,
     with_closed_forms,
+    without_jumps,
 )
 
 T = TypeVar("T")
@@ -256,7 +258,7 @@ class Loss(ELBO):
                     ) from None
 
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                plan = make_plan(PyroBackend, draft, execute)
+                plan = _without_jumps(draft, execute)
                 _prove_degrees(plan, execute)
                 plan = _with_closed_forms(plan, execute)
                 plan = replace(plan, provenance=_untraceable(plan, execute))
@@ -335,6 +337,37 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
     except Exception:  # what cannot be followed is taken to get lost, which is right, if noisier
         return frozenset(plan.selection.resolved)
     return frozenset(backend.probe.untraceable)
+
+
+def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
+    """The plan of a program, in which no site is differentiated along which a cost jumps. The program is run once more
+    if it has an operation that takes steps."""
+    backend = PyroBackend()
+
+    def make_backend() -> PyroBackend:
+        nonlocal backend
+        backend = PyroBackend()
+        return backend
+
+    with Watch() as watch:
+        plan = make_plan(make_backend, draft, execute)
+    if not watch.found or not plan.pathwise:
+        return plan
+    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
+
+    def dry(probe: DegreeProbe) -> None:
+        execute(Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False))
+
+    leaves = [*backend.leaves("model"), *backend.leaves("guide")]
+    try:
+        found = find_jumps_in(plan, leaves, dry)
+        if plan.draws_others():  # which may hide a jump
+            found = found.joined(find_jumps_in(plan, leaves, dry))
+    except Exception:  # the program may do what tensors of another class refuse
+        found = Jumps.unknown(plan.pathwise)
+    return without_jumps(
+        plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
+    )
 
 
 def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:

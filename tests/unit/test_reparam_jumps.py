@@ -1,0 +1,392 @@
+"""A site in whose value a cost jumps is not reparameterised by default, and refused if the user says so; kinks, and
+comparisons that nothing depends on, change nothing."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests.libraries import NumPyroWords, PyroWords
+
+VALUES = np.array([0.3, -0.2, 0.5])
+
+
+def guide_of(lib):
+    def guide():
+        theta = lib.theta(VALUES)
+        lib.sample("z", lib.dist.Normal(theta, 1.0).to_event(1))
+
+    return guide
+
+
+def model_of(lib, location):
+    """A likelihood whose location is a function of three standard normal values."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.xp.zeros(3), 1.0).to_event(1))
+        lib.sample("x", lib.dist.Normal(location(lib, z), 1.0), obs=lib.array(0.7))
+
+    return model
+
+
+def row(lib, model, guide, site="z", loss=None):
+    """The line of `explain` about a site."""
+    lines = (loss or lib.Loss()).explain(model, guide).splitlines()
+    return next(line for line in lines if line.split()[0] == site)
+
+
+def torch_functional():
+    import torch
+
+    return torch.nn.functional
+
+
+def jax_nn():
+    import jax
+
+    return jax.nn
+
+
+def fn(lib, name):
+    return getattr(torch_functional() if lib.name == "pyro" else jax_nn(), name)
+
+
+def where(lib, *args):
+    return lib.xp.where(*args)
+
+
+def huber(lib, z):
+    r = abs(z[0])
+    return where(lib, r < 1.0, r**2 / 2.0, r - 0.5)
+
+
+def safe_log(lib, z):
+    inside = z[0] > 1.0
+    return where(lib, inside, lib.xp.log(where(lib, inside, z[0], 1.0 + 0.0 * z[0])), 0.0 * z[0])
+
+
+def guarded_softplus(lib, z):
+    small = where(lib, z > 20.0, 0.0 * z, z)
+    return where(lib, z > 20.0, z, lib.xp.log1p(lib.xp.exp(small))).sum()
+
+
+def sinc(lib, z):
+    is_zero = z[0] == 0.0
+    at = where(lib, is_zero, 1.0 + 0.0 * z[0], z[0])
+    return where(lib, is_zero, 1.0 + 0.0 * z[0], lib.xp.sin(at) / at)
+
+
+def interpolation(lib, z):
+    knots, values = lib.array([-2.0, -1.0, 0.5, 2.0]), lib.array([1.0, -1.0, 3.0, 0.0])
+    x = lib.xp.clip(z[0], -1.9, 1.9)
+    right = lib.xp.searchsorted(knots, x)
+    weight = (x - knots[right - 1]) / (knots[right] - knots[right - 1])
+    return values[right - 1] * (1.0 - weight) + values[right] * weight
+
+
+def largest_by_index(lib, z):
+    return z[lib.xp.argmax(z)]
+
+
+def covariance(lib, z):
+    return 0.1 * z[:, None] * z[None, :] + lib.xp.eye(3)
+
+
+def kernel(lib, z):
+    """Of a Gaussian process, whose distances are safe to differentiate where they are zero."""
+    x = lib.array([0.0, 0.4, 1.0])
+    squares = (x[:, None] - x[None, :]) ** 2 * lib.xp.exp(z[0])
+    same = squares == 0.0
+    distance = where(
+        lib, same, 0.0 * squares, lib.xp.sqrt(where(lib, same, 1.0 + squares, squares))
+    )
+    return lib.xp.linalg.cholesky(lib.xp.exp(-distance) + 0.1 * lib.xp.eye(3))[2, 1]
+
+
+def euler(lib, z):
+    """Of a differential equation with a kink on the right hand side."""
+    y = z[0]
+    for _ in range(4):
+        y = y + 0.1 * where(lib, y > 0.5, 0.5 - y, 2.0 * (0.5 - y))
+    return y
+
+
+def masked(lib, z):
+    mask = lib.array([0.3, -0.1, 2.0]) > 0.0
+    return where(lib, mask, z, 0.0 * z).sum()
+
+
+KINKS = {
+    "relu": lambda lib, z: fn(lib, "relu")(z).sum(),
+    "leaky_relu": lambda lib, z: fn(lib, "leaky_relu")(z).sum(),
+    "elu": lambda lib, z: fn(lib, "elu")(z).sum(),
+    "relu_by_where": lambda lib, z: where(lib, z > 0.0, z, 0.0 * z).sum(),
+    "relu_by_product": lambda lib, z: (z * (z > 0.0)).sum(),
+    "abs": lambda lib, z: abs(z).sum(),
+    "abs_by_sign": lambda lib, z: (z * lib.xp.sign(z)).sum(),
+    "clip": lambda lib, z: lib.xp.clip(z, -0.5, 0.5).sum(),
+    "maximum": lambda lib, z: lib.xp.maximum(z[0], z[1]),
+    "huber": huber,
+    "safe_log": safe_log,
+    "guarded_softplus": guarded_softplus,
+    "sinc": sinc,
+    "logsumexp": lambda lib, z: lib.xp.log(lib.xp.exp(z - z.max()).sum()) + z.max(),
+    "norm": lambda lib, z: lib.xp.linalg.norm(z),
+    "interpolation": interpolation,
+    "triangles": lambda lib, z: abs(z[0] - lib.xp.round(z[0])),
+    "remainder": lambda lib, z: (z[0] % 1.0) * (1.0 - z[0] % 1.0),
+    "largest_by_index": largest_by_index,
+    "ordered": lambda lib, z: (z[lib.xp.argsort(z)] * lib.array([1.0, 2.0, 3.0])).sum(),
+    "cholesky": lambda lib, z: lib.xp.linalg.cholesky(covariance(lib, z))[2, 1],
+    "slogdet": lambda lib, z: lib.xp.linalg.slogdet(covariance(lib, z))[1],
+    "kernel": kernel,
+    "euler": euler,
+    "masked": masked,
+    "steep": lambda lib, z: lib.xp.tanh(100.0 * z[0]),
+}
+
+
+@pytest.mark.parametrize("case", KINKS)
+def test_kinks_keep_reparam(case, lib):
+    told = row(lib, model_of(lib, KINKS[case]), guide_of(lib))
+    assert "Reparam()" in told and "sampler" in told
+    assert "assumed" not in told
+
+
+def as_int(lib, z):
+    return z.long() if lib.name == "pyro" else z.astype(int)
+
+
+def by_branch(lib, z):
+    if lib.name == "pyro":
+        return z[0] if z[0] > 0.0 else -1.0 + z[1]
+    import jax
+
+    return jax.lax.cond(z[0] > 0.0, lambda z: z[0], lambda z: -1.0 + z[1], z)
+
+
+def levels(lib, z):
+    knots, values = lib.array([-1.0, 0.0, 1.0]), lib.array([1.0, -1.0, 3.0, 0.0])
+    return values[lib.xp.searchsorted(knots, z[0])]
+
+
+def recursion(lib, z):
+    y = z[0]
+    for _ in range(3):
+        y = where(lib, y > 0.2, 0.5 * y, y + z[1])
+    return y
+
+
+def changed(lib, z):
+    """Written into a copy."""
+    if lib.name == "numpyro":
+        return (z + 0.0).at[0].set(where(lib, z[0] > 0.0, 1.0, -1.0)).sum()
+    y = z.clone()
+    y[z > 0.0] = 2.0
+    return y.sum()
+
+
+JUMPS = {
+    "where": lambda lib, z: where(lib, z[0] > 0.0, 1.5, -0.5),
+    "where_by_elements": lambda lib, z: where(lib, z > 0.0, z + 1.0, z).sum(),
+    "truth_value": lambda lib, z: 1.5 * (z[0] > 0.0) + z[1],
+    "far": lambda lib, z: where(lib, z[0] > 4.0, 1.5, -0.5),
+    "sign": lambda lib, z: lib.xp.sign(z[0]) + z[1],
+    "floor": lambda lib, z: lib.xp.floor(z[0]),
+    "round": lambda lib, z: lib.xp.round(z[0]) + z[0],
+    "remainder": lambda lib, z: z[0] % 1.0,
+    "index": lambda lib, z: lib.array([0.5, 1.5, -0.5])[as_int(lib, lib.xp.clip(z[0], 0.0, 2.5))],
+    "argmax": lambda lib, z: lib.array([0.5, 1.5, -0.5])[lib.xp.argmax(z)],
+    "order": lambda lib, z: (lib.xp.argsort(z) * lib.array([1.0, 2.0, 4.0])).sum(),
+    "levels": levels,
+    "branch": by_branch,
+    "recursion": recursion,
+    "behind_a_function": lambda lib, z: lib.xp.exp(-lib.xp.floor(lib.xp.exp(z[0]))) + z[1],
+    "changed": changed,
+}
+
+
+@pytest.mark.parametrize("case", JUMPS)
+def test_jumps_are_not_reparameterised(case, lib):
+    told = row(lib, model_of(lib, JUMPS[case]), guide_of(lib))
+    assert "Score(" in told and "a cost jumps: model site 'x', because of" in told
+    assert re.search(r"\(test_reparam_jumps.py:\d+\)", told)
+
+
+def test_levels_that_start_alike_are_seen(lib):
+    """Parameters are moved: where they start, there is no jump."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.xp.zeros(3), 1.0).to_event(1))
+        levels = lib.theta(np.zeros(2), "levels")
+        location = where(lib, z[0] > 0.0, levels[0], levels[1])
+        lib.sample("x", lib.dist.Normal(location, 1.0), obs=lib.array(0.7))
+
+    assert "Score(" in row(lib, model, guide_of(lib))
+
+
+def likelihoods(lib, z):
+    """Of distributions whose densities look at their parameters."""
+    d, zero = lib.dist, 0.0 * z
+    scale = lib.xp.exp(0.1 * z)
+    return {
+        "student": (d.StudentT(4.0 + zero, z, scale), 0.8),
+        "von_mises": (d.VonMises(z, scale), 0.8),
+        "laplace": (d.Laplace(z, scale), 0.8),
+        "logits": (d.Bernoulli(logits=z), 1.0),
+        "categorical": (d.Categorical(logits=lib.xp.stack([zero, z, 1.0 - z], -1)), 2),
+        "poisson": (d.Poisson(scale), 3.0),
+        "negative_binomial": (d.NegativeBinomial(3.0 + zero, logits=z), 2.0),
+        "mixture": (
+            d.MixtureSameFamily(
+                d.Categorical(logits=lib.xp.stack([zero, z], -1)),
+                d.Normal(lib.xp.stack([z, -z], -1), 1.0),
+            ),
+            0.8,
+        ),
+        "masked": (d.Normal(z, 1.0).mask(lib.array([True, False, True])), 0.8),
+    }
+
+
+LIKELIHOODS = (
+    "student von_mises laplace logits categorical poisson negative_binomial mixture masked".split()
+)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods_of_the_library(name, lib):
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.xp.zeros(3), 1.0).to_event(1))
+        q, x = likelihoods(lib, z)[name]
+        lib.sample("x", q.to_event(1), obs=lib.array([x, x, x]))
+
+    told = row(lib, model, guide_of(lib))
+    assert "Reparam()" in told and "assumed" not in told
+
+
+def test_a_jump_of_the_guide(lib):
+    """In the distribution of a site that is drawn given another: only the other's path is broken."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        y = lib.sample("y", lib.dist.Normal(z, 1.0))
+        lib.sample("x", lib.dist.Normal(y, 1.0), obs=lib.array(0.7))
+
+    def guide():
+        theta = lib.theta(VALUES)
+        z = lib.sample("z", lib.dist.Normal(theta[0], 1.0))
+        lib.sample("y", lib.dist.Normal(where(lib, z > 0.0, theta[1], theta[2]), 1.0))
+
+    assert "MeasureValued()" in row(lib, model, guide)
+    assert "Reparam()" in row(lib, model, guide, "y")
+
+
+def plate_guide(lib, size=3):
+    def guide():
+        theta = lib.theta(VALUES)
+        with lib.plate("data", size):
+            lib.sample("z", lib.dist.Normal(theta[0], 1.0))
+
+    return guide
+
+
+def test_a_term_outside_the_plate_gets_score(lib):
+    def model():
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        total = where(lib, z > 0.0, 1.0, 0.0).sum(-1, keepdims=True)
+        lib.sample("x", lib.dist.Normal(total[..., 0], 1.0), obs=lib.array(0.7))
+
+    assert "Score(baseline=MovingAverage" in row(lib, model, plate_guide(lib))
+
+
+CHOSEN = [vi.Reparam, vi.DoublyReparam]
+
+
+@pytest.mark.parametrize("chosen", CHOSEN)
+def test_a_chosen_estimator_is_refused(chosen, lib):
+    model, guide = model_of(lib, JUMPS["where"]), guide_of(lib)
+    name = chosen.__name__
+    text = rf"site 'z': {name}\(\) is biased if a cost jumps in the value of 'z'\n"
+    text += r"  got:      model site 'x', because of gt \(test_reparam_jumps.py:\d+\)\n"
+    with pytest.raises(vi.EstimatorError, match=text):
+        lib.Loss(vi.elbo(), {"z": chosen()}).explain(model, guide)
+    told = row(lib, model, guide, loss=lib.Loss(vi.elbo(), {"z": chosen(biased=True)}))
+    assert f"{name}(biased=True)" in told
+
+
+@pytest.mark.parametrize("chosen", [vi.RejectionReparam(), vi.GeneralizedReparam()])
+def test_paths_of_gamma_sites_are_refused(chosen, lib):
+    def model():
+        z = lib.sample("z", lib.dist.Gamma(2.0, 1.0))
+        lib.sample("x", lib.dist.Normal(where(lib, z > 2.0, 1.5, -0.5), 1.0), obs=lib.array(0.7))
+
+    def guide():
+        lib.sample("z", lib.dist.Gamma(lib.xp.exp(lib.theta(VALUES)[0]), 1.0))
+
+    with pytest.raises(vi.EstimatorError, match="is biased if a cost jumps"):
+        lib.Loss(vi.elbo(), {"z": chosen}).explain(model, guide)
+
+
+def test_while_the_step_is_traced():
+    """Where neither parameters nor data are known."""
+    import jax
+
+    lib = NumPyroWords()
+
+    def model(location, x, flags):
+        z = lib.sample("z", lib.dist.Normal(lib.xp.zeros(3), 1.0).to_event(1))
+        with lib.plate("data", 2):
+            shift = lib.xp.where(flags > 0, 0.3, 0.0)
+            lib.sample("x", lib.dist.Normal(location(lib, z) + shift, 1.0), obs=x)
+
+    def told(location, x, flags, theta):
+        loss, given = lib.Loss(num_samples=2), functools.partial(model, location)
+        loss.loss(jax.random.key(0), {"theta": theta}, given, guide, x, flags)
+        found.append(loss.explain(given, guide, x, flags))
+        return x
+
+    def guide(x, flags):
+        lib.sample("z", lib.dist.Normal(lib.theta(VALUES), 1.0).to_event(1))
+
+    found = []
+    for case in (JUMPS["where"], KINKS["huber"]):
+        jax.jit(functools.partial(told, case))(np.array([0.3, 0.7]), np.array([1, 0]), VALUES)
+    assert "Score(" in found[0]
+    assert "Reparam()" in found[1] and "assumed" not in found[1]
+
+
+def test_what_cannot_be_followed_is_assumed():
+    """Writes into tensors of the program's own, in torch."""
+    import torch
+
+    def location(lib, z):
+        out = torch.zeros(2)
+        out[0] = torch.where(z[0] > 0.0, z[0], 0.0 * z[0])
+        return out.sum()
+
+    lib = PyroWords()
+    told = row(lib, model_of(lib, location), guide_of(lib))
+    assert "Reparam()" in told
+    assert (
+        "assumed to have no jumps at copy_, which writes in place (test_reparam_jumps.py:" in told
+    )
+
+
+def test_no_comparison_no_run():
+    """A program without one is not run any more often."""
+    lib, runs = PyroWords(), []
+
+    def location(lib, z):
+        runs.append(z)
+        return fn(lib, "relu")(z).sum()
+
+    row(lib, model_of(lib, location), guide_of(lib))
+    before = len(runs)
+    runs.clear()
+    row(lib, model_of(lib, lambda lib, z: huber(lib, z) + location(lib, z)), guide_of(lib))
+    assert (before, len(runs)) == (2, 3)

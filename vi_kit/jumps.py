@@ -1,0 +1,301 @@
+"""Whether costs jump in the values of reparameterised sites: where the result of an operation changes between two
+draws, both sides of the change are compared.
+
+Which operations take steps, and which terms they reach, is read off the program (`vi_kit.degrees`); that is all of
+them. Whether a term jumps there is tested: all sites move on a line through a draw of theirs; where a result changes,
+bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the absolute value, a
+Huber loss or `where` with branches that meet. Parameters are moved a little, so that branches do not meet by the values
+that they start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vi_kit._errors import message
+from vi_kit.degrees import CONSTANT, Cut, DegreeProbe
+
+if TYPE_CHECKING:
+    from vi_kit.backend import Distribution
+    from vi_kit.degrees import Degrees
+    from vi_kit.estimators import Estimator
+
+NUM_DRAWS = 6
+"""Of which the first is where the way starts, the second says in which direction, and all of them, how far."""
+
+PLACES = (0.0, 1.0, -1.0, 2.5, -2.0, 6.0, -5.0, 20.0, -20.0)
+"""Where on the way a program is evaluated, in steps as far as draws are apart."""
+
+MAX_CHANGES = 3
+"""How many changes of an operation's result are looked at."""
+
+MAX_RUNS = 4
+"""How often the program is run once more, to see what it does on either side of an `if`."""
+
+EQUALITIES = frozenset(("eq", "ne"))
+"""Whose result changes at single values only, unless it was seen to change elsewhere."""
+
+LOOPS = frozenset(("while",))
+"""Operations that go on until something is small enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a program made at one place.
+
+    Attributes:
+        results: of each operation that takes steps, `None` where it is not known.
+        terms: of each term, its elements.
+        is_elsewhere: whether the program would have taken another way than the one that was followed.
+    """
+
+    results: Mapping[Cut, np.ndarray | None]
+    terms: Sequence[np.ndarray]
+    is_elsewhere: bool = False
+
+
+@dataclass(eq=False)
+class JumpProbe(DegreeProbe):
+    """What a dry run notes in which all reparameterised sites move on a line.
+
+    Attributes:
+        zeros: for each such site how far it has moved, by label.
+        draw: makes the value of a site, from how far it has moved.
+        cut: makes a constant of a value.
+    """
+
+    draw: Callable[[Any, Any], Any] = field(kw_only=True)
+    cut: Callable[[Any], Any] = field(kw_only=True)
+
+    def value(self, label: str, dist: Distribution, estimator: Estimator) -> Any:
+        """The value of a site, a constant if it does not move."""
+        del estimator
+        if dist.name == "Delta":
+            return dist.rsample()
+        if label in self.zeros:
+            return self.draw(dist, self.zeros[label])
+        return self.cut(dist.sample())
+
+    def held(self, value: Any) -> Any:
+        return self.cut(value)
+
+    def drawn(self, label: str, dist: Distribution, log_prob: Any) -> None:
+        if dist.name != "Delta":
+            self.draws.append((label, log_prob))
+
+    def sources(self) -> list[str]:
+        """Where each of `values` comes from; nothing, if the objective does not have it."""
+        of_terms = [what if what in self.used else "" for what, _ in self.terms]
+        return [*of_terms, *(f"the draw of site {label!r}" for label, _ in self.draws)]
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """What was found out about the jumps of a program.
+
+    Attributes:
+        found: for the label of a site the terms that jump in it, and because of which operation.
+        assumed: the operations of which nothing was found out, for sites that are taken for differentiable.
+    """
+
+    found: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    assumed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def unknown(cls, labels: Iterable[str]) -> Jumps:
+        """Where a program could not be followed."""
+        return cls(assumed={label: ("operations that could not be followed",) for label in labels})
+
+    def joined(self, other: Jumps) -> Jumps:
+        """What either found."""
+        both = [
+            {k: tuple(dict.fromkeys((*a.get(k, ()), *b.get(k, ())))) for k in {**a, **b}}
+            for a, b in ((self.found, other.found), (self.assumed, other.assumed))
+        ]
+        return Jumps(both[0], both[1])
+
+
+def find_jumps(
+    sources: Sequence[str],
+    degrees: Sequence[Degrees],
+    at: Callable[[float], Snapshot],
+    again: Callable[[float], Snapshot] | None = None,
+    branches: frozenset[Cut] = frozenset(),
+) -> Jumps:
+    """Test every operation that takes steps and reaches a term.
+
+    Args:
+        sources: by `JumpProbe.sources`.
+        degrees: of `JumpProbe.values`.
+        at: evaluates the program, as it was traced, at a place.
+        again: runs the program itself there.
+        branches: the operations by which it chooses its way, so that it has to be run.
+    """
+    terms: dict[Cut, dict[int, None]] = {}
+    labels: dict[Cut, dict[str, None]] = {}
+    for i, (source, forms) in enumerate(zip(sources, degrees, strict=True)):
+        for label, form in forms.items():
+            for cut in form.cuts if source else ():
+                terms.setdefault(cut, {})[i] = None
+                labels.setdefault(cut, {})[label] = None
+    found: dict[str, dict[str, None]] = {}
+    assumed: dict[str, dict[str, None]] = {}
+    way = _Way(at, again, branches)
+    for cut in sorted(terms):
+        verdict = way.jumping(cut, list(terms[cut]))
+        for label in labels[cut]:
+            if verdict is None and cut.name not in EQUALITIES:
+                assumed.setdefault(label, {})[str(cut)] = None
+            for i in verdict or ():
+                if cut in degrees[i].get(label, CONSTANT).cuts:
+                    found.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
+    return Jumps(
+        {label: tuple(texts) for label, texts in found.items()},
+        {label: tuple(texts) for label, texts in assumed.items() if label not in found},
+    )
+
+
+class _Way:
+    """The way through two draws, with what was already evaluated on it."""
+
+    def __init__(
+        self,
+        at: Callable[[float], Snapshot],
+        again: Callable[[float], Snapshot] | None,
+        branches: frozenset[Cut],
+    ):
+        self.at, self.again, self.branches = at, again, branches
+        self.known: dict[float, Snapshot] = {}
+        self.runs: dict[float, Snapshot] = {}
+
+    def snapshot(self, place: float) -> Snapshot:
+        if place not in PLACES:
+            return self.at(place)
+        if place not in self.known:
+            self.known[place] = self.at(place)
+        return self.known[place]
+
+    def run(self, place: float) -> Snapshot | None:
+        """What the program itself makes at a place; `None` if it was run too often."""
+        if place not in self.runs:
+            if self.again is None or len(self.runs) == MAX_RUNS:
+                return None
+            self.runs[place] = self.again(place)
+        return self.runs[place]
+
+    def jumping(self, cut: Cut, terms: Sequence[int]) -> list[int] | None:
+        """Which terms jump where the result of an operation changes; `None` if that was not seen."""
+        seen = False
+        for low, high in self.changes(cut):
+            verdict = self.compared(cut, low, high, terms)
+            if verdict or (verdict is not None and cut in self.branches):
+                return verdict
+            seen = seen or verdict is not None
+        return [] if seen else None
+
+    def changes(self, cut: Cut) -> Iterable[tuple[float, float]]:
+        """Stretches of the way, nearest first, within which the result of an operation changes."""
+        if self.snapshot(0.0).results.get(cut) is None:
+            return
+        count, inner = 0, {1: 0.0, -1: 0.0}
+        for place in PLACES[1:]:
+            side = 1 if place > 0 else -1
+            start, inner[side] = inner[side], place
+            if not _same(self.snapshot(start), self.snapshot(place), cut):
+                yield start, place
+                count += 1
+            if count == MAX_CHANGES:
+                return
+
+    def compared(self, cut: Cut, low: float, high: float, terms: Sequence[int]) -> list[int] | None:
+        """Bisect to a change; which terms jump there, `None` if they cannot be compared."""
+        below, above, calm = self.snapshot(low), self.snapshot(high), 0
+        for _ in range(80):
+            middle = 0.5 * (low + high)
+            if middle in (low, high):
+                break
+            between = self.at(middle)
+            if _same(below, between, cut):
+                low, below = middle, between
+            else:
+                high, above = middle, between
+            is_calm = cut not in self.branches and abs(high - low) < 1e-3
+            calm = calm + 1 if is_calm and _apart(below, above, terms) == [] else 0
+            if calm == 2:
+                break
+        if below.is_elsewhere:
+            return None
+        if cut in self.branches:
+            here, above = self.run(low), self.run(high)
+            if here is None or above is None:
+                return None
+            if len(here.terms) != len(below.terms):
+                return None
+            if len(above.terms) != len(below.terms):
+                return list(terms)
+            if _apart(below, here, terms):  # it has randomness of its own
+                return None
+        elif above.is_elsewhere:
+            return None
+        step = 8.0 * (high - low)
+        sides = [(below, self.at(low - step))]
+        if cut not in self.branches:
+            sides.append((above, self.at(high + step)))
+        noise = [(a, b) for a, b in sides if _same(a, b, cut)]
+        return _apart(below, above, terms, noise, loose=cut.name in LOOPS)
+
+
+def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
+    a, b = one.results[cut], other.results[cut]
+    assert a is not None and b is not None
+    return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
+
+
+def _apart(
+    one: Snapshot,
+    other: Snapshot,
+    terms: Sequence[int],
+    noise: Sequence[tuple[Snapshot, Snapshot]] = (),
+    loose: bool = False,
+) -> list[int] | None:
+    """Which terms have an element that differs by more than rounding and slopes explain; `None` if none can be
+    compared."""
+    found, comparable = [], False
+    for i in terms:
+        if one.terms[i].shape != other.terms[i].shape:
+            return [i]
+        gap, scale = _gap(one.terms[i], other.terms[i])
+        comparable = comparable or bool(np.isfinite(gap).any())
+        least = 1e-2 if loose else 1e-5 if one.terms[i].dtype == np.float32 else 1e-7
+        bound = least * scale
+        for a, b in noise:
+            if a.terms[i].shape == one.terms[i].shape == b.terms[i].shape:
+                bound = np.fmax(bound, 5.0 * _gap(a.terms[i], b.terms[i])[0])
+        if (gap > bound).any():
+            found.append(i)
+    return found if comparable else None
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By how much elements differ, not a number where one is not finite, and their size."""
+    a, b = a.astype(float), b.astype(float)
+    with np.errstate(invalid="ignore"):
+        gap = np.where(np.isfinite(a) & np.isfinite(b), np.abs(a - b), np.nan)
+    size = np.where(np.isfinite(a), np.abs(a), 0.0)
+    return gap, 1.0 + size
+
+
+def refusal(label: str, estimator: Any, found: Sequence[str]) -> str:
+    """The text of the error about a chosen estimator that is biased by jumps."""
+    name, site = type(estimator).__name__, label.split(" (")[0]
+    return message(
+        f"site {label!r}: {name}() is biased if a cost jumps in the value of {site!r}",
+        got="; ".join(found),
+        expected="a cost that is continuous in the value, or an estimator that does not differentiate it:"
+        " MeasureValued() or Score()",
+        fix=f'estimators={{"{site}": vi.MeasureValued()}}, or vi.{name}(..., biased=True)',
+    )
