@@ -81,10 +81,11 @@ class _Step:
 
 @dataclass
 class _Cells:
-    """The values of a program by number."""
+    """The values of a program by number; those in `varied` depend on a site that has several."""
 
     steps: list[_Step] = field(default_factory=list)
     known: dict[int, Any] = field(default_factory=dict)
+    varied: set[int] = field(default_factory=set)
     count: int = 0
 
     def new(self) -> int:
@@ -110,6 +111,8 @@ def evaluate(
     closed = jax.make_jaxpr(fn)(*(x.aval for x in inputs))
     cells = _Cells()
     arguments = [cells.new() for _ in inputs]
+    several = (x.base.axes or len(x.parts) > 1 for x in inputs)
+    cells.varied.update(c for c, varies in zip(arguments, several, strict=True) if varies)
     of_consts = [cells.constant(c) for c in closed.consts]
     results = _laid_out(cells, closed.jaxpr, [*of_consts, *arguments])
     return _Evaluation(cells, dict(zip(arguments, inputs, strict=True)), results, sites).run()
@@ -124,8 +127,8 @@ def _laid_out(cells: _Cells, jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
 
     for e in jaxpr.eqns:
         operands = tuple(map(of, e.invars))
-        where = INLINED.get(e.primitive.name)
-        if where in e.params:
+        where, varies = INLINED.get(e.primitive.name), not cells.varied.isdisjoint(operands)
+        if where in e.params and varies:
             body = e.params[where]
             inner, consts = (
                 (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
@@ -136,6 +139,8 @@ def _laid_out(cells: _Cells, jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
         results = tuple(cells.new() for _ in e.outvars)
         cell.update(zip(e.outvars, results, strict=True))
         cells.steps.append(_Step(e.primitive, e.params, operands, results))
+        if varies or e.primitive in (worlds_p, alternatives_p):
+            cells.varied.update(results)
     return [of(atom) for atom in jaxpr.outvars]
 
 
