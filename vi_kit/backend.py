@@ -69,6 +69,11 @@ class Distribution(Protocol):
         """All values of one event, shape `(support_size, *batch or ones, *event)`."""
         ...
 
+    def support_probs(self) -> Array | None:
+        """Probabilities of the values of `support`, shape `(support_size, *batch)`, where they are parameters;
+        `None` if they are those of the log density."""
+        ...
+
     def elementary(self, params: tuple[str, ...] = ()) -> Elementary | None:
         """The independent scalars that this distribution is made of, `None` if it is not. `params` names the
         parameters of a family that vi_kit does not know."""
@@ -100,6 +105,8 @@ class Elementary:
         sample: draws elements, shape `(*batch, *event)`, without gradient.
         log_prob: log density of elements, of the same shape (nats).
         push: maps elements, of any dtype that holds them, to a value of the distribution.
+        by_probs: whether its parameters are probabilities (or made of nothing else), and not logits, by which the
+            gradient at a probability of zero is zero.
         push_has_params: whether that may have parameters of its own, and so a gradient.
     """
 
@@ -110,6 +117,7 @@ class Elementary:
     log_prob: Callable[[Array], Array]
     push: Push
     push_has_params: bool
+    by_probs: bool
 
 
 @dataclass(frozen=True, eq=False)

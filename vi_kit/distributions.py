@@ -157,6 +157,10 @@ class DistributionView(ABC):
         """The log weights of one of the library's mixtures, and its components."""
 
     @abstractmethod
+    def is_by_probs(self, fn: Any) -> bool:
+        """Whether one of the library's distributions was given probabilities, where it takes these or logits."""
+
+    @abstractmethod
     def is_discrete(self, fn: Any) -> bool:
         """Whether one of the library's distributions is."""
 
@@ -224,10 +228,25 @@ class DistributionView(ABC):
         count, size = math.prod(shape), values.shape[0]
         if event_ndim == 0:
             return values
-        xp, on = array_namespace(values), device(values)
-        powers = size ** xp.arange(count, device=on)
-        digits = xp.arange(size**count, device=on)[:, None] // powers % size
-        return values[digits].reshape(size**count, *shape, *fn.event_shape)
+        return values[_digits(size, count, values)].reshape(size**count, *shape, *fn.event_shape)
+
+    def support_probs(self) -> Array | None:
+        elements = self.elementary()
+        if elements is None or not elements.by_probs or self._elements()[2]:
+            return None
+        if elements.family not in ("Bernoulli", "Categorical"):
+            return None
+        probs = elements.params["probs"]
+        xp = array_namespace(probs)
+        if elements.family == "Bernoulli":
+            probs = xp.stack([1.0 - probs, probs], axis=-1)
+        probs = xp.moveaxis(probs, -1, 0)
+        if elements.event_ndim == 0:
+            return probs
+        count = math.prod(self.event_shape[: elements.event_ndim])
+        probs = xp.reshape(probs, (probs.shape[0], *self.batch_shape, count))
+        digits = _digits(probs.shape[0], count, probs)
+        return math.prod(probs[digits[:, i]][..., i] for i in range(count))
 
     def _values(self, fn: Any) -> Array | None:
         """The values of one element, as many as dim 0 is long."""
@@ -271,7 +290,10 @@ class DistributionView(ABC):
 
         family = "Categorical" if one_hot else family
         has_params = any(has_arrays(transform) for transform in transforms)
-        return Elementary(family, live, event_ndim, sample, elements.log_prob, push, has_params)
+        by_probs = "probs" in live and self.is_by_probs(fn)
+        return Elementary(
+            family, live, event_ndim, sample, elements.log_prob, push, has_params, by_probs
+        )
 
     def family(self, fn: Any) -> str:
         """The name under which a distribution's parameters are known."""
@@ -429,6 +451,13 @@ def with_leaf(fn: Any, leaf: Callable[[Any], Any], **attributes: Any) -> Any:
 def without_validation(fn: Any, leaf: Callable[[Any], Any] = lambda fn: fn) -> Any:
     """A copy of a distribution that evaluates values outside its support too."""
     return with_leaf(fn, leaf, _validate_args=False)
+
+
+def _digits(size: int, count: int, like: Array) -> Array:
+    """All joint values of so many elements, in the order of a support: shape `(size**count, count)`."""
+    xp, on = array_namespace(like), device(like)
+    powers = size ** xp.arange(count, device=on)
+    return xp.arange(size**count, device=on)[:, None] // powers % size
 
 
 def _has_scalars(fn: Any, params: tuple[str, ...]) -> bool:

@@ -21,7 +21,8 @@ def contract_world(site: Site, weights: Term, term: Term) -> Term:
         xp = array_namespace(q.array)
         axes = union(q.axes, value.axes)
         p, v = q.aligned(axes), value.aligned(axes)
-        v = xp.where(p == 0, xp.zeros_like(v), v)  # 0 * inf is 0: the world does not happen
+        # 0 * inf is 0: the world does not happen; a finite value is what the probability has a gradient for
+        v = xp.where((p == 0) & ~xp.isfinite(v), xp.zeros_like(v), v)
         return Named(p * v, axes).sum([world])
 
     if site in term.held:

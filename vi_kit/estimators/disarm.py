@@ -30,7 +30,7 @@ class DisARM(Estimator):
     after both have stopped are left out, since theirs is zero in the mean. With `arm`, the same is averaged over less
     of the noise, with $u_d - \frac12$ in place of the indicator.
 
-    Unbiased when: always.
+    Unbiased when: always; a probability of exactly zero that has a gradient by `probs` is never drawn, nor seen.
     Needs: independent Bernoulli or Categorical elements.
     Cost: 2 evaluations of the model, whatever the size of the event.
     Variance: low for few elements; grows with the size of the event.

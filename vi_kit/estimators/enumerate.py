@@ -61,7 +61,7 @@ class Enumerate(Estimator):
         return None
 
     def expand(self, dist: Distribution) -> Expansion:
-        return Expansion(dist.support(), is_worlds=True)
+        return Expansion(dist.support(), is_worlds=True, weights=dist.support_probs())
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
         return contract_worlds(site, terms)

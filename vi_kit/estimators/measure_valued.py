@@ -80,6 +80,8 @@ class MeasureValued(Estimator):
         pairs = WEAK_DERIVATIVES[elements.family].pairs(drawn, fixed, moved, noise)
         values = xp.stack([xp.astype(v, drawn.dtype) for v, _ in pairs])
         coefficients = xp.stack([c for _, c in pairs])
+        if elements.family in ("Bernoulli", "Categorical") and not elements.by_probs:
+            values = xp.where(_possible(fixed["probs"], values, elements.family), values, drawn)
         values, coefficients = _one_at_a_time(drawn, values, coefficients, elements.event_ndim)
         return Expansion(
             elements.push(drawn),
@@ -90,6 +92,16 @@ class MeasureValued(Estimator):
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
         return contract_differences(site, terms)
+
+
+def _possible(probs: Array, values: Array, family: str) -> Array:
+    """Where discrete values have a probability that is not zero. By logits its gradient is zero there, and what they
+    are worth may be infinite."""
+    xp = array_namespace(probs)
+    if family == "Bernoulli":
+        return xp.where(values > 0, probs, 1.0 - probs) > 0
+    probs = xp.broadcast_to(probs, (values.shape[0], *probs.shape))
+    return xp.take_along_axis(probs, values[..., None], axis=-1)[..., 0] > 0
 
 
 def _event_shape(elements: Elementary) -> tuple[int, ...]:

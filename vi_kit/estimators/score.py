@@ -73,7 +73,7 @@ class Score(WithBaseline):
     Only terms that depend on the site enter $f$ (Rao-Blackwellisation by provenance), summed over the
     plates that the site is not in. With `LeaveOneOut` this is RLOO on a mean and VIMCO on `log_mean_exp`.
 
-    Unbiased when: always.
+    Unbiased when: always; a probability of exactly zero that has a gradient by `probs` is never drawn, nor seen.
     Needs: a log density, and a support that does not depend on parameters.
     Cost: one evaluation of the model.
     Variance: high without a baseline; falls with replicates.

@@ -27,7 +27,7 @@ class SumAndSample(Estimator):
     Rao-Blackwellised: the gradient of what is summed has no noise. Inside a nonlinear function of replicates one of the
     values is drawn for each replicate, and each replicate in turn is compared at all of them.
 
-    Unbiased when: always.
+    Unbiased when: always; a probability of exactly zero that has a gradient by `probs` is never drawn, nor seen.
     Needs: a Categorical (or OneHotCategorical) with more values than are summed, outside of events.
     Cost: `num_summed + 1` evaluations of the model.
     Variance: that of the score function times the mass of the rest, squared.
@@ -77,7 +77,9 @@ class SumAndSample(Estimator):
         values = xp.concat([order[..., :k], drawn], axis=-1)
         at = xp.take_along_axis(probs, values, axis=-1)
         own, fixed = at[..., k:], backend.stop_gradient(at[..., k:])
-        ratio = xp.where(fixed > 0, rest / xp.where(fixed > 0, fixed, xp.ones_like(rest)), 0.0)
+        unlikely = 1.0 if tail.shape[-1] == 1 else 0.0
+        safe = xp.where(fixed > 0, fixed, xp.ones_like(rest))
+        ratio = xp.where(fixed > 0, rest / safe, unlikely)
         weights = xp.concat([at[..., :k], rest + ratio * (own - fixed)], axis=-1)
         values = elements.push(xp.moveaxis(values, -1, 0))
         weights = xp.moveaxis(weights, -1, 0)

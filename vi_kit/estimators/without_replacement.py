@@ -33,7 +33,7 @@ class WithoutReplacement(Estimator):
     and $R^{\setminus s}$ is the same with s taken out of the domain. Inside a nonlinear function of replicates the
     first value stands for the draw, and each replicate in turn is compared at all values of its set.
 
-    Unbiased when: always.
+    Unbiased when: always; a probability of exactly zero that has a gradient by `probs` is never drawn, nor seen.
     Needs: a Categorical (or OneHotCategorical) with at least k values, outside of events.
     Cost: k evaluations of the model.
     Variance: below that of k draws with replacement and their leave-one-out baseline; zero once k is the support.
@@ -105,17 +105,26 @@ def _weights(probs: Array, held: Array) -> Array:
     xp, k = array_namespace(held), held.shape[-1]
     whole = _probability(held, ())
     one_out = [_probability(held, (s,)) for s in range(k)]
-    ratio = xp.stack([p / whole for p in one_out], axis=-1)
+    # where not all of them can be drawn, they hold every value that can, and the sum is exact
+    ratio = xp.stack([_ratio(p, whole) for p in one_out], axis=-1)
     change = (probs - held) * ratio
     weights = held * ratio + change
     columns = []
     for other in range(k):
         worth = [
-            xp.ones_like(whole) if s == other else _probability(held, (s, other)) / one_out[s]
+            xp.ones_like(whole)
+            if s == other
+            else _ratio(_probability(held, (s, other)), one_out[s])
             for s in range(k)
         ]
         columns.append(held[..., other] * xp.sum(change * xp.stack(worth, axis=-1), axis=-1))
     return weights - xp.stack(columns, axis=-1)
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """Of two probabilities; one where the latter is zero."""
+    xp = array_namespace(below)
+    return xp.where(below > 0, above / xp.where(below > 0, below, xp.ones_like(below)), 1.0)
 
 
 def _probability(probs: Array, out: tuple[int, ...]) -> Array:

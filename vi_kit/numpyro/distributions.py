@@ -79,6 +79,9 @@ class NumPyroDistribution(DistributionView):
     def parts_of_mixture(self, fn: Any) -> tuple[jax.Array, Any]:
         return jax.nn.log_softmax(fn.mixing_distribution.logits), fn.component_distribution
 
+    def is_by_probs(self, fn: Any) -> bool:
+        return not type(fn).__name__.endswith("Logits")
+
     def is_discrete(self, fn: Any) -> bool:
         return fn.is_discrete
 

@@ -109,6 +109,10 @@ class PyroDistribution(DistributionView):
     def parts_of_mixture(self, fn: Any) -> tuple[torch.Tensor, Any]:
         return fn.mixture_distribution.logits, fn.component_distribution
 
+    def is_by_probs(self, fn: Any) -> bool:
+        fn = getattr(fn, "_categorical", fn)
+        return fn._param is vars(fn).get("probs")
+
     def is_discrete(self, fn: Any) -> bool:
         return fn.support.is_discrete
 

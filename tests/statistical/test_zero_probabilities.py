@@ -1,0 +1,97 @@
+"""A probability of exactly zero: its gradient by `probs` is what its value is worth; by logits it is zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests import oracles
+
+WORTH = np.array([3.0, 1.0, -2.0, 0.5])
+PROBS = np.array([0.0, 0.2, 0.3, 0.5])
+LOGITS = np.array([-np.inf, 0.2, 0.3, 0.5])
+
+
+@vi.objective
+def reward(model, guide):
+    return vi.log_density(model, vi.simulate(guide))
+
+
+def programs(lib, make):
+    def model():
+        z = lib.sample("z", lib.dist.Categorical(probs=lib.array(np.full(4, 0.25))))
+        lib.factor("f", lib.array(WORTH)[z])
+
+    return model, lambda: lib.sample("z", make(lib.theta))
+
+
+def by_probs(lib):
+    return lambda theta: lib.dist.Categorical(probs=theta(PROBS) / theta(PROBS).sum())
+
+
+def expected(q):
+    return q @ (WORTH + np.log(0.25))
+
+
+SEEING = [
+    vi.Enumerate(),
+    vi.MeasureValued(),
+    vi.WithoutReplacement(4),
+    vi.SumAndSample(3),
+]
+"""Estimators that evaluate every value."""
+
+
+@pytest.mark.parametrize("estimator", SEEING, ids=repr)
+def test_by_probs(estimator, lib):
+    loss = lib.Loss(reward(), estimator, num_samples=50)
+    found = lib.gradients(loss, *programs(lib, by_probs(lib)), PROBS, 2, 0)
+    exact = -oracles.gradient(lambda p: expected(p / p.sum()), PROBS)
+    np.testing.assert_allclose(found.mean(axis=0), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero", [0.0, 1.0])
+@pytest.mark.parametrize("estimator", [vi.Enumerate(), vi.MeasureValued()], ids=repr)
+def test_of_two_bits(estimator, zero, lib):
+    """An event of a bit that is certain and one that is not: E[2 a + b + 4 a b]."""
+    values = np.array([zero, 0.4])
+
+    def model():
+        z = lib.sample("z", lib.dist.Bernoulli(lib.array([0.5, 0.5])).to_event(1))
+        lib.factor("f", 2.0 * z[..., 0] + z[..., 1] + 4.0 * z[..., 0] * z[..., 1])
+
+    def guide():
+        lib.sample("z", lib.dist.Bernoulli(probs=lib.theta(values)).to_event(1))
+
+    loss = lib.Loss(reward(), estimator, num_samples=2000)
+    found = lib.gradients(loss, model, guide, values, 20, 0)
+    exact = -np.array([2.0 + 4.0 * values[1], 1.0 + 4.0 * values[0]])
+    oracles.check_unbiased(found, exact)
+
+
+@pytest.mark.parametrize("objective", ["reward", "elbo"])
+@pytest.mark.parametrize("estimator", [*SEEING, vi.WithoutReplacement(2), vi.Score()], ids=repr)
+def test_by_logits(estimator, objective, lib, request):
+    loss = lib.Loss({"reward": reward(), "elbo": vi.elbo()}[objective], estimator, num_samples=500)
+    make = lambda theta: lib.dist.Categorical(logits=theta(LOGITS), validate_args=False)  # noqa: E731
+    seed = oracles.seed_of(request.node.name)
+    found = lib.gradients(loss, *programs(lib, make), LOGITS, 40, seed)
+    q = np.exp(LOGITS[1:]) / np.exp(LOGITS[1:]).sum()
+    worth = WORTH[1:] + np.log(0.25) - (objective == "elbo") * np.log(q)
+    exact = -np.concatenate([[0.0], q * (worth - q @ worth)])
+    oracles.check_unbiased(found, exact)
+
+
+def zeroed_in_weights(patch):
+    from vi_kit.distributions import DistributionView
+
+    patch.setattr(DistributionView, "support_probs", lambda self: None)
+
+
+def test_mutant_is_found(lib, monkeypatch):
+    zeroed_in_weights(monkeypatch)
+    loss = lib.Loss(reward(), vi.Enumerate())
+    found = lib.gradients(loss, *programs(lib, by_probs(lib)), PROBS, 1, 0)[0]
+    exact = -oracles.gradient(lambda p: expected(p / p.sum()), PROBS)
+    assert abs(found[0] - exact[0]) > 1.0
