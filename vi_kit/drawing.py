@@ -315,8 +315,8 @@ def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Arra
         return value
     upstream = _upstream(run, site, weights) | _upstream(run, site, value)
     weights = _aligned_slots(run, weights, 0, upstream)
-    what = f"site {site.name!r}"
-    site.weights = run.term(weights, site.axes, what, own=site, counts=False, known=upstream)
+    what, known = f"site {site.name!r}", upstream | {site}
+    site.weights = run.term(weights, site.axes, what, own=site, counts=False, known=known)
     if expansion.first_is_drawn:
         order = array_namespace(weights).arange(size, device=device(weights))
         site.chosen = Term(Named(order == 0, (site.world,)))
