@@ -3,6 +3,7 @@
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
@@ -212,3 +213,21 @@ def test_estimator_in_the_annotation():
     ]
     oracles.check_unbiased(np.array(draws)[:, None], np.array([exact]))
     assert "infer" in loss.explain(global_model, annotated, X)
+
+
+@pytest.mark.parametrize("estimator", [vi.Score(), vi.DisARM()], ids=repr)
+def test_a_default_device_makes_no_site_depend_on_another(estimator):
+    """Where one is set, torch puts a frame of its own between a distribution's checks and what they read."""
+
+    def program():
+        with pyro.plate("data", 3):
+            pyro.sample("b", dist.Bernoulli(logits=pyro.param("l", torch.zeros(3))))
+        pyro.sample("w", dist.Bernoulli(logits=pyro.param("p", torch.tensor(0.3))))
+
+    torch.set_default_device("cpu")
+    try:
+        with pyro.validation_enabled():
+            loss = Loss(vi.elbo(), {"b": vi.Enumerate(), "w": estimator})
+            assert loss.loss_and_grads(program, program) == pytest.approx(0.0, abs=1e-12)
+    finally:
+        torch.set_default_device(None)

@@ -18,8 +18,10 @@ aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal}
 """Make Python values of tensors."""
 
-AROUND = tuple(str(Path(torch.__file__).parent / name) for name in ("_compile", "_dynamo"))
-"""What torch puts around the calls of a mode."""
+AROUND = tuple(
+    str(Path(torch.__file__).parent / name) for name in ("_compile", "_dynamo", "utils/_device")
+)
+"""What torch puts around the calls of a mode, and around all calls where a default device is set."""
 
 OWN = (str(Path(__file__).parents[1]), provenance.__file__)
 """Where provenance is followed: a value that is read by way of it is known to be read."""
