@@ -142,7 +142,7 @@ def open_site(
     site = Site(name, run.num_sites, axes, choice.estimator.acting, role, run.variant)
     run.num_sites += 1
     run.sites.append(site)
-    run.by_order[site.order] = site
+    run.by_order[site.order] = run.opened = site
     if run.findings is not None:
         run.findings.ignored.update(ignored_hints(name, statement.infer))
         if statement.infer.get("is_auxiliary"):
@@ -245,7 +245,7 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
     )
     if run.analysis is not None and estimator.carries_moments:
-        return _random(run, site, dist, run.backend.untracked(dist.sample()))
+        return by_moments(run, site, dist, run.backend.untracked(dist.sample()))
     if run.probe is not None:
         return run.probe.value(site.label, dist, estimator)
     pathwise = estimator.pathwise and not reason
@@ -275,15 +275,16 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
 def _moments(run: Run, site: Site, dist: Distribution) -> Array:
     """The value of a site by its moments, and what it falls back on."""
     if site.estimator.carries_moments:
-        return _random(run, site, dist, None)
+        return by_moments(run, site, dist, None)
     sample = site.estimator.expand(dist).value
     upstream = _upstream(run, site, sample) if run.plan.num_slots > 1 else frozenset[Site]()
     sample = _aligned_slots(run, sample, len(dist.event_shape), upstream)
     sample = run.backend.track(sample, site) if site.estimator.tracked else sample
-    return _random(run, site, dist, sample)
+    return by_moments(run, site, dist, sample)
 
 
-def _random(run: Run, site: Site, dist: Distribution, sample: Array | None) -> Array:
+def by_moments(run: Run, site: Site, dist: Distribution, sample: Array | None) -> Array:
+    """The value of a site of which moments are carried, and where it is a sample."""
     moments = dist.moments() or Moments("unknown", (), lambda value: value)
     return run.backend.random(moments, site, sample)
 

@@ -29,6 +29,8 @@ class Plan:
         selection: estimators by site.
         max_plate_nesting: dims that plates take.
         vectorize: whether replicates are drawn in one pass, or in turn.
+        in_turn: why worlds and alternatives are run one after the other, if so.
+        settled: whether a run with this plan was found to be right.
         num_slots: one plus the alternatives of all sites.
         slots_of: the alternatives of each site, by label.
         has_worlds: whether sites have several values at once.
@@ -52,6 +54,8 @@ class Plan:
     selection: Selection
     max_plate_nesting: int
     vectorize: bool = True
+    in_turn: str = ""
+    settled: bool = False
     num_slots: int = 1
     slots_of: Mapping[str, int] = field(default_factory=dict)
     has_worlds: bool = False
@@ -212,6 +216,7 @@ def explanation(plan: Plan, *notes: str) -> str:
     rows = [tuple(vars(r).values()) for r in (head, *plan.table)]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    in_turn = [f"one value and one replicate after the other: {plan.in_turn}"] * bool(plan.in_turn)
     return "\n".join(
         [
             lines[0],
@@ -221,5 +226,6 @@ def explanation(plan: Plan, *notes: str) -> str:
             *plan.notes,
             *notes,
             *plan.terms,
+            *in_turn,
         ]
     )

@@ -93,6 +93,8 @@ class Run:
         self.next_slot = 1
         self.num_sites = 0
         self.by_order: dict[int, Site] = {}
+        self.opened: Site
+        """Whose value is being made."""
         self.num_terms = 0
         self.dims: dict[Axis, int] = {}
         self.placed_dims = 0
@@ -136,6 +138,11 @@ class Run:
             self.findings.seen_plates.update((role, a) for a in axes if a.kind == PLATE)
         others = self.plan.plates
         return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
+
+    @property
+    def has_front(self) -> bool:
+        """Whether programs are run with dims in front of their own, or one after the other because of them."""
+        return self.placed_dims > 0 or bool(self.plan.in_turn)
 
     # Replicates
 
@@ -366,11 +373,6 @@ class Run:
         if self.with_gradient:
             self.new_state[STEP_KEY] = state + 1.0
         return state
-
-    @property
-    def opened(self) -> Site:
-        """The site whose value is being made."""
-        return self.sites[-1]
 
     def parameter(self, site: Site, name: str, like: Array) -> Array:
         """One of `Estimator.parameters` of a site: a constant, but while it is being learned."""

@@ -26,9 +26,9 @@ MAX_SCOUTS = 10
 """A pattern that matches nothing is looked for in so many further dry runs, where sites may differ from run to run."""
 
 BROADCAST_NOTE = (
-    "vi_kit ran the program with {dims} more batch dims on the left, for replicates and for the values"
-    " of enumerated sites. Write it so that it broadcasts (index from the right, expand before"
-    " concatenating, no reshape to a fixed shape), or give {remedy}sites other estimators."
+    "vi_kit ran the program with {dims} more batch dims on the left, for the values of enumerated sites."
+    " Write it so that it broadcasts (index from the right, expand before"
+    " concatenating, no reshape to a fixed shape), or give sites other estimators."
 )
 
 
@@ -57,7 +57,7 @@ class Settings:
         estimators: as the user gave them.
         num_samples: independent estimates that are averaged.
         max_plate_nesting: dims reserved for plates, `None` to find out.
-        vectorize: whether replicates are drawn in one pass.
+        vectorize: whether replicates are drawn in one pass; `None` to find out.
         selection: the estimators by pattern.
     """
 
@@ -65,7 +65,7 @@ class Settings:
     estimators: Mapping[str, Estimator] | Estimator | None
     num_samples: int
     max_plate_nesting: int | None
-    vectorize: bool
+    vectorize: bool | None
     selection: Selection
 
     @classmethod
@@ -75,7 +75,7 @@ class Settings:
         estimators: Mapping[str, Estimator] | Estimator | None,
         num_samples: int,
         max_plate_nesting: int | None,
-        vectorize: bool,
+        vectorize: bool | None,
     ) -> Settings:
         """Check what a user gave.
 
@@ -137,9 +137,8 @@ class Settings:
             spoilt = run.backend.spoilt_params()
             if spoilt:
                 raise not_numbers(spoilt, None) from error
-            if run.placed_dims:
-                remedy = "Loss vectorize=False and " if run.backend.replicates_broadcast else ""
-                error.add_note(BROADCAST_NOTE.format(dims=run.placed_dims, remedy=remedy))
+            if run.placed_dims and not run.backend.replicates_broadcast:
+                error.add_note(BROADCAST_NOTE.format(dims=run.placed_dims))
             raise
 
 
@@ -188,8 +187,8 @@ def make_plan(
                 of_estimator=True,
             )
             break
-        last = max((s for s in sites if s.label in names), key=lambda s: s.order)
         why = f"over {DEFAULT_MAX_WORLDS} joint values"
+        last = max((s for s in sites if s.label in names), key=lambda s: s.order)
         selection = replace(plan.selection, sampled={**plan.selection.sampled, last.label: why})
         plan = replace(plan, selection=selection)
     for pattern, deltas in _idle(plan.selection, findings):

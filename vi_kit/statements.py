@@ -172,8 +172,8 @@ class Replay:
             return None
         theirs, depth = self.draw.details[name], self.run.plan.max_plate_nesting
         value = self.draw.replayed(name, held=self.program.held)
-        value = _realigned(value, theirs, statement, depth)
-        if self._is_own_delta(statement):
+        value = realigned(value, theirs, statement, depth)
+        if self.is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
         if self.draw.followed and self.run.findings is not None:
             value = self.run.backend.track(value, self.draw.sites[name])
@@ -188,7 +188,7 @@ class Replay:
             return None
         return value
 
-    def _is_own_delta(self, statement: Statement) -> bool:
+    def is_own_delta(self, statement: Statement) -> bool:
         """Whether a value is to be computed again, with parameters held, by the program that drew it."""
         own = self.program.held and self.program.fn is self.draw.program.fn
         return (
@@ -402,7 +402,7 @@ def _whole_shape(statement: Statement, depth: int) -> tuple[int, ...]:
     return shape
 
 
-def _realigned(value: Array, theirs: Statement, own: Statement, depth: int) -> Array:
+def realigned(value: Array, theirs: Statement, own: Statement, depth: int) -> Array:
     """A value of a site whose elements are in plates in one program and in events in the other: replicates and worlds
     are left of the plates in both."""
     dims = [depth + len(s.dist.event_shape) for s in (theirs, own)]

@@ -76,7 +76,8 @@ class Loss(ELBO):
             takes `infer={"estimator": ...}` of its sample statement, else the default rule's.
         num_samples: independent estimates that are averaged.
         max_plate_nesting: dims reserved for plates; found by tracing model and guide if left out.
-        vectorize: whether replicates are mapped by `jax.vmap`, or one after the other by `jax.lax.map`.
+        vectorize: whether replicates are mapped by `jax.vmap`, or one after the other by `jax.lax.map`;
+            `None` is the same as `True`.
 
     Raises:
         EstimatorError: at the first step, before any gradient, for all bad sites at once.
@@ -98,7 +99,7 @@ class Loss(ELBO):
         *,
         num_samples: int = 1,
         max_plate_nesting: int | None = None,
-        vectorize: bool = True,
+        vectorize: bool | None = None,
         **others: Any,
     ):
         refuse_settings("Loss", others, SETTINGS)
@@ -106,7 +107,7 @@ class Loss(ELBO):
             objective, estimators, num_samples, max_plate_nesting, vectorize
         )
         self.known_jumps: dict[Any, Jumps] = {}
-        super().__init__(num_particles=num_samples, vectorize_particles=vectorize)
+        super().__init__(num_particles=num_samples, vectorize_particles=vectorize is not False)
 
     def __repr__(self) -> str:
         return self.settings.describe()
@@ -369,7 +370,7 @@ class _Step:
                 provenance=provenance, nesting=run.plan.max_plate_nesting, jaxpr=dry_run.jaxpr
             )
 
-        draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize)
+        draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize is not False)
         plan = make_plan(make_backend, draft, execute)
         if plan.pathwise and takes_steps(found["jaxpr"]):
             jumps = self.jumps(plan, found)

@@ -33,8 +33,10 @@ from vi_kit.blocked import Blocked, settled
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program, with_replaced
+from vi_kit.pyro.broadcasting import Recorded
 from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
+from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
 from vi_kit.pyro.noise import Noise
@@ -66,6 +68,7 @@ class PyroBackend:
         self.steps: set[torch.Tensor] = set()
         self.own_params: dict[str, torch.Tensor] = {}
         self.own_modules: dict[str, torch.nn.Module] = {}
+        self.recorded: list[Recorded] | None = None
 
     # Arrays
 
@@ -243,8 +246,14 @@ class PyroBackend:
     def map_copies(
         self, run: Run, once: Callable[[], list[torch.Tensor]], num_copies: int
     ) -> list[torch.Tensor]:
-        del run
-        rows = [once() for _ in range(num_copies)]
+        rows, before, leaked = [], self.leaked, set()
+        orders: dict[int, Site] = {}
+        for _ in range(num_copies):
+            self.leaked = before  # the sites of other copies are others
+            rows.append(once())
+            orders = orders or {s.order: s for s in run.sites}
+            leaked |= {orders.get(s.order, s) for s in self.leaked}
+        self.leaked = frozenset(leaked)
         return [torch.stack(column) for column in zip(*rows, strict=False)]
 
     def params_of(self, role: str) -> dict[Hashable, str]:
@@ -279,11 +288,31 @@ class PyroBackend:
     def evaluate(self, run: Run, draw: Draw, fn: Callable[..., torch.Tensor]) -> Term:
         return Evaluation(run, draw.program, draw, fn).term()
 
-    def _run(self, reading: Any) -> Any:
+    def _run(self, reading: Simulation | Replay) -> Any:
+        run, program, num_terms = reading.run, reading.program, reading.run.num_terms
+        noise = self._noise(reading)
+        if run.plan.in_turn and run.findings is None:
+            Turns(self, reading, noise).execute()
+        else:
+            self.once(reading, noise)
+        if self.recorded is not None:
+            self.recorded.append(Recorded(reading, dict(run.dims), num_terms))
+        result = reading.result()
+        if noise is not None:
+            draw: Any = reading.draw if isinstance(reading, Replay) else result
+            draw.noise[program.noise_key()] = noise.before
+            if noise.found and run.findings is not None:
+                run.findings.noisy.add(program.role)
+        if torch.is_grad_enabled():
+            self._note_leaves(run, program, result)
+        return result
+
+    def once(self, reading: Any, noise: Noise | None = None) -> None:
+        """Run the program of a reading and bring it its messages."""
         program, fn = reading.program, reading.program.fn
         outer, self.handler = self.handler, _Handler(reading)
         handler = self.handler
-        handler.noise = noise = self._noise(reading)
+        handler.noise = noise
         known = self.params[program.role]
         known.update(reading.run.plan.leaves.get(program.role, {}))
         known.update(fn.named_parameters() if isinstance(fn, torch.nn.Module) else {})
@@ -305,15 +334,6 @@ class PyroBackend:
                 noise.stop()
             for p in handler.released:
                 p.requires_grad_(True)
-        result = reading.result()
-        if noise is not None:
-            draw = result if isinstance(result, Draw) else reading.draw
-            draw.noise[program.noise_key()] = noise.before
-            if noise.found and reading.run.findings is not None:
-                reading.run.findings.noisy.add(program.role)
-        if torch.is_grad_enabled():
-            self._note_leaves(reading.run, program, result)
-        return result
 
     def _noise(self, reading: Simulation | Replay) -> Noise | None:
         """Watch what a program draws besides its sites: in the dry run to know whether it does."""
@@ -488,7 +508,7 @@ class _Leaks(TorchFunctionMode):
 class _Handler:
     """Brings the messages of one program to the reading that is made of it."""
 
-    def __init__(self, reading: Simulation | Replay):
+    def __init__(self, reading: Any):
         self.reading = reading
         self.run, self.program = reading.run, reading.program
         self.released: list[torch.Tensor] = []
@@ -576,7 +596,7 @@ class _Handler:
         if self.run.probe is not None or isinstance(value, Random):
             fn = unchecked(fn)
         axes, unmasked = self.axes(msg), PyroDistribution(fn)
-        drawn = self.reading.drawn_from(name)
+        drawn: tuple[Any, Any, bool] | None = self.reading.drawn_from(name)
         if drawn is not None and isinstance(value, Random) and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)
             log_prob = plain if unmasked.fn is fn else scale_and_mask(plain, 1.0, unmasked.mask)

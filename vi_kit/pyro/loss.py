@@ -22,6 +22,7 @@ from vi_kit.language import Objective
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
+from vi_kit.pyro.broadcasting import mismatch, refused
 from vi_kit.pyro.degrees import Watch, degree_probe, degrees_found, find_jumps_in
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.replay import PyroReplay
@@ -70,9 +71,12 @@ class Loss(ELBO):
         objective: what is maximised (or minimised); `vi.elbo()` if left out.
         estimators: estimators by pattern of site names, or one for all; a site that no pattern matches
             takes `infer={"estimator": ...}` of its sample statement, else the default rule's.
-        num_samples: independent estimates that are averaged in one vectorised pass.
+        num_samples: independent estimates that are averaged.
         max_plate_nesting: dims reserved for plates; found by running model and guide once if left out.
-        vectorize: whether replicates are drawn in one pass.
+        vectorize: whether replicates are drawn in one pass, as batch dims in front of the program's own, or one after
+            the other. Left out, the first step finds out: it runs model and guide by themselves at one or two of
+            the replicates and of the values of enumerated sites, and compares every log density. A program that
+            does not broadcast then has its replicates, and these values, one after the other.
 
     Attributes:
         state: what moving averages and schedules keep from step to step, by name. It is not among the parameters:
@@ -102,11 +106,11 @@ class Loss(ELBO):
         *,
         num_samples: int = 1,
         max_plate_nesting: int | None = None,
-        vectorize: bool = True,
+        vectorize: bool | None = None,
         **others: Any,
     ):
         refuse_settings("Loss", others, SETTINGS)
-        super().__init__(num_particles=num_samples, vectorize_particles=vectorize)
+        super().__init__(num_particles=num_samples, vectorize_particles=vectorize is not False)
         self.settings = Settings.of(
             objective, estimators, num_samples, max_plate_nesting, vectorize
         )
@@ -184,6 +188,8 @@ class Loss(ELBO):
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self._estimate(model, guide, args, kwargs, with_gradient=False)
         plan = self._plan(model, guide, args, kwargs)
         return explanation(plan, *[NOTHING] * (not plan.table))
 
@@ -214,18 +220,35 @@ class Loss(ELBO):
     ) -> tuple[dict[str | None, torch.Tensor], Run]:
         if not callable(model) or not callable(guide):
             raise of_other_library("Pyro")
-        reason = ""
-        for attempt in range(3):
-            plan = self._plan(model, guide, args, kwargs, again=attempt > 0)
+        programs = model, guide, args, kwargs
+        plan, reason, num_replans = self._plan(*programs), "", 0
+        while num_replans < 3:
             backend = PyroBackend(self.state)
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
+            backend.recorded = None if plan.settled else []
             try:
-                groups = self._execute(run, model, guide, args, kwargs)
+                groups = self._execute(run, *programs)
                 if groups.keys() - {None}:
                     backend.refuse_unknown(groups.values())
-                return groups, run
             except Replan as replan:
-                reason = str(replan)
+                num_replans, reason = num_replans + 1, str(replan)
+                plan = self._plan(*programs, again=True)
+                continue
+            except Exception as error:
+                if not run.has_front:
+                    raise
+                what = f"{type(error).__name__}: {error}"
+                plan = self._fallback(run, what, error, *programs)
+                continue
+            if plan.settled:
+                return groups, run
+            with torch.random.fork_rng(devices=[]):
+                found = mismatch(run, backend.recorded or [], PyroBackend(self.state))
+            must_be_certain = not (self.settings.vectorize or plan.in_turn)
+            if found is None or not (found.is_certain or must_be_certain):
+                self._keep(replace(plan, settled=True), *programs)
+                return groups, run
+            plan = self._fallback(run, found.text, None, *programs)
         if reason:
             raise ObjectiveError(reason)
         raise BackendError(
@@ -233,36 +256,96 @@ class Loss(ELBO):
             " alternatives cannot follow; use vi.Score() or vi.Reparam() for the changing sites"
         )
 
+    def _fallback(
+        self,
+        run: Run,
+        reason: str,
+        error: Exception | None,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Plan:
+        """Another plan, after a run in which what lies in front of the programs' own dims was in the way."""
+        plan, programs = run.plan, (model, guide, args, kwargs)
+        if self.settings.vectorize and not plan.in_turn:
+            raise BackendError(
+                message(
+                    "vectorize=True: model or guide does not broadcast over dims in front of its own",
+                    got=reason,
+                    expected="a program that computes the same for each replicate, and for each value of an"
+                    " enumerated site, as for that one alone",
+                    fix="leave vectorize out, and they are run one after the other",
+                )
+            ) from error
+        selection, in_turn = plan.selection, plan.in_turn or reason
+        if plan.in_turn:
+            self._keep(plan, *programs)
+            labels = [
+                label
+                for label, choice in selection.resolved.items()
+                if choice.rule == "default" and choice.estimator.is_support
+            ]
+            if not labels:
+                raise refused(run, reason, error) from error
+            selection = replace(
+                selection,
+                sampled={
+                    **selection.sampled,
+                    **dict.fromkeys(labels, f"cannot be run apart: {reason}"),
+                },
+                resolved={k: v for k, v in selection.resolved.items() if k not in labels},
+            )
+        plan = replace(plan, selection=selection, in_turn=in_turn)
+        return self._plan(*programs, again=True, previous=plan)
+
     def _execute(self, run: Run, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[Any, Any]:
         programs = (Program(model, args, kwargs, "model"), Program(guide, args, kwargs, "guide"))
         groups = self.settings.execute(run, *programs)
         return {group: named.array for group, named in groups.items()}
 
-    def _plan(self, model: Any, guide: Any, args: Any, kwargs: Any, again: bool = False) -> Plan:
+    def _keep(self, plan: Plan, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         rest, numbers = described(args, kwargs)
-        key = model, guide, rest
-        plan = previous = self._plans.find(key, numbers)
-        if again or plan is None:
-            nesting = self.settings.max_plate_nesting
-            if nesting is None:
-                nesting = _plate_nesting(model, guide, args, kwargs)
-            selection = self.settings.selection if previous is None else previous.selection
-            draft = Plan(selection, nesting, self.settings.vectorize)
+        self._plans.keep((model, guide, rest), numbers, plan)
 
-            def execute(run: Run) -> None:
-                try:
-                    self._execute(run, model, guide, args, kwargs)
-                except Replan:
-                    raise BackendError(
-                        f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
-                    ) from None
+    def _plan(
+        self,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+        again: bool = False,
+        previous: Plan | None = None,
+    ) -> Plan:
+        rest, numbers = described(args, kwargs)
+        known = self._plans.find((model, guide, rest), numbers)
+        if known is not None and not again:
+            return known
+        previous, nesting = previous or known, self.settings.max_plate_nesting
+        if nesting is None:
+            nesting = _plate_nesting(model, guide, args, kwargs)
+        selection = self.settings.selection if previous is None else previous.selection
+        in_turn = "" if previous is None else previous.in_turn
+        # nothing lies in front in a dry run
+        draft = Plan(selection, nesting, vectorize=False, in_turn=in_turn)
 
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                plan = _without_jumps(draft, execute)
-                _prove_degrees(plan, execute)
-                plan = _with_closed_forms(plan, execute)
-                plan = replace(plan, provenance=_untraceable(plan, execute))
-            self._plans.keep(key, numbers, plan)
+        def execute(run: Run) -> None:
+            try:
+                self._execute(run, model, guide, args, kwargs)
+            except Replan:
+                raise BackendError(
+                    f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
+                ) from None
+
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            plan = _without_jumps(draft, execute)
+            _prove_degrees(plan, execute)
+            plan = _with_closed_forms(plan, execute)
+            if in_turn:  # which statements are taken at which values is known by provenance alone
+                plan = replace(plan, tracked=True, entangled=False)
+            plan = replace(plan, provenance=_untraceable(plan, execute))
+        plan = replace(plan, vectorize=self.settings.vectorize is not False and not in_turn)
+        self._plans.keep((model, guide, rest), numbers, plan)
         return plan
 
     def _value(self, groups: Mapping[str | None, torch.Tensor]) -> torch.Tensor:

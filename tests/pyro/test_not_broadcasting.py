@@ -1,0 +1,187 @@
+"""Programs that compute something else with dims in front of their own: found out, and run one value and one replicate
+after the other."""
+
+import itertools
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import vi_kit as vi
+from tests import oracles
+from tests.libraries import PyroWords
+from vi_kit.pyro import Loss
+
+THETA = np.array([0.1, -0.4, 0.6])
+VALUES = np.array(list(itertools.product([0.0, 1.0], repeat=3)))
+
+
+def theta():
+    return pyro.param("theta", torch.tensor(THETA))
+
+
+def guide():
+    pyro.sample("z", dist.Bernoulli(logits=theta()).to_event(1))
+
+
+def model_of(loc):
+    """A model of what a function makes of the three values, whatever lies in front of them."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(3).double()).to_event(1))
+        pyro.sample("x", dist.Normal(loc(z), 1.0), obs=torch.tensor(2.0).double())
+
+    return model
+
+
+def asserted(z):
+    assert z.shape == (3,)
+    return z.sum()
+
+
+def branched(z):
+    return 2.0 * z[1] if z[0] == 1 else z[2] + 0.5
+
+
+IDIOMS = {
+    "sum": (lambda z: z.sum(), lambda v: v.sum(-1)),
+    "normalised": (
+        lambda z: ((z + 1) / (z + 1).sum())[0],
+        lambda v: (v[:, 0] + 1) / (v.sum(-1) + 3),
+    ),
+    "softmax": (
+        lambda z: torch.softmax(z, 0)[..., 1],
+        lambda v: np.exp(v[:, 1]) / np.exp(v).sum(-1),
+    ),
+    "matrix": (
+        lambda z: (torch.arange(6.0).double().reshape(2, 3) @ z).sum(),
+        lambda v: (v @ np.arange(6.0).reshape(2, 3).T).sum(-1),
+    ),
+    "assertion": (asserted, lambda v: v.sum(-1)),
+    "branch": (branched, lambda v: np.where(v[:, 0] == 1, 2 * v[:, 1], v[:, 2] + 0.5)),
+}
+OBJECTIVES = {
+    "elbo": (vi.elbo(), {}, 1),
+    "four samples": (vi.elbo(), {"num_samples": 4}, 1),
+    "iwae": (vi.iwae(num_particles=2), {}, 2),
+}
+
+
+def exact(features, num_particles):
+    """Loss and gradient by enumeration of all joint values of the particles."""
+
+    def bound(theta):
+        log_q = oracles.log_bernoulli(theta, VALUES).sum(-1)
+        log_w = -3 * np.log(2.0) + oracles.log_normal(2.0, features(VALUES), 1.0) - log_q
+        joint = [np.array(i) for i in itertools.product(range(8), repeat=num_particles)]
+        return sum(
+            np.exp(log_q[i].sum()) * (np.logaddexp.reduce(log_w[i]) - np.log(num_particles))
+            for i in joint
+        )
+
+    steps = 1e-6 * np.eye(3)
+    slopes = [(bound(THETA + s) - bound(THETA - s)) / 2e-6 for s in steps]
+    return -bound(THETA), -np.array(slopes)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_default_is_exact(idiom, objective):
+    (loc, features), (bound, settings, particles) = IDIOMS[idiom], OBJECTIVES[objective]
+    words, loss = PyroWords(), Loss(bound, **settings)
+    gradient = words.gradients(loss, model_of(loc), guide, THETA, 1, 0)[0]
+    value, wanted = exact(features, particles)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-8)
+    np.testing.assert_allclose(loss.loss(model_of(loc), guide), value, atol=1e-8)
+
+
+@pytest.mark.parametrize("estimator", [vi.MeasureValued(), vi.DisARM()], ids=repr)
+def test_alternatives_are_unbiased(estimator):
+    loc, features = IDIOMS["branch"]
+    draws = PyroWords().gradients(Loss(estimators=estimator), model_of(loc), guide, THETA, 100, 1)
+    oracles.check_unbiased(draws, exact(features, 1)[1], power=False)
+
+
+def test_replicates_of_a_normal_guide():
+    def normal_guide():
+        pyro.sample("z", dist.Normal(theta(), 1.0).to_event(1))
+
+    def normal_model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=torch.tensor(2.0).double())
+
+    loss = Loss(num_samples=4)
+    draws = PyroWords().gradients(loss, normal_model, normal_guide, THETA, 100, 2)
+    oracles.check_unbiased(draws, THETA + THETA.sum() - 2.0, power=False)
+
+
+def counted(fn):
+    def program():
+        program.runs += 1
+        fn()
+
+    program.runs = 0
+    return program
+
+
+def test_what_broadcasts_is_tested_once():
+    model, runs = counted(model_of(lambda z: z.sum(-1))), []
+    loss = Loss(vi.iwae(num_particles=2))
+    for _ in range(3):
+        before = model.runs
+        PyroWords().gradients(loss, model, guide, THETA, 1, 0)
+        runs.append(model.runs - before)
+    assert runs[1:] == [1, 1]
+    assert "after the other" not in loss.explain(model, guide)
+
+
+def test_a_chain_takes_as_many_runs_as_joint_values_of_two_sites():
+    length = 5
+
+    def chain():
+        z = [pyro.sample("z0", dist.Bernoulli(logits=theta()[0]))]
+        for t in range(1, length):
+            z.append(pyro.sample(f"z{t}", dist.Bernoulli(logits=theta()[1] * z[-1])))
+        return z
+
+    def chain_model():
+        z = [pyro.sample("z0", dist.Bernoulli(torch.tensor(0.5).double()))]
+        for t in range(1, length):
+            assert z[-1].shape == ()
+            z.append(pyro.sample(f"z{t}", dist.Bernoulli(0.3 + 0.4 * z[-1])))
+
+    model = counted(chain_model)
+    loss = Loss()
+    PyroWords().gradients(loss, model, chain, THETA, 1, 0)
+    before = model.runs
+    loss.loss(model, chain)
+    assert model.runs - before <= 6
+
+
+def test_an_estimator_that_cannot_be_served_is_refused_with_its_site():
+    def fails(z):
+        if z.sum() == 3:
+            raise ValueError("no such value")
+        return z.sum()
+
+    with pytest.raises(vi.EstimatorError, match="site 'z'") as error:
+        PyroWords().gradients(Loss(estimators=vi.Enumerate()), model_of(fails), guide, THETA, 1, 0)
+    assert 'estimators={"z": vi.Score()}' in str(error.value)
+    pyro.set_rng_seed(0)
+    assert "Score" in Loss().explain(model_of(fails), guide)
+
+
+def test_vectorize_true_is_refused_where_it_is_wrong():
+    with pytest.raises(vi.BackendError, match="vectorize=True"):
+        Loss(num_samples=4, vectorize=True).loss(model_of(lambda z: z.sum()), guide)
+
+
+def test_programs_with_randomness_of_their_own_are_not_compared():
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(3).double()).to_event(1))
+        noise = torch.nn.functional.dropout(torch.ones(3).double(), 0.5, training=True)
+        pyro.sample("x", dist.Normal((z * noise).sum(-1), 1.0), obs=torch.tensor(2.0).double())
+
+    assert "random besides its sites" in Loss().explain(model, guide)

@@ -1,0 +1,279 @@
+"""Whether a program computes for each replicate, world and alternative what it would compute for that one alone.
+
+These are dims in front of the program's own, and a program as people write it (`z.sum()`, `z[0]`, `W @ z`) may mix
+or misplace them without an error. So the first run with a plan is recorded, and each program of it is run again by
+itself, at one index of all that was in front: with plain values, of the program's own shapes. Every log density must
+come out the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.ops.provenance import detach_provenance
+from torch.distributions import TransformedDistribution
+
+from vi_kit._errors import BackendError, EstimatorError, ViKitError, message
+from vi_kit._named import PLATE, Axis, Named, from_layout
+from vi_kit.backend import _current
+from vi_kit.blocked import settled
+from vi_kit.cost import Term
+from vi_kit.drawing import by_moments
+from vi_kit.pyro.distributions import PyroDistribution
+from vi_kit.pyro.expectations import Random
+from vi_kit.pyro.front import Position, at, fitted
+from vi_kit.run import Run
+from vi_kit.statements import Replay, Simulation, Statement, realigned
+
+if TYPE_CHECKING:
+    from vi_kit.pyro.backend import PyroBackend
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A program that was run with something in front.
+
+    Attributes:
+        reading: of it.
+        dims: where the axes were that lay in front.
+        num_terms: how many terms there were before.
+    """
+
+    reading: Simulation | Replay
+    dims: dict[Axis, int]
+    num_terms: int
+
+    @property
+    def key(self) -> Any:
+        """The same for runs that only differ in what they hold."""
+        reading = self.reading
+        values = reading.values if isinstance(reading, Simulation) else reading.draw.by_name
+        program = reading.program
+        return program.fn, program.joint, tuple(sorted((n, id(v)) for n, v in values.items()))
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """What a program computes otherwise by itself.
+
+    Attributes:
+        text: for people.
+        is_certain: whether it is one: a program that is random besides its sites cannot be compared.
+    """
+
+    text: str
+    is_certain: bool = True
+
+
+def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismatch | None:
+    """What a program computes otherwise by itself; `None` if nothing.
+
+    Args:
+        run: that was recorded.
+        recorded: its programs.
+        backend: a new one.
+    """
+    n = run.plan.num_slots
+    positions: list[tuple[Position, int]] = [(lambda dim, size: size - 1, n - 1)]
+    if n > 1 or any(s.world is not None for s in run.sites):  # another joint value
+        positions.append((lambda dim, size: (dim - 1) % size, n // 2))
+    for position, slot in positions:
+        for one in {r.key: r for r in reversed(recorded)}.values():
+            if any(axis.size > 1 for axis in one.dims):
+                found = _Solo(run, one, position, slot).run_alone(backend)
+                if found is not None:
+                    return found
+    return None
+
+
+def refused(run: Run, reason: str, error: Exception | None) -> Exception:
+    """The error about a program that cannot be run at one value of its sites after the other either."""
+    sites = [s for s in run.sites if s.world is not None or s in run.slots]
+    if not sites or isinstance(error, ViKitError):
+        return error or BackendError(reason)
+    names = ", ".join(repr(s.name) for s in sites)
+    return EstimatorError(
+        message(
+            f"site{'s' * (len(sites) > 1)} {names}: the program cannot be run at each of the values of"
+            f" {' and '.join(sorted({type(s.estimator).__name__ + '()' for s in sites}))}",
+            got=reason,
+            expected="a program that has the same statements at every value, or an estimator of single draws",
+            fix="estimators={" + ", ".join(f'"{s.name}": vi.Score()' for s in sites) + "}",
+        )
+    )
+
+
+class _Solo:
+    """A reading of a program alone, at one index of what was in front when it was recorded."""
+
+    def __init__(self, was: Run, recorded: Recorded, position: Position, slot: int):
+        self.original, self.was = recorded.reading, was
+        self.program = self.original.program
+        self.dims, self.num_terms = recorded.dims, recorded.num_terms
+        # what is held is not compared with its alternatives
+        held = isinstance(self.original, Replay) and self.original.draw.held
+        self.slot = 0 if held else slot
+        self.position: Position = lambda dim, size: (
+            self.slot if dim == was.slot_dim and was.plan.num_slots > 1 else position(dim, size)
+        )
+        self.run = Run(was.backend, replace(was.plan, num_slots=1, tracked=False))
+        self.run.subsamples = dict(was.subsamples)
+        self.terms = list(self.original.terms)
+        self.text: str | None = None
+
+    def run_alone(self, backend: PyroBackend) -> Mismatch | None:
+        """Run it; what differs, if something does."""
+        self.run.backend = backend
+        token, before = _current.set(self.run), noise_states()
+        try:
+            with torch.enable_grad(), backend.session(self.run):
+                backend.once(self)
+        except Exception as error:
+            return Mismatch(f"the {self.program.role} alone: {type(error).__name__}: {error}")
+        finally:
+            _current.reset(token)
+        if not all(map(torch.equal, before, noise_states())):
+            return Mismatch(f"the {self.program.role} is random besides its sites", False)
+        if self.terms:
+            self._note(f"{self.terms[0].label} is not met in the {self.program.role} alone")
+        return None if self.text is None else Mismatch(self.text)
+
+    # What a reading does
+
+    def latent(self, statement: Statement) -> torch.Tensor:
+        """The value that the site had at this index."""
+        original, name = self.original, statement.name
+        simulated = isinstance(original, Simulation)
+        value: Any = original.values[name] if simulated else original.draw.by_name[name]
+        if not simulated and not isinstance(value, Random):
+            depth = self.was.plan.max_plate_nesting
+            value = realigned(value, original.draw.details[name], statement, depth)
+        if isinstance(value, Random):
+            site = (original if simulated else original.draw).sites[name]
+            sample = None if value.sample is None else self._own(value.sample(), statement)
+            return by_moments(self.run, site, statement.dist, sample)
+        own = self._own(value, statement)
+        if not simulated:
+            return original.draw.details[name].dist.shown(own)
+        made = None
+        if statement.dist.name == "Delta":
+            made = statement.dist.rsample()
+        else:
+            made = self._pushed(statement, original.details[name].dist, value)
+        if made is None:
+            return statement.dist.shown(own)
+        self._compare(f"site {name!r}", made, own, torch.zeros(()))
+        return made
+
+    def record(
+        self,
+        name: str,
+        axes: tuple[Axis, ...],
+        density: torch.Tensor,
+        *details: Any,
+    ) -> None:
+        """Compare a log density with what it was. See `Simulation.record`."""
+        del details
+        what = f"{self.program.role} site {name!r}"
+        self.num_terms += isinstance(self.original, Simulation) and name in self.original.sites
+        if isinstance(density, Random):
+            closed = (self.num_terms, what) in self.was.plan.closed
+            density = settled(density.value, density.sample, closed)
+        self.num_terms += 1
+        if not self.terms or self.terms[0].label != what:
+            self._note(f"{what} is met in the {self.program.role} alone only")
+            return
+        term = self.terms.pop(0)
+        try:
+            own = from_layout(density, {-a.order: a for a in axes if a.kind == PLATE}, axes)
+        except ValueError:
+            self._note(f"{what} alone has a batch dim in no plate")
+            return
+        whole = self._in_slot(term)
+        spread = _spread(detach_provenance(whole.array), whole.axes)
+        for axis in [a for a in whole.axes if a.kind != PLATE]:
+            whole = whole.index(axis, self.position(self.dims[axis], axis.size))
+        if set(own.axes) - set(whole.axes):
+            whole = whole.broadcast(own.axes)
+        if set(whole.axes) - set(own.axes):
+            own = own.broadcast(whole.axes)
+        self._compare(what, own.array, whole.array, spread)
+
+    def relaxes(self, name: str) -> bool:
+        return self.original.relaxes(name)
+
+    def drawn_from(self, name: str) -> Any:
+        return self.original.drawn_from(name)
+
+    # How it is done
+
+    def _own(self, value: torch.Tensor, statement: Statement) -> torch.Tensor:
+        shape = tuple(statement.dist.event_shape)
+        value = detach_provenance(value).detach()
+        value = at(value, self.position, self.was.plan.max_plate_nesting, len(shape))
+        return fitted(value, (*statement.dist.batch_shape, *shape))
+
+    def _pushed(
+        self, statement: Statement, drawn_from: Any, value: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The value of a transformed distribution made anew, where the transforms remember of what the value was
+        made: some cannot be inverted."""
+        assert isinstance(statement.dist, PyroDistribution)
+        own, was, x = statement.dist.fn, drawn_from.fn, detach_provenance(value)
+        if not isinstance(was, TransformedDistribution):
+            return None
+        for transform in reversed(was.transforms):
+            before, after = getattr(transform, "_cached_x_y", (None, None))
+            if before is None or after is not x:
+                return None
+            x = before
+        made = self._own(x, statement)
+        for transform in own.transforms:
+            made = transform(made)
+        return made
+
+    def _in_slot(self, term: Term) -> Named:
+        """What a term was where one site took an alternative, or none did."""
+        for site, slots in self.was.slots.items():
+            if self.slot in slots and site in term.alternatives:
+                assert site.slots is not None
+                return term.alternatives[site].index(site.slots, self.slot - slots.start)
+        return term.base
+
+    def _compare(
+        self, what: str, own: torch.Tensor, whole: torch.Tensor, spread: torch.Tensor
+    ) -> None:
+        own, whole = torch.broadcast_tensors(detach_provenance(own), detach_provenance(whole))
+        if bool(_agree(own.detach(), whole.detach(), spread.detach()).all()):
+            return
+        sums = own.sum().item(), whole.sum().item()
+        self._note(f"{what} has {sums[0]:.6g} alone and {sums[1]:.6g} in one pass with others")
+
+    def _note(self, text: str) -> None:
+        self.text = self.text or text
+
+
+def _spread(array: torch.Tensor, axes: tuple[Axis, ...]) -> torch.Tensor:
+    """By how much an array changes with what is in front."""
+    dims = tuple(i for i, a in enumerate(axes) if a.kind != PLATE)
+    array = array.detach()
+    return array.amax(dims) - array.amin(dims) if dims else torch.zeros_like(array)
+
+
+def _agree(x: torch.Tensor, y: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Whether numbers are the same up to rounding. Where they change much with what is in front, a larger error is
+    still rounding: what is mixed up is as far off as they change."""
+    same = (x == y) | (x.isnan() & y.isnan())
+    if not x.is_floating_point():
+        return same
+    size, eps = torch.maximum(x.abs(), y.abs()) + 1.0, torch.finfo(x.dtype).eps
+    error, spread = (x - y).abs(), torch.nan_to_num(spread, 0.0, 0.0, 0.0)
+    return same | (error <= 100 * eps * size) | (error <= (1e4 * eps * size).minimum(spread / 100))
+
+
+def noise_states() -> list[torch.Tensor]:
+    """The states of the generators."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
