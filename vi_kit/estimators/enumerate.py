@@ -25,7 +25,7 @@ class Enumerate(Estimator):
     evaluation of the model.
 
     Unbiased when: always; a term outside the site's plate is refused.
-    Needs: a finite support, and a model that broadcasts over dims on the left.
+    Needs: a finite support.
     Cost: as many evaluations of the model as the support has values; a chain of T sites costs T K^2.
     Variance: zero on a linear cost (`elbo`), and wherever the exact sum is taken; else that of the other replicates.
     Use for: sites with few values; the first choice for them.

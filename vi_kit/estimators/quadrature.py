@@ -41,8 +41,7 @@ class Quadrature(Estimator):
 
     Unbiased when: every term is a polynomial in the elements of the site, of degree at most 2 n - 1, or 3 for a vector
         (`biased=True`: never, but the error falls fast with n where the cost is smooth).
-    Needs: Normal, Exponential, Gamma, Uniform or Beta elements (vectors: of Normal elements) or a MultivariateNormal,
-        and a model that broadcasts over dims on the left.
+    Needs: Normal, Exponential, Gamma, Uniform or Beta elements (vectors: of Normal elements) or a MultivariateNormal.
     Cost: n evaluations of the model; 2 D for a vector of D; those of sites that meet in one term multiply.
     Variance: zero on a linear cost (`elbo`).
     Use for: few smooth continuous sites; costs that are polynomials, such as conjugate Normal models.
