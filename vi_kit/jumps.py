@@ -214,9 +214,12 @@ class _Way:
     def compared(self, cut: Cut, low: float, high: float, terms: Sequence[int]) -> list[int] | None:
         """Bisect to a change; which terms jump there, `None` if they cannot be compared."""
         below, above, calm = self.snapshot(low), self.snapshot(high), 0
+        kinds = {below.terms[i].dtype for i in terms if below.terms[i].dtype.kind == "f"}
+        eps = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
         for _ in range(80):
             middle = 0.5 * (low + high)
-            if middle in (low, high):
+            # nearer than this, one operation may have two results in one compiled program
+            if middle in (low, high) or abs(high - low) <= 64.0 * eps * max(1.0, abs(middle)):
                 break
             between = self.at(middle)
             if _same(below, between, cut):

@@ -20,7 +20,7 @@ from vi_kit.checks import refuse_repeated
 from vi_kit.cost import Cost, Term, held_fixed
 from vi_kit.nonlinear import apply
 from vi_kit.objective import Must, Objective, Range, divergence, objective
-from vi_kit.programs import Draw, Program, with_replaced
+from vi_kit.programs import Draw, Program, Simulated, with_replaced
 from vi_kit.replicates import Replicates, iid, log_mean_exp
 from vi_kit.varied import held_densities, vary, with_alternatives
 
@@ -140,7 +140,7 @@ def given(program: Program, draw: Draw) -> Program:
     Raises:
         ObjectiveError: what a site observed is not an argument.
     """
-    run, simulated = current(), {}
+    run, simulated, values = current(), {}, list[Simulated]()
     for name, observed in draw.data.items():
         value = draw.replayed(name)
         dtype = getattr(observed, "dtype", value.dtype)
@@ -149,6 +149,9 @@ def given(program: Program, draw: Draw) -> Program:
                 lambda v, dtype=dtype: array_namespace(v).astype(v, dtype), value
             )
         simulated[id(observed)] = (name, value)
+        event_ndim = len(draw.details[name].dist.event_shape)
+        shape = tuple(getattr(observed, "shape", ()))
+        values.append(Simulated(value, event_ndim, shape))
     found: set[str] = set()
 
     def replaced(argument: Any) -> Any:
@@ -170,7 +173,7 @@ def given(program: Program, draw: Draw) -> Program:
             ),
             of_estimator=False,
         )
-    return replace(program, args=args, kwargs=kwargs)
+    return replace(program, args=args, kwargs=kwargs, simulated=tuple(values))
 
 
 def stop_gradient(x: T) -> T:

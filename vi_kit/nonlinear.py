@@ -178,6 +178,8 @@ def _applied(
         if a.kind < SLOT and a not in keep and a != over
     }
     note_nonlinear(run, summed)
+    if run.probe is not None:
+        run.probe.used.update(t.label for c in costs for t in c.terms)
     name = getattr(reduction.fn, "__name__", "apply")
     if run.findings is not None and over is not None:
         each = ", ".join(sorted(repr(a.name) for a in plates)) or "none: one over everything"

@@ -12,6 +12,21 @@ from vi_kit.cost import Cost, Site
 
 
 @dataclass(frozen=True, eq=False)
+class Simulated:
+    """Data that a program drew, in the place of data.
+
+    Attributes:
+        value: with replicates in front, where these are dims.
+        event_ndim: of the site that drew it.
+        shape: of the data in whose place it is.
+    """
+
+    value: Any
+    event_ndim: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """A model or guide with the arguments of this step.
 
@@ -22,6 +37,7 @@ class Program:
         role: `"model"`, `"guide"` or `"reference"`.
         held: whether its parameters are to be taken as constants.
         joint: whether its observed sites are to be drawn too.
+        simulated: those of its arguments that are simulated data.
     """
 
     fn: Callable[..., Any]
@@ -30,6 +46,7 @@ class Program:
     role: str
     held: bool = False
     joint: bool = False
+    simulated: tuple[Simulated, ...] = ()
 
     def noise_key(self) -> Any:
         """Of what it draws besides its sites: the same wherever the program is run again at one draw."""

@@ -116,7 +116,7 @@ class Run:
             if self.findings is not None:
                 refuse_scores_below(self)
                 if self.probe is not None:
-                    self.probe.used = {t.label for t in cost.terms}
+                    self.probe.used.update(t.label for t in cost.terms)
                 self.findings.split = any(t.group is not None for t in cost.terms)
                 return {}
             if self.next_slot != self.plan.num_slots:
@@ -326,7 +326,7 @@ class Run:
             closed = key in self.plan.closed
             log_prob = self.backend.expectation(log_prob, key)
         if known is None:
-            if self.probe is not None and counts:
+            if self.probe is not None and counts and not held:
                 self.probe.terms.append((what, log_prob))
             known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
             self.num_terms += 1

@@ -53,6 +53,34 @@ def bound(theta, outside):
     return total
 
 
+@pytest.mark.parametrize("objective", [vi.iwae(2), vi.renyi(0.5, 2)], ids=repr)
+def test_the_default_is_right_inside_a_nonlinear_function(objective, lib, request):
+    """Two particles, of which each is above the threshold or not: by quadrature over both."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.sample("x", lib.dist.Normal(lib.xp.where(z > 0.4, 2.0, -1.0), 1.0), obs=lib.array(X[0]))
+
+    def guide():
+        theta = lib.theta(VALUES[:2])
+        lib.sample("z", lib.dist.Normal(theta[0], lib.xp.exp(theta[1])))
+
+    nodes = np.linspace(-7.0, 7.0, 1401) + 0.0025
+    power = 1.0 - dict(objective.settings).get("alpha", 0.0)
+
+    def minus_bound(theta):
+        log_q = oracles.log_normal(nodes, theta[0], np.exp(theta[1]))
+        likelihood = oracles.log_normal(X[0], np.where(nodes > 0.4, 2.0, -1.0), 1.0)
+        log_w = oracles.log_normal(nodes, 0.0, 1.0) + likelihood - log_q
+        q, w = np.exp(log_q) * (nodes[1] - nodes[0]), np.exp(power * log_w)
+        return -(np.outer(q, q) * np.log((w[:, None] + w) / 2.0)).sum() / power
+
+    loss = lib.Loss(objective, num_samples=50)
+    seed = oracles.seed_of(request.node.name)
+    draws = lib.gradients(loss, model, guide, VALUES[:2], 300, seed)
+    oracles.check_unbiased(draws, oracles.gradient(minus_bound, VALUES[:2]))
+
+
 @pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
 def test_the_default_is_right(outside, lib, request):
     loss = lib.Loss(vi.elbo(), num_samples=100)

@@ -389,4 +389,29 @@ def test_no_comparison_no_run():
     before = len(runs)
     runs.clear()
     row(lib, model_of(lib, lambda lib, z: huber(lib, z) + location(lib, z)), guide_of(lib))
-    assert (before, len(runs)) == (2, 3)
+    assert (before, len(runs)) == (3, 4)  # for plates, dry, and the one of which it tells
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        vi.iwae(2),
+        vi.miwae(2, 2),
+        vi.piwae(2, 2),
+        vi.renyi(0.5, 2),
+        vi.cubo(2.0, 2),
+        vi.thermodynamic(2),
+    ],
+    ids=repr,
+)
+def test_jumps_inside_nonlinear_functions(objective, lib):
+    model = model_of(lib, lambda lib, z: lib.xp.where(z.sum(-1) > 0.0, 2.0, 0.0))
+    assert "Reparam()" not in row(lib, model, guide_of(lib), loss=lib.Loss(objective))
+    with pytest.raises(vi.EstimatorError, match="jumps"):
+        lib.Loss(objective, vi.Reparam()).explain(model, guide_of(lib))
+
+
+def test_jumps_at_held_draws_do_not_matter(lib):
+    model = model_of(lib, lambda lib, z: lib.xp.where(z.sum(-1) > 0.0, 2.0, 0.0))
+    loss = lib.Loss(vi.log_variance(num_particles=2), vi.Reparam())
+    assert "Reparam()" in row(lib, model, guide_of(lib), loss=loss)

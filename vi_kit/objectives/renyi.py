@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from array_api_compat import array_namespace
 
 from vi_kit._named import Array
 from vi_kit.cost import Cost
-from vi_kit.language import Range, divergence, iid, objective
+from vi_kit.language import Must, Range, divergence, iid, objective
 from vi_kit.objectives.importance_weighted import log_weight, log_weights
 from vi_kit.programs import Program
 
@@ -70,13 +70,22 @@ def cubo(
     return tempered(model, guide, order, num_particles)
 
 
+def _is_partition(value: Any) -> bool:
+    if not isinstance(value, Sequence) or not all(isinstance(x, int | float) for x in value):
+        return False
+    steps = zip(value, (*value[1:], 1.0), strict=True)
+    return len(value) > 0 and value[0] == 0 and all(x < y for x, y in steps)
+
+
 @objective
 def thermodynamic(
     model: Program,
     guide: Program,
     *,
     num_particles: int,
-    partition: Sequence[float] = (0.0, 0.02, 0.1, 0.3, 0.6),
+    partition: Annotated[
+        Sequence[float], Must(_is_partition, "increase from 0 to below 1", "(0.0, 0.1, 0.5)")
+    ] = (0.0, 0.02, 0.1, 0.3, 0.6),
 ) -> Cost:
     r"""The left Riemann sum $\sum_j (\beta_{j+1} - \beta_j) E_{\pi_{\beta_j}}[\log w]$ of the integral over
     $\beta$ from 0 to 1 that equals $\log p(x)$, with $\pi_\beta \propto q w^\beta$; in nats; maximised.

@@ -8,6 +8,7 @@ come out the same.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from vi_kit.backend import _current
 from vi_kit.blocked import settled
 from vi_kit.cost import Term
 from vi_kit.drawing import by_moments
+from vi_kit.programs import Program, with_replaced
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.front import Position, at, fitted
@@ -75,16 +77,35 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
         recorded: its programs.
         backend: a new one.
     """
+    for one in recorded:
+        for term in one.reading.terms:
+            lost = _lost(term, one.dims)
+            if lost is not None:
+                return Mismatch(
+                    f"{term.label} depends on {lost} and is the same for all its values"
+                )
     n = run.plan.num_slots
     positions: list[tuple[Position, int]] = [(lambda dim, size: size - 1, n - 1)]
-    if n > 1 or any(s.world is not None for s in run.sites):  # another joint value
-        positions.append((lambda dim, size: (dim - 1) % size, n // 2))
+    if n > 1 or any(
+        s.world is not None for s in run.sites
+    ):  # the other end, where a maximum differs
+        positions.append((lambda dim, size: 0, n // 2))
     for position, slot in positions:
         for one in {r.key: r for r in reversed(recorded)}.values():
             if any(axis.size > 1 for axis in one.dims):
                 found = _Solo(run, one, position, slot).run_alone(backend)
                 if found is not None:
                     return found
+    return None
+
+
+def _lost(term: Term, in_front: Container[Axis]) -> str | None:
+    """A site on which a term depends without having its replicates or worlds: a reduction over them, which may come out
+    the same by chance."""
+    for site in sorted(term.upstream, key=lambda s: s.order):
+        axes = (*site.axes, site.world)
+        if any(a in in_front and a.size > 1 and a not in term.base.axes for a in axes if a):
+            return repr(site.name)
     return None
 
 
@@ -111,6 +132,7 @@ class _Solo:
     def __init__(self, was: Run, recorded: Recorded, position: Position, slot: int):
         self.original, self.was = recorded.reading, was
         self.program = self.original.program
+        self.nesting = was.plan.max_plate_nesting
         self.dims, self.num_terms = recorded.dims, recorded.num_terms
         # what is held is not compared with its alternatives
         held = isinstance(self.original, Replay) and self.original.draw.held
@@ -118,6 +140,7 @@ class _Solo:
         self.position: Position = lambda dim, size: (
             self.slot if dim == was.slot_dim and was.plan.num_slots > 1 else position(dim, size)
         )
+        self.program = self._with_one_of_each(self.program)
         self.run = Run(was.backend, replace(was.plan, num_slots=1, tracked=False))
         self.run.subsamples = dict(was.subsamples)
         self.terms = list(self.original.terms)
@@ -209,10 +232,24 @@ class _Solo:
 
     # How it is done
 
+    def _with_one_of_each(self, program: Program) -> Program:
+        """The program with its simulated data at this index."""
+        simulated = {id(s.value): s for s in program.simulated}
+
+        def alone(argument: Any) -> Any:
+            if id(argument) not in simulated:
+                return argument
+            of = simulated[id(argument)]
+            value = detach_provenance(argument)
+            return fitted(at(value, self.position, self.nesting, of.event_ndim), of.shape)
+
+        args, kwargs = (with_replaced(a, alone) for a in (program.args, program.kwargs))
+        return replace(program, args=args, kwargs=kwargs, simulated=())
+
     def _own(self, value: torch.Tensor, statement: Statement) -> torch.Tensor:
         shape = tuple(statement.dist.event_shape)
         value = detach_provenance(value).detach()
-        value = at(value, self.position, self.was.plan.max_plate_nesting, len(shape))
+        value = at(value, self.position, self.nesting, len(shape))
         return fitted(value, (*statement.dist.batch_shape, *shape))
 
     def _pushed(
