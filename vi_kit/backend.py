@@ -54,6 +54,10 @@ class Distribution(Protocol):
         """Whether the values of `other`, of which `value` is one, lie in this support."""
         ...
 
+    def contains(self, value: Array) -> Array | None:
+        """Whether values lie in the support; `None` where nobody can say."""
+        ...
+
     @property
     def support_name(self) -> str: ...
 

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 from vi_kit._named import SLOT, Named, combine, total
 from vi_kit.backend import current
 from vi_kit.cost import Site, Term, centred, stopped
+from vi_kit.expansions import lacks_coefficients
 from vi_kit.others import asked
 from vi_kit.worlds import contract_world, settle, world_weights
 
@@ -77,7 +78,8 @@ def grouped(terms: Iterable[Term]) -> list[list[Term]]:
 
 def contract_differences(site: Site, terms: Sequence[Term]) -> list[Term]:
     """Add the gradient of a site with alternatives: coefficients times differences from the drawn value."""
-    assert site.coefficients is not None
+    if site.coefficients is None:
+        raise lacks_coefficients(site)
     done = list(terms)
     for group in grouped(t for t in terms if site in t.alternatives):
         coefficient = matched(site.coefficients, site, group[0].drawn)

@@ -172,6 +172,17 @@ class DistributionView(ABC):
     def covers(self, other: Any, value: Array) -> bool:
         """Whether the values of `other`, of which `value` is one, lie in this support."""
 
+    def contains(self, value: Array) -> Array | None:
+        """Whether values lie in the support; `None` where nobody can say."""
+        try:
+            support = self.fn.support
+            return getattr(support, "check", support)(value)
+        except (
+            NotImplementedError,
+            ValueError,
+        ):  # as of a constraint that depends on what is not there
+            return None
+
     def open_ends(self) -> int | None:
         """At how many ends the support is without bound: 0 to 2; `None` if it has no ends."""
         w, fn, transforms = self.wrappers, self.fn, ()

@@ -14,6 +14,7 @@ from vi_kit._named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
 from vi_kit.backend import Distribution, Moments
 from vi_kit.cost import Site, Term, centred, label
 from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
+from vi_kit.expansions import checked, other_number
 from vi_kit.plan import Replan, Row
 from vi_kit.select import Choice
 
@@ -41,11 +42,16 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
         return _try(run, site, dist, choice), site
     if choice.estimator.carries_moments:
         return _moments(run, site, dist), site
-    expansion = site.estimator.expand(dist)
+    expansion = _expanded(run, site, dist)
     if expansion.is_worlds and run.backend.maps_values:
         expansion = replace(expansion, value=_whole(expansion.value, dist))
     claim(run, site, expansion)
     return placed(run, site, expansion, len(dist.event_shape)), site
+
+
+def _expanded(run: Run, site: Site, dist: Distribution) -> Expansion:
+    """What the estimator of a site makes, looked over."""
+    return checked(run.backend, site, dist, site.estimator.expand(dist))
 
 
 def claim(run: Run, site: Site, expansion: Expansion) -> None:
@@ -53,7 +59,7 @@ def claim(run: Run, site: Site, expansion: Expansion) -> None:
     site.has_path = expansion.has_path
     made = 0 if expansion.alternatives is None else expansion.alternatives.shape[0]
     if made != run.plan.slots_of.get(site.label, made):
-        raise _other_number(run, site, made)
+        raise other_number(site, "num_slots", made, run.plan.slots_of[site.label])
     in_front = expansion.alternatives if made else expansion.control
     if expansion.is_worlds:
         in_front = expansion.value
@@ -115,7 +121,7 @@ def draw_inside(
         return _try(run, site, dist, choice, inside=True), site
     if not site.estimator.tracked and dist.has_rsample:
         return None, site
-    value = site.estimator.expand(dist).value
+    value = _expanded(run, site, dist).value
     return (run.backend.track(value, site) if site.estimator.tracked else value), site
 
 
@@ -276,7 +282,7 @@ def _moments(run: Run, site: Site, dist: Distribution) -> Array:
     """The value of a site by its moments, and what it falls back on."""
     if site.estimator.carries_moments:
         return by_moments(run, site, dist, None)
-    sample = site.estimator.expand(dist).value
+    sample = _expanded(run, site, dist).value
     upstream = _upstream(run, site, sample) if run.plan.num_slots > 1 else frozenset[Site]()
     sample = _aligned_slots(run, sample, len(dist.event_shape), upstream)
     sample = run.backend.track(sample, site) if site.estimator.tracked else sample
@@ -357,19 +363,6 @@ def _along_slots(run: Run, site: Site, array: Array, upstream: Iterable[Site]) -
     layout = run.layout(site.axes, upstream, f"site {site.name!r}")
     layout[-array.ndim] = site.slots
     return from_layout(array, layout, (*site.axes, site.slots))
-
-
-def _other_number(run: Run, site: Site, made: int) -> EstimatorError:
-    """The error about an estimator that makes another number of alternatives than it said it would."""
-    name = type(site.estimator).__name__
-    return EstimatorError(
-        message(
-            f"site {site.name!r}: {name}.expand and {name}.num_slots disagree",
-            got=f"{made} alternatives",
-            expected=f"{run.plan.slots_of[site.label]}, which is what num_slots returned",
-            fix="return from num_slots how many alternatives expand makes",
-        )
-    )
 
 
 def _aligned_slots(run: Run, value: Array, event_ndim: int, upstream: Iterable[Site]) -> Array:

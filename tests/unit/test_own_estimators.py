@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import ConjugateNormal, LocalBernoulli, exact
 from vi_kit.backend import current
-from vi_kit.credit import contract_differences, contract_score
+from vi_kit.credit import contract_differences, contract_score, contract_worlds
 from vi_kit.estimators.score import WithBaseline
 
 
@@ -95,3 +96,129 @@ def test_the_value_is_not_touched(lib):
         for e in (vi.Enumerate(), IndependentPair(forgets=True))
     ]
     assert abs(values[0] - values[1]) < 0.1
+
+
+@dataclass(frozen=True)
+class Wrong(vi.Estimator):
+    """An estimator that hands back what `make` makes of a draw, the support and a coefficient."""
+
+    make: Callable
+    slots: int = 1
+    worlds: int = 1
+
+    def num_slots(self, dist):
+        return self.slots
+
+    def num_worlds(self, dist):
+        return self.worlds
+
+    def reason_against(self, dist):
+        return None
+
+    def expand(self, dist):
+        value, log_prob = dist.sample(), dist.log_prob(dist.sample())
+        zero = log_prob - current().backend.stop_gradient(log_prob)
+        return self.make(value, dist.support(), zero)
+
+    def contract(self, site, terms):
+        if self.worlds > 1:
+            return contract_worlds(site, terms)
+        if self.slots:
+            return contract_differences(site, terms)
+        return contract_score(site, terms, site.log_q, vi.Constant())
+
+
+E = vi.Expansion
+SHAPES = {
+    "no coefficients": (
+        Wrong(lambda z, all, c: E(z, alternatives=z[None])),
+        "gives no coefficients",
+    ),
+    "no alternatives": (
+        Wrong(lambda z, all, c: E(z, coefficients=c[None])),
+        "gives no alternatives",
+    ),
+    "alternatives": (
+        Wrong(lambda z, all, c: E(z, alternatives=z, coefficients=c[None]), slots=3),
+        r"alternatives of a wrong shape\n  got:      shape \(3,\)\n  expected: shape \(num_slots, 3\)",
+    ),
+    "coefficients": (
+        Wrong(lambda z, all, c: E(z, alternatives=z[None], coefficients=c)),
+        "coefficients of a wrong shape",
+    ),
+    "one coefficient": (
+        Wrong(lambda z, all, c: E(z, alternatives=z[None], coefficients=c.sum()[None, None])),
+        r"coefficients of a wrong shape\n  got:      shape \(1, 1\)",
+    ),
+    "too few coefficients": (
+        Wrong(lambda z, all, c: E(z, alternatives=all[:, None] + 0 * z, coefficients=c[None]), 2),
+        r"wrong shape\n  got:      1 coefficients, 2 alternatives",
+    ),
+    "value": (Wrong(lambda z, all, c: E(z[None]), slots=0), r"value of a wrong shape\n.*\(1, 3\)"),
+    "one value": (Wrong(lambda z, all, c: E(z[:1]), slots=0), r"value of a wrong shape\n.*\(1,\)"),
+    "worlds": (
+        Wrong(
+            lambda z, all, c: E(all[:, None, None, None, None], is_worlds=True), slots=0, worlds=2
+        ),
+        r"value of a wrong shape\n  got:      shape \(2, 1, 1, 1, 1\)\n  expected: shape \(num_worlds, 3\)",
+    ),
+    "number of worlds": (
+        Wrong(lambda z, all, c: E(all, is_worlds=True), slots=0, worlds=3),
+        r"num_worlds disagree\n  got:      2 worlds\n  expected: 3",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outside(vi.Score):
+    """Halves between the values."""
+
+    def expand(self, dist):
+        return E(dist.sample() + 0.5)
+
+
+OUTSIDE = {
+    "value": Outside(),
+    "alternatives": Wrong(lambda z, all, c: E(z, alternatives=z[None] + 2, coefficients=c[None])),
+    "worlds": Wrong(lambda z, all, c: E(all + 0.5, is_worlds=True), slots=0, worlds=2),
+}
+
+
+def three(lib):
+    def model():
+        with lib.plate("d", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(np.full(3, 0.3))))
+            lib.sample("x", lib.dist.Normal(z, 1.0), obs=lib.array(np.ones(3)))
+
+    def guide():
+        logits = lib.theta(np.zeros(3))
+        with lib.plate("d", 3):
+            lib.sample("z", lib.dist.Bernoulli(logits=logits))
+
+    return model, guide, np.zeros(3)
+
+
+@pytest.mark.parametrize("objective", [vi.elbo(), vi.iwae(num_particles=2)], ids=repr)
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_expand_hands_back(name, objective, lib):
+    """Everything there and in shape, or one clear error."""
+    estimator, text = SHAPES[name]
+    if objective != vi.elbo() and "shape" in text:
+        text = text.split(r"\n")[0]  # replicates are dims too in Pyro
+    with pytest.raises(vi.EstimatorError, match=rf"site 'z': Wrong.expand .*{text}"):
+        lib.gradients(lib.Loss(objective, estimator), *three(lib), 1, 0)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_values_outside_the_support(name, lib):
+    """An error; where values are traced, a loss or a gradient that is not a number, but never one that ignores them."""
+    model, guide, _ = three(lib)
+    lib.theta(np.zeros(3))
+    text = "expand makes values outside the support of Bernoulli"
+    if lib.name == "numpyro" and name != "value":
+        loss = lib.Loss(vi.iwae(num_particles=2), OUTSIDE[name])
+        assert not np.isfinite(lib.gradients(loss, *three(lib), 1, 0)).any()
+        return
+    with pytest.raises(vi.EstimatorError, match=text) as caught:
+        lib.value(lib.Loss(vi.elbo(), OUTSIDE[name]), model, guide, 0)
+    assert "relaxes = True" in str(caught.value)
