@@ -42,14 +42,14 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
         return _try(run, site, dist, choice), site
     if choice.estimator.carries_moments:
         return _moments(run, site, dist), site
-    expansion = _expanded(run, site, dist)
+    expansion = expanded(run, site, dist)
     if expansion.is_worlds and run.backend.maps_values:
         expansion = replace(expansion, value=_whole(expansion.value, dist))
     claim(run, site, expansion)
     return placed(run, site, expansion, len(dist.event_shape)), site
 
 
-def _expanded(run: Run, site: Site, dist: Distribution) -> Expansion:
+def expanded(run: Run, site: Site, dist: Distribution) -> Expansion:
     """What the estimator of a site makes, looked over."""
     return checked(run.backend, site, dist, site.estimator.expand(dist))
 
@@ -121,7 +121,7 @@ def draw_inside(
         return _try(run, site, dist, choice, inside=True), site
     if not site.estimator.tracked and dist.has_rsample:
         return None, site
-    value = _expanded(run, site, dist).value
+    value = expanded(run, site, dist).value
     return (run.backend.track(value, site) if site.estimator.tracked else value), site
 
 
@@ -282,7 +282,7 @@ def _moments(run: Run, site: Site, dist: Distribution) -> Array:
     """The value of a site by its moments, and what it falls back on."""
     if site.estimator.carries_moments:
         return by_moments(run, site, dist, None)
-    sample = _expanded(run, site, dist).value
+    sample = expanded(run, site, dist).value
     upstream = _upstream(run, site, sample) if run.plan.num_slots > 1 else frozenset[Site]()
     sample = _aligned_slots(run, sample, len(dist.event_shape), upstream)
     sample = run.backend.track(sample, site) if site.estimator.tracked else sample

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def checked(backend: Backend, site: Site, dist: Distribution, expansion: Expansion) -> Expansion:
     """Refuse an expansion that would be broadcast, ignored or taken for another one.
 
-    Whether values lie in the support is asked of estimators that are not vi_kit's own, as far as values are known.
-    While a program is traced, as all are that have several values at once in NumPyro, they are not: coefficients of
-    alternatives outside are then not a number, and so is the gradient; of a value outside it depends on what its log
-    density is there.
+    Estimators of one's own only: those of vi_kit have tests. Whether values lie in the support is asked as far as they
+    are known. While a program is traced, as all are that have several values at once in NumPyro, they are not:
+    coefficients of alternatives outside are then not a number, and so is the gradient; of a value outside it depends on
+    what its log density is there.
 
     Returns:
         The expansion.
@@ -31,6 +31,8 @@ def checked(backend: Backend, site: Site, dist: Distribution, expansion: Expansi
     Raises:
         EstimatorError: something is not there, has another shape, or lies outside the support.
     """
+    if type(site.estimator).__module__.startswith("vi_kit."):
+        return expansion
     e, batch, event = expansion, tuple(dist.batch_shape), tuple(dist.event_shape)
     if e.is_worlds:  # in which dims may be one or left out, where all elements have the same
         _check_shape(site, "value", e.value, "num_worlds", batch, event, whole=False)
@@ -53,8 +55,7 @@ def checked(backend: Backend, site: Site, dist: Distribution, expansion: Expansi
         raise _lacks(site, "log_noise", "scores_noise = True")
     if e.log_noise is not None:
         _check_shape(site, "log_noise", e.log_noise, "", batch, ())
-    own = type(site.estimator).__module__.startswith("vi_kit.")
-    if own or site.estimator.relaxes:
+    if site.estimator.relaxes:
         return e
     for what, values in (("value", e.value), ("alternatives", e.alternatives)):
         inside = None if values is None else dist.contains(values)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vi_kit._errors import EstimatorError, message
 from vi_kit._named import REPLICATE
-from vi_kit.baselines import LeaveOneOut, MovingAverage
+from vi_kit.baselines import Constant, LeaveOneOut, MovingAverage
+from vi_kit.cost import kept_name
 from vi_kit.estimators import Annealed, Enumerate, Estimator, MeasureValued, Reparam, Score
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Selection:
     Attributes:
         patterns: as the user gave them.
         resolved: choices already made, by site label. They stand while a site has a distribution of the same kind.
+        kept: names of what is kept from step to step, `None` where anything can be. The default rule asks for nothing
+            else.
         second_rules: whether estimators that have a second rule use that.
         sampled: sites to which the default rule must give single draws, and why.
         jumps: sites which the default rule must not reparameterise, and where a cost jumps in their values.
@@ -50,6 +53,7 @@ class Selection:
     sampled: Mapping[str, str] = field(default_factory=dict)
     jumps: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
+    kept: frozenset[str] | None = None
     second_rules: bool = False
 
     @classmethod
@@ -154,7 +158,8 @@ class Selection:
                 )
             return Choice(infer["estimator"], "infer", "annotated at the sample statement")
         many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
-        score = Score(LeaveOneOut() if many else MovingAverage())
+        has_room = self.kept is None or kept_name("baseline", label) in self.kept
+        score = Score(LeaveOneOut() if many else MovingAverage() if has_room else Constant())
         if label in self.jumps:
             why, by_measures = f"a cost jumps: {self.jumps[label]}", MeasureValued()
             one_by_one = bool(not_enumerated) or label in self.sampled or bool(dist.event_shape)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
+from vi_kit.cost import kept_name
 
 VALUES = np.array([0.3])
 
@@ -240,3 +241,46 @@ def test_values_at_which_a_log_density_is_infinite():
         Loss().loss_and_grads(model, guide)
     where = "model site 'x' (at value 1 of site 'k'; 3 of plate 'data')"
     assert f"the log density of {where} is not finite" in str(caught.value)
+
+
+def counts(lib):
+    def model():
+        n = lib.sample("n", lib.dist.Poisson(lib.array(2.0)))
+        lib.sample("x", lib.dist.Normal(n, 1.0), obs=lib.array(0.5))
+
+    def guide():
+        lib.sample("n", lib.dist.Poisson(lib.xp.exp(lib.theta(VALUES)[0])))
+
+    return model, guide
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_default_baseline_asks_for_no_room():
+    """Without a place for state the default is the plain score, in silence and the same number; a baseline that was
+    named says that it has no effect."""
+    import jax
+
+    from tests.libraries import NumPyroWords
+    from vi_kit.numpyro import Loss
+
+    lib = NumPyroWords()
+    model, guide = counts(lib)
+    params = {"theta": lib.array(VALUES)}
+
+    def gradient(loss, guide, state):
+        def value(params):
+            return loss.loss(jax.random.key(1), {**params, **state}, model, guide)
+
+        return np.asarray(jax.grad(value)(params)["theta"])
+
+    plain = gradient(Loss(), guide, {})
+    np.testing.assert_allclose(plain, gradient(Loss(vi.elbo(), vi.Score()), guide, {}))
+    with pytest.warns(UserWarning, match="nowhere to keep"):
+        named = gradient(Loss(vi.elbo(), vi.Score(vi.MovingAverage())), guide, {})
+    np.testing.assert_allclose(plain, named)
+    state = {kept_name("baseline", "n"): lib.array(np.array([0.7, 1.0]))}
+    assert not np.allclose(plain, gradient(Loss(), Loss().with_state(guide), state))
+    text = Loss().explain(model, guide)
+    assert "less variance needs loss.with_state(guide) in place of guide, for n" in text
+    text = Loss(vi.elbo(), vi.Score(vi.MovingAverage())).explain(model, guide)
+    assert "SVI needs loss.with_state(guide) in place of guide, for n" in text

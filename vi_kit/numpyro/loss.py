@@ -210,11 +210,18 @@ class Loss(ELBO):
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; nothing is computed."""
         step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known_jumps)
-        plan = step.plan()[0]
+        plan = step.plan(has_state=True)[0]
         choices = plan.selection.resolved.items()
-        kept = [label for label, c in choices if c.estimator.acting.keeps_state]
-        note = f"SVI needs loss.with_state(guide) in place of guide, for {', '.join(kept)}"
-        return explanation(plan, *[note] * bool(kept), *[NOTHING] * (not plan.table))
+        labels = [label for label, c in choices if c.estimator.acting.keeps_state]
+        chosen = [k for k in labels if plan.selection.resolved[k].rule != "default"]
+        room = "loss.with_state(guide) in place of guide, for"
+        texts = [f"SVI needs {room} {', '.join(chosen)}"] * bool(chosen)
+        if labels != chosen:
+            by_default = ", ".join(k for k in labels if k not in chosen)
+            texts.append(
+                f"less variance needs {room} {by_default}: without it there is no baseline"
+            )
+        return explanation(plan, *texts, *[NOTHING] * (not plan.table))
 
 
 def _total(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...]) -> jax.Array:
@@ -332,12 +339,17 @@ class _Step:
         slopes = jax.grad(total)([leaves[i] for i in moved])
         return functools.reduce(operator.add, [jnp.sum(g**2) for g in slopes], jnp.zeros(()))
 
-    def plan(self) -> tuple[Plan, dict[str, set[str]]]:
+    def plan(self, *, has_state: bool = False) -> tuple[Plan, dict[str, set[str]]]:
         """Choose the estimators, find the provenance, and check everything; and who has which parameters.
 
         Nothing is computed: the program is traced for its shapes.
+
+        Args:
+            has_state: whether there will be room for all that is kept from step to step.
         """
         settings = self.settings
+        kept = None if has_state else frozenset(self.params)
+        selection = replace(settings.selection, kept=kept)
         nesting = settings.max_plate_nesting
         found: dict[str, Any] = {}
 
@@ -370,7 +382,7 @@ class _Step:
                 provenance=provenance, nesting=run.plan.max_plate_nesting, jaxpr=dry_run.jaxpr
             )
 
-        draft = Plan(settings.selection, UNKNOWN_NESTING, settings.vectorize is not False)
+        draft = Plan(selection, UNKNOWN_NESTING, settings.vectorize is not False)
         plan = make_plan(make_backend, draft, execute)
         if plan.pathwise and takes_steps(found["jaxpr"]):
             jumps = self.jumps(plan, found)

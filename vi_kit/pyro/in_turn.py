@@ -19,7 +19,7 @@ from pyro.ops.provenance import detach_provenance, get_provenance, track_provena
 
 from vi_kit._named import Axis
 from vi_kit.cost import Site
-from vi_kit.drawing import claim, open_site, placed
+from vi_kit.drawing import claim, expanded, open_site, placed
 from vi_kit.estimators.base import Expansion
 from vi_kit.pyro.broadcasting import noise_states
 from vi_kit.pyro.front import at, fitted
@@ -156,7 +156,7 @@ class Turns:
             reading.sites[name], reading.details[name] = site, statement
         _, site, sheet, noise = self.draws[name]
         self.run.opened = site
-        expansion = site.estimator.expand(dist)
+        expansion = expanded(self.run, site, dist)
         if name not in self.flags:
             claim(self.run, site, expansion)
             self.flags[name] = expansion
