@@ -172,8 +172,6 @@ def ignored_hints(name: str, infer: Mapping[str, Any]) -> dict[str, None]:
         hints.append(("num_samples", "vi.WithoutReplacement(k), or num_samples of Loss"))
     if infer.get("kl") == "analytic":
         hints.append(("kl", "vi.Analytic(fallback=vi.Reparam()) at the site"))
-    if infer.get("expand") is False:
-        hints.append(("expand", "nothing: values of enumerated sites are never expanded"))
     return {
         f"site {name!r}: infer={{{hint!r}: ...}} has no effect on this loss; instead of it: {instead}": None
         for hint, instead in hints

@@ -163,12 +163,12 @@ class Selection:
         if label in self.jumps:
             why, by_measures = f"a cost jumps: {self.jumps[label]}", MeasureValued()
             one_by_one = bool(not_enumerated) or label in self.sampled or bool(dist.event_shape)
-            if not one_by_one and by_measures.reason_against(dist) is None:
+            elements = dist.elementary()
+            # the parameters of a transform move the value, by a path
+            is_plain = elements is not None and elements.family == dist.name
+            if is_plain and not one_by_one and by_measures.reason_against(dist) is None:
                 return Choice(by_measures, "default", why)
-            against = score.reason_against(dist)
-            if against is None:
-                return Choice(score, "default", why)
-            return Choice(Reparam(), "default", f"biased, {why}; Score() {against}")
+            return Choice(score, "default", why)
         if dist.has_rsample:
             return Choice(Reparam(), "default", f"{dist.name} has a reparameterised sampler")
         size = dist.support_size()

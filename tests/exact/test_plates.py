@@ -117,7 +117,6 @@ def test_two_sites_of_one_name(lib):
     [
         ({"baseline": {"use_decaying_avg_baseline": True}}, "'baseline': ...} has no effect"),
         ({"enumerate": "parallel", "num_samples": 10}, "'num_samples': ...} has no effect"),
-        ({"enumerate": "parallel", "expand": False}, "'expand': ...} has no effect"),
     ],
 )
 def test_annotations_that_mean_nothing_here(infer, text, lib):

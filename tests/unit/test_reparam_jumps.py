@@ -415,3 +415,35 @@ def test_jumps_at_held_draws_do_not_matter(lib):
     model = model_of(lib, lambda lib, z: lib.xp.where(z.sum(-1) > 0.0, 2.0, 0.0))
     loss = lib.Loss(vi.log_variance(num_particles=2), vi.Reparam())
     assert "Reparam()" in row(lib, model, guide_of(lib), loss=loss)
+
+
+def moved_normal(lib, theta):
+    """A Normal distribution by an affine transform, whose parameters move its values."""
+    base, module = lib.dist.Normal(0.0, 1.0), lib.dist.transforms
+    return lib.dist.TransformedDistribution(base, [module.AffineTransform(theta[0], 1.2)])
+
+
+def test_parameters_of_transforms_get_score(lib):
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.sample("x", lib.dist.Normal(where(lib, z > 0.2, 1.0, 0.0), 1.0), obs=lib.array(1.0))
+
+    def guide():
+        lib.sample("z", moved_normal(lib, lib.theta(VALUES)))
+
+    assert "Score(" in row(lib, model, guide)
+
+
+def test_a_jump_on_a_support_that_moves_is_refused(lib):
+    """Neither a path nor a score is right there."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Uniform(-5.0, 5.0))
+        lib.sample("x", lib.dist.Normal(where(lib, z > 0.4, 1.0, 0.0), 1.0), obs=lib.array(1.0))
+
+    def guide():
+        low = lib.theta(VALUES)[0]
+        lib.sample("z", lib.dist.Uniform(low - 1.0, low + 1.0))
+
+    with pytest.raises(vi.EstimatorError, match="site 'z': Score"):
+        lib.gradients(lib.Loss(), model, guide, VALUES, 1, 0)
