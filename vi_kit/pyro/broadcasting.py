@@ -20,7 +20,7 @@ from vi_kit._errors import BackendError, EstimatorError, ViKitError, message
 from vi_kit._named import PLATE, Axis, Named, from_layout
 from vi_kit.backend import _current
 from vi_kit.blocked import settled
-from vi_kit.cost import Term
+from vi_kit.cost import Site, Term
 from vi_kit.drawing import by_moments
 from vi_kit.programs import Program, with_replaced
 from vi_kit.pyro.distributions import PyroDistribution
@@ -86,14 +86,14 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
                 )
     n = run.plan.num_slots
     positions: list[tuple[Position, int]] = [(lambda dim, size: size - 1, n - 1)]
-    if n > 1 or any(
-        s.world is not None for s in run.sites
-    ):  # the other end, where a maximum differs
-        positions.append((lambda dim, size: 0, n // 2))
+    if n > 1 or any(s.world is not None for s in run.sites):
+        positions.append((lambda dim, size: 0, n // 2))  # the other end, where a maximum differs
+    first = {r.key: r for r in reversed(recorded)}
     for position, slot in positions:
-        for one in {r.key: r for r in reversed(recorded)}.values():
+        known: dict[Site, tuple[Any, torch.Tensor]] = {}
+        for one in reversed(first.values()):
             if any(axis.size > 1 for axis in one.dims):
-                found = _Solo(run, one, position, slot).run_alone(backend)
+                found = _Solo(run, one, position, slot, known).run_alone(backend)
                 if found is not None:
                     return found
     return None
@@ -129,8 +129,15 @@ def refused(run: Run, reason: str, error: Exception | None) -> Exception:
 class _Solo:
     """A reading of a program alone, at one index of what was in front when it was recorded."""
 
-    def __init__(self, was: Run, recorded: Recorded, position: Position, slot: int):
-        self.original, self.was = recorded.reading, was
+    def __init__(
+        self,
+        was: Run,
+        recorded: Recorded,
+        position: Position,
+        slot: int,
+        known: dict[Site, tuple[Any, torch.Tensor]],
+    ):
+        self.original, self.was, self.known = recorded.reading, was, known
         self.program = self.original.program
         self.nesting = was.plan.max_plate_nesting
         self.dims, self.num_terms = recorded.dims, recorded.num_terms
@@ -175,8 +182,12 @@ class _Solo:
             value = realigned(value, original.draw.details[name], statement, depth)
         if isinstance(value, Random):
             site = (original if simulated else original.draw).sites[name]
+            if not simulated and site in self.known:
+                return self.known[site][1]
             sample = None if value.sample is None else self._own(value.sample(), statement)
-            return by_moments(self.run, site, statement.dist, sample)
+            random = by_moments(self.run, site, statement.dist, sample)
+            self.known[site] = statement.dist, random
+            return random
         own = self._own(value, statement)
         if not simulated:
             return original.draw.details[name].dist.shown(own)
@@ -228,7 +239,10 @@ class _Solo:
         return self.original.relaxes(name)
 
     def drawn_from(self, name: str) -> Any:
-        return self.original.drawn_from(name)
+        drawn = self.original.drawn_from(name)
+        if drawn is None or drawn[0] not in self.known:
+            return drawn
+        return drawn[0], self.known[drawn[0]][0], drawn[2]
 
     # How it is done
 
