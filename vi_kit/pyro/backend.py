@@ -291,7 +291,7 @@ class PyroBackend:
     def _run(self, reading: Simulation | Replay) -> Any:
         run, program, num_terms = reading.run, reading.program, reading.run.num_terms
         noise = self._noise(reading)
-        if run.plan.in_turn and run.findings is None:
+        if run.plan.in_turn and run.plan.expands and run.findings is None:
             Turns(self, reading, noise).execute()
         else:
             self.once(reading, noise)

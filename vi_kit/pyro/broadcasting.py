@@ -126,6 +126,10 @@ def refused(run: Run, reason: str, error: Exception | None) -> Exception:
     )
 
 
+class _CannotBeAlone(Exception):
+    """A value cannot be made again for a program alone."""
+
+
 class _Solo:
     """A reading of a program alone, at one index of what was in front when it was recorded."""
 
@@ -160,6 +164,8 @@ class _Solo:
         try:
             with torch.enable_grad(), backend.session(self.run):
                 backend.once(self)
+        except _CannotBeAlone as error:
+            return Mismatch(str(error), False)
         except Exception as error:
             return Mismatch(f"the {self.program.role} alone: {type(error).__name__}: {error}")
         finally:
@@ -182,6 +188,8 @@ class _Solo:
             value = realigned(value, original.draw.details[name], statement, depth)
         if isinstance(value, Random):
             site = (original if simulated else original.draw).sites[name]
+            if site.label not in self.was.plan.analytic:
+                raise _CannotBeAlone(f"the value of site {name!r} has moments and noise")
             if not simulated and site in self.known:
                 return self.known[site][1]
             sample = None if value.sample is None else self._own(value.sample(), statement)

@@ -152,6 +152,10 @@ class Turns:
             if self.done:
                 raise Uneven(f"site {name!r} is met at some values only")
             site, _ = open_site(self.run, statement, self.program.role)
+            if site.label in self.run.plan.analytic:
+                raise Uneven(
+                    f"site {name!r} has moments, which are not taken one value after the other"
+                )
             self.draws[name] = (statement, site, Sheet(), [])
             reading.sites[name], reading.details[name] = site, statement
         _, site, sheet, noise = self.draws[name]
