@@ -44,6 +44,8 @@ class LeakProbe(TorchDispatchMode):
     def mark(self, value: torch.Tensor, site: Site) -> torch.Tensor:
         """The value in memory of its own, from where it is followed."""
         value = value.clone()
+        if site.estimator.is_support:  # however it was drawn here, it depends on nothing
+            self._sites[_memory(value)] = frozenset()
         self._add(value, frozenset({site}))
         return value
 
