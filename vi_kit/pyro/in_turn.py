@@ -9,6 +9,7 @@ about K^2 runs.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -37,7 +38,11 @@ Index = dict[Site | None, int]
 
 
 class Uneven(Exception):
-    """The program has other statements at one value of its sites than at another."""
+    """The program has other statements at one value of its sites than at another, or too many values."""
+
+
+MOST_RUNS = 1024
+"""How many joint values a statement may depend on, where the estimators of the sites set no bound."""
 
 
 @dataclass(eq=False)
@@ -218,6 +223,9 @@ class Turns:
         """All joint values of some sites at which the program was not run yet."""
         ordered = sorted(sites, key=lambda s: s.order)
         worlds = {s: s.world.size for s in ordered if s.world is not None}
+        bound = max((getattr(s.estimator, "max_worlds", MOST_RUNS) for s in worlds), default=1)
+        if math.prod(worlds.values()) > bound:
+            raise Uneven(f"a statement depends on {math.prod(worlds.values())} joint values")
         missing: dict[Any, Index] = {}
         for slot in [0, *(i for s in ordered for i in self.run.slots.get(s, ()))]:
             for values in itertools.product(*(range(n) for n in worlds.values())):
