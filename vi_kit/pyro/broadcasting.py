@@ -8,7 +8,6 @@ come out the same.
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from pyro.ops.provenance import detach_provenance
 from torch.distributions import TransformedDistribution
 
 from vi_kit._errors import BackendError, EstimatorError, ViKitError, message
-from vi_kit._named import PLATE, Axis, Named, from_layout
+from vi_kit._named import PLATE, REPLICATE, Axis, Named, from_layout
 from vi_kit.backend import _current
 from vi_kit.blocked import settled
 from vi_kit.cost import Site, Term
@@ -55,6 +54,19 @@ class Recorded:
         program = reading.program
         return program.fn, program.joint, tuple(sorted((n, id(v)) for n, v in values.items()))
 
+    def differs(self, site: Site, axis: Axis) -> bool:
+        """Whether a site has discrete values that differ along an axis in front."""
+        reading = self.reading
+        draw = reading if isinstance(reading, Simulation) else reading.draw
+        values = reading.values if isinstance(reading, Simulation) else reading.draw.by_name
+        if site.name not in values or isinstance(values[site.name], Random):
+            return False
+        value = detach_provenance(values[site.name])
+        dim = self.dims[axis] - len(draw.details[site.name].dist.event_shape)
+        if value.ndim < -dim or not bool((value == value.round()).all()):
+            return False
+        return not bool((value == value.select(dim, 0).unsqueeze(dim)).all())
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -79,7 +91,7 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
     """
     for one in recorded:
         for term in one.reading.terms:
-            lost = _lost(term, one.dims)
+            lost = _lost(term, one)
             if lost is not None:
                 return Mismatch(
                     f"{term.label} depends on {lost} and is the same for all its values"
@@ -99,14 +111,22 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
     return None
 
 
-def _lost(term: Term, in_front: Container[Axis]) -> str | None:
-    """A site on which a term depends without having its replicates or worlds: a reduction over them, which may come out
-    the same by chance."""
+def _lost(term: Term, one: Recorded) -> str | None:
+    """A site on which a term depends and with whose replicates or worlds it does not change: a reduction over them,
+    which may come out the same by chance where values are discrete."""
     for site in sorted(term.upstream, key=lambda s: s.order):
-        axes = (*site.axes, site.world)
-        if any(a in in_front and a.size > 1 and a not in term.base.axes for a in axes if a):
+        axes = [a for a in (*site.axes, site.world) if a in one.dims and a.size > 1]
+        if any(a not in term.base.axes for a in axes):
+            return repr(site.name)
+        own = [a for a in axes if a.kind == REPLICATE and term.statement != site.name]
+        if any(_is_constant(term.base, a) and one.differs(site, a) for a in own):
             return repr(site.name)
     return None
+
+
+def _is_constant(named: Named, axis: Axis) -> bool:
+    array, dim = detach_provenance(named.array), named.axes.index(axis)
+    return bool((array == array.select(dim, 0).unsqueeze(dim)).all())
 
 
 def refused(run: Run, reason: str, error: Exception | None) -> Exception:
