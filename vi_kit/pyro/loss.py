@@ -13,7 +13,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
-from vi_kit._errors import BackendError, ObjectiveError, message, refuse_settings
+from vi_kit._errors import BackendError, EstimatorError, ObjectiveError, message, refuse_settings
 from vi_kit.arguments import described
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
@@ -222,6 +222,9 @@ class Loss(ELBO):
             raise of_other_library("Pyro")
         programs = model, guide, args, kwargs
         plan, reason, num_replans = self._plan(*programs), "", 0
+        refusal: EstimatorError | None = (
+            None  # of what is in front, which is truer than what comes after it
+        )
         while num_replans < 3:
             backend = PyroBackend(self.state)
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
@@ -237,8 +240,10 @@ class Loss(ELBO):
             except Exception as error:
                 if not run.has_front:
                     raise
+                if isinstance(error, EstimatorError):
+                    refusal = refusal or error
                 what = f"{type(error).__name__}: {error}"
-                plan = self._fallback(run, what, error, *programs)
+                plan = self._fallback(run, what, refusal or error, *programs)
                 continue
             if plan.settled:
                 return groups, run
