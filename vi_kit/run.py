@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from vi_kit._errors import EstimatorError, ObjectiveError, message
 from vi_kit._named import (
@@ -368,7 +368,8 @@ class Run:
         """Number of gradients taken so far, for schedules."""
         state = self.backend.get_state(STEP_KEY)
         xp = array_namespace(like)
-        state = xp.zeros_like(xp.sum(like)) if state is None else state
+        if state is None:  # made of nothing that was drawn
+            state = xp.zeros((), dtype=like.dtype, device=device(like))
         state = self.backend.stop_gradient(state)
         if self.with_gradient:
             self.new_state[STEP_KEY] = state + 1.0

@@ -146,7 +146,8 @@ def test_gradient_by_the_state_of_a_moving_average_is_zero():
 
 
 def test_moving_average_with_nowhere_to_be_kept_is_warned_of():
-    svi = SVI(counts_model, counts_guide, numpyro.optim.Adam(0.02), Loss())
+    loss = Loss(estimators=vi.Score(vi.MovingAverage()))
+    svi = SVI(counts_model, counts_guide, numpyro.optim.Adam(0.02), loss)
     state = svi.init(KEY)
     with pytest.warns(UserWarning, match=r"nowhere to keep .*loss\.with_state\(guide\)"):
         svi.update(state)
