@@ -64,7 +64,7 @@ def test_mean_of_normals():
         with numpyro.plate("data", len(x)):
             numpyro.sample("x", dist.Normal(loc, noise), obs=x)
 
-    params, bound = fit(Loss(num_samples=16), model, AutoNormal(model), 400, lr=0.05)
+    params, bound = fit(Loss(num_samples=64), model, AutoNormal(model), 400, lr=0.05)
     precision = 1 / prior**2 + len(x) / noise**2
     mean = x.sum() / noise**2 / precision
     assert float(params["loc_auto_loc"]) == pytest.approx(mean, abs=0.02)
