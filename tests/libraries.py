@@ -53,6 +53,20 @@ class PyroWords:
     ) -> np.ndarray:
         """Independent gradient estimates of the loss by the parameters `names`, all of them `values` at
         first, shape `(num_draws, len(names) * len(values))`. `args` are those of the step."""
+        return self.estimates(loss, model, guide, values, num_draws, seed, names, args)[:, 1:]
+
+    def estimates(
+        self,
+        loss: Any,
+        model: Any,
+        guide: Any,
+        values: np.ndarray,
+        num_draws: int,
+        seed: int,
+        names: tuple[str, ...] = ("theta",),
+        args: tuple[Any, ...] = (),
+    ) -> np.ndarray:
+        """The same, each with the estimate of the loss in front."""
         import pyro
 
         pyro.clear_param_store()
@@ -64,8 +78,8 @@ class PyroWords:
         for _ in range(num_draws):
             for leaf in leaves:
                 leaf.grad = self.xp.zeros_like(leaf)
-            loss.loss_and_grads(model, guide, *args)
-            draws.append(np.concatenate([leaf.grad.numpy() for leaf in leaves]))
+            value = loss.loss_and_grads(model, guide, *args)
+            draws.append(np.concatenate([[value], *(leaf.grad.numpy() for leaf in leaves)]))
         return np.array(draws)
 
     def value(self, loss: Any, model: Any, guide: Any, seed: int) -> float:
@@ -119,6 +133,20 @@ class NumPyroWords:
         args: tuple[Any, ...] = (),
     ) -> np.ndarray:
         """See `PyroWords.gradients`."""
+        return self.estimates(loss, model, guide, values, num_draws, seed, names, args)[:, 1:]
+
+    def estimates(
+        self,
+        loss: Any,
+        model: Any,
+        guide: Any,
+        values: np.ndarray,
+        num_draws: int,
+        seed: int,
+        names: tuple[str, ...] = ("theta",),
+        args: tuple[Any, ...] = (),
+    ) -> np.ndarray:
+        """See `PyroWords.estimates`."""
         import jax
         from numpyro import handlers
 
@@ -143,13 +171,13 @@ class NumPyroWords:
                 )
                 return result["loss"], result["mutable_state"] or {}
 
-            return jax.grad(value, has_aux=True)(params)
+            return jax.value_and_grad(value, has_aux=True)(params)
 
         params = {n: self.xp.asarray(values) for n in names}
         draws = []
         for key in jax.random.split(jax.random.key(seed), num_draws):
-            draw, state = gradient(params, key, state)
-            draws.append(np.concatenate([np.asarray(draw[n]) for n in names]))
+            (value, state), draw = gradient(params, key, state)
+            draws.append(np.concatenate([[value], *(np.asarray(draw[n]) for n in names)]))
         return np.array(draws)
 
     def value(self, loss: Any, model: Any, guide: Any, seed: int) -> float:
