@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LIB ?= pyro
+NUM_PROGRAMS ?= 1000
 
-.PHONY: setup demo test lint format bench tutorials clean
+.PHONY: setup demo test fuzz lint format bench tutorials clean
 
 setup: .venv/.installed
 
@@ -18,6 +19,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2
+
+fuzz: setup  # random programs, and every idiom with every estimator
+	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_ALL_IDIOMS=1 $(BIN)/python -m pytest -n 2 -rP tests/fuzz tests/conformance/test_idioms.py
 
 lint: setup
 	$(BIN)/ruff check .
