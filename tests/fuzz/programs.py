@@ -14,6 +14,8 @@ from tests import oracles
 
 SIZE = 2
 """Elements of an event or of a plate."""
+MOST = {"elbo": 400, "iwae": 200}
+"""Joint values that the oracle takes: pairs of them, for two particles."""
 MASK = np.array([True, False])
 
 
@@ -76,6 +78,11 @@ class Site:
     def size(self) -> int:
         return 1 if self.layout == "scalar" else SIZE
 
+    def num_values(self, objective: str) -> int:
+        """How many joint values or nodes the oracle has for it."""
+        nodes = {"bernoulli": 2, "categorical": 3, "normal": 5 if objective == "iwae" else 9}
+        return nodes[self.kind] ** self.size
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -117,7 +124,11 @@ def specs(draw: Any, all_default: bool | None = None) -> Spec:
                 "default" if plain else draw(st.sampled_from(names)),
             )
         )
-    return Spec(tuple(sites), draw(st.sampled_from(["elbo", "samples", "iwae"])))
+    objective = draw(st.sampled_from(["elbo", "samples", "iwae"]))
+    most = MOST["iwae" if objective == "iwae" else "elbo"]
+    while len(sites) > 1 and np.prod([s.num_values(objective) for s in sites]) > most:
+        sites.pop()
+    return Spec(tuple(sites), objective)
 
 
 class Program:
