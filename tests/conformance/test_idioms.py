@@ -28,7 +28,9 @@ def covering() -> list[idioms.Case]:
     return chosen
 
 
-CASES = idioms.cases() if os.environ.get("VI_KIT_ALL_IDIOMS") else covering()
+WHICH = os.environ.get("VI_KIT_IDIOMS", "")
+"""By `make fuzz` only, so far: `all` of them, or a `cover`."""
+CASES = {"all": idioms.cases, "cover": covering}.get(WHICH, list)()
 
 
 def estimates_of(case, seed):

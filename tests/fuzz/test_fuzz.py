@@ -44,6 +44,7 @@ def check(lib, spec, num_draws=200):
     return "right"
 
 
+@pytest.mark.skipif("VI_KIT_NUM_PROGRAMS" not in os.environ, reason="run by make fuzz, so far")
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_random_programs(name):
     lib = LIBRARIES[name]()
