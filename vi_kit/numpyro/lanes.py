@@ -20,6 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from vi_kit._named import Axis, union
 from vi_kit.cost import Site
 from vi_kit.lanes import Part
+from vi_kit.numpyro.degrees import bound
 
 worlds_p = Primitive("vi_kit_worlds")
 """One of the values that the operand has in front: all of them, along the worlds of `site`."""
@@ -328,7 +329,4 @@ def _bound(step: _Step, known: Mapping[int, Any]) -> Sequence[Any]:
     operands = [known[o] for o in step.operands]
     if step.primitive is alternatives_p:
         return operands[:1]
-    params = step.primitive.get_bind_params(dict(step.params))
-    functions, params = params if isinstance(params, tuple) else ((), params)  # as in older JAX
-    result = step.primitive.bind(*functions, *operands, **params)
-    return result if step.primitive.multiple_results else [result]
+    return bound(step, operands)
