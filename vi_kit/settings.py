@@ -25,13 +25,6 @@ from vi_kit.select import DEFAULT_MAX_WORLDS, Selection
 MAX_SCOUTS = 10
 """A pattern that matches nothing is looked for in so many further dry runs, where sites may differ from run to run."""
 
-BROADCAST_NOTE = (
-    "vi_kit ran the program with {dims} more batch dims on the left, for the values of enumerated sites."
-    " Write it so that it broadcasts (index from the right, expand before"
-    " concatenating, no reshape to a fixed shape), or give sites other estimators."
-)
-
-
 SETTINGS = ("objective", "estimators", "num_samples", "max_plate_nesting", "vectorize")
 """Of a `Loss`."""
 
@@ -129,7 +122,7 @@ class Settings:
         return first * weight + second * (1.0 - weight)
 
     def execute(self, run: Run, model: Program, guide: Program) -> dict[str | None, Named]:
-        """Run the objective, and say what to change if the program does not broadcast."""
+        """Run the objective; an error that comes of parameters that are not numbers names them."""
         try:
             with run.backend.session(run):
                 return run.execute(self.averaged, model, guide)
@@ -137,8 +130,6 @@ class Settings:
             spoilt = run.backend.spoilt_params()
             if spoilt:
                 raise not_numbers(spoilt, None) from error
-            if run.placed_dims and not run.backend.replicates_broadcast:
-                error.add_note(BROADCAST_NOTE.format(dims=run.placed_dims))
             raise
 
 
