@@ -110,8 +110,9 @@ class PyroDistribution(DistributionView):
         return fn.mixture_distribution.logits, fn.component_distribution
 
     def is_by_probs(self, fn: Any) -> bool:
-        fn = getattr(fn, "_categorical", fn)
-        return fn._param is vars(fn).get("probs")
+        known = vars(getattr(fn, "_categorical", fn))
+        given = known.get("_param", known.get("logits", known.get("probs")))
+        return given is known.get("probs")
 
     def is_discrete(self, fn: Any) -> bool:
         return fn.support.is_discrete
