@@ -241,6 +241,15 @@ class DistributionView(ABC):
             return values
         return values[_digits(size, count, values)].reshape(size**count, *shape, *fn.event_shape)
 
+    def ends(self) -> tuple[Array, Array] | None:
+        """The first and the last value of each element, if its values can be counted off."""
+        fn, _, transforms = self._elements()
+        values = None if transforms or not fn.has_enumerate_support else self._values(fn)
+        if values is None:
+            return None
+        values = values.reshape(values.shape[0], *fn.event_shape)
+        return values[0], values[-1]
+
     def support_probs(self) -> Array | None:
         elements = self.elementary()
         if elements is None or not elements.by_probs or self._elements()[2]:

@@ -126,6 +126,41 @@ def counted(fn):
     return program
 
 
+LIKELY_ONES = torch.full((3,), 4.0).double()
+
+
+@pytest.mark.parametrize(
+    ("loc", "broadcasts"),
+    [
+        (lambda z: z.max(), False),
+        (lambda z: z.amax(-1), True),
+        (lambda z: 0.0 * z.sum(-1), True),
+    ],
+    ids=["maximum of all", "maximum of each", "nothing"],
+)
+def test_what_is_the_same_in_all_replicates_by_chance(loc, broadcasts):
+    def likely_guide():
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("l", LIKELY_ONES)).to_event(1))
+
+    loss = Loss(estimators=vi.Score(), num_samples=6)
+    for seed in range(5):  # the maximum is 1 in nearly all replicates
+        pyro.set_rng_seed(seed)
+        loss.with_estimators(vi.Score()).loss(model_of(loc), likely_guide)
+        found = loss.explain(model_of(loc), likely_guide)
+        assert ("after the other" not in found) == broadcasts
+
+
+@pytest.mark.parametrize("estimator", [vi.Enumerate(), vi.Score(vi.LeaveOneOut())], ids=repr)
+def test_weights_that_start_at_zero(estimator):
+    def model():
+        w = pyro.param("w", torch.zeros(()))
+        z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(3).double()).to_event(1))
+        pyro.sample("x", dist.Normal(w * ((z + 1) / (z + 1).sum())[0], 1.0), obs=torch.ones(()))
+
+    loss = Loss(estimators=estimator, num_samples=2)
+    assert "after the other" in loss.explain(model, guide)
+
+
 def test_what_broadcasts_is_tested_once():
     model, runs = counted(model_of(lambda z: z.sum(-1))), []
     loss = Loss(vi.iwae(num_particles=2))

@@ -366,3 +366,28 @@ def test_a_guide_that_knows_the_minibatch_only(objective):
     assert value == pytest.approx(minus_bound_of_coins(LOGITS, particles, rows).real)
     exact = oracles.gradient(lambda t: minus_bound_of_coins(t, particles, rows), LOGITS)
     np.testing.assert_allclose(got["logits"], exact, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [vi.elbo(), vi.iwae(num_particles=3), vi.renyi(alpha=0.5, num_particles=3)],
+    ids=repr,
+)
+@pytest.mark.parametrize("estimator", [vi.Reparam(), vi.Score(vi.LeaveOneOut())], ids=repr)
+def test_a_plate_without_a_size_has_that_of_its_sites(objective, estimator):
+    def value(*size):
+        def model():
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", *size):
+                z = pyro.sample("z", dist.Normal(loc + torch.zeros(6), 1.0))
+                pyro.sample("x", dist.Normal(z, 0.5), obs=X)
+
+        def guide():
+            pyro.sample("loc", dist.Normal(0.2, 0.7))
+            with pyro.plate("data", *size):
+                pyro.sample("z", dist.Normal(pyro.param("a", torch.zeros(6)), 1.0))
+
+        pyro.set_rng_seed(1)
+        return Loss(objective, estimator, num_samples=2).loss(model, guide)
+
+    assert value() == pytest.approx(value(6), rel=1e-12)

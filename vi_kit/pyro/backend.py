@@ -628,19 +628,24 @@ class _Handler:
                 continue
             if frame.dim < -self.run.plan.max_plate_nesting:
                 raise Replan
-            axes.append(_plate(frame, -frame.dim))
+            size = int(frame.size)
+            if size < 0:  # a plate without a size has that of its sites
+                batch = msg["fn"].batch_shape
+                size = batch[frame.dim] if len(batch) >= -frame.dim else 1
+            if size != 1 or frame.size == 1:
+                axes.append(_plate(frame, -frame.dim, size))
         return self.run.one_name(self.program.role, axes)
 
 
-def _plate(frame: Any, order: int) -> Axis:
-    scale = float(frame.full_size / frame.size) if frame.full_size else 1.0
-    return Axis(PLATE, order, frame.name, int(frame.size), scale)
+def _plate(frame: Any, order: int, size: int) -> Axis:
+    scale = float(frame.full_size / size) if (frame.full_size or 0) > 0 else 1.0
+    return Axis(PLATE, order, frame.name, size, scale)
 
 
 def _iterations(msg: Any) -> frozenset[tuple[Axis, int]]:
     """The sequential plates of a statement, and how often each has been gone through."""
     frames = [f for f in msg["cond_indep_stack"] if not f.vectorized]
-    return frozenset((_plate(f, 0), f.counter) for f in frames)
+    return frozenset((_plate(f, 0, int(f.size)), f.counter) for f in frames)
 
 
 def _before(run: Run, key: Any) -> frozenset[Site]:

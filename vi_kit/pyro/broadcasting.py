@@ -8,11 +8,14 @@ come out the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.ops.provenance import detach_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from torch.distributions import TransformedDistribution
 
 from vi_kit._errors import BackendError, EstimatorError, ViKitError, message
@@ -21,7 +24,7 @@ from vi_kit.backend import _current
 from vi_kit.blocked import settled
 from vi_kit.cost import Site, Term
 from vi_kit.drawing import by_moments
-from vi_kit.programs import Program, with_replaced
+from vi_kit.programs import Draw, Program, with_replaced
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.front import Position, at, fitted
@@ -54,18 +57,11 @@ class Recorded:
         program = reading.program
         return program.fn, program.joint, tuple(sorted((n, id(v)) for n, v in values.items()))
 
-    def differs(self, site: Site, axis: Axis) -> bool:
-        """Whether a site has discrete values that differ along an axis in front."""
+    @property
+    def draw(self) -> Draw:
+        """The values of its sites."""
         reading = self.reading
-        draw = reading if isinstance(reading, Simulation) else reading.draw
-        values = reading.values if isinstance(reading, Simulation) else reading.draw.by_name
-        if site.name not in values or isinstance(values[site.name], Random):
-            return False
-        value = detach_provenance(values[site.name])
-        dim = self.dims[axis] - len(draw.details[site.name].dist.event_shape)
-        if value.ndim < -dim or not bool((value == value.round()).all()):
-            return False
-        return not bool((value == value.select(dim, 0).unsqueeze(dim)).all())
+        return reading.draw if isinstance(reading, Replay) else reading.result()
 
 
 @dataclass(frozen=True)
@@ -108,20 +104,82 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
                 found = _Solo(run, one, position, slot, known).run_alone(backend)
                 if found is not None:
                     return found
-    return None
+    if run.plan.in_turn:
+        return None
+    apart = (_far_apart(run, one, backend) for one in first.values())
+    return next((a for a in apart if a is not None), None)
 
 
 def _lost(term: Term, one: Recorded) -> str | None:
-    """A site on which a term depends and with whose replicates or worlds it does not change: a reduction over them,
-    which may come out the same by chance where values are discrete."""
+    """A site on which a term depends and of which it has no axis: a reduction over its replicates or worlds."""
     for site in sorted(term.upstream, key=lambda s: s.order):
         axes = [a for a in (*site.axes, site.world) if a in one.dims and a.size > 1]
         if any(a not in term.base.axes for a in axes):
             return repr(site.name)
-        own = [a for a in axes if a.kind == REPLICATE and term.statement != site.name]
-        if any(_is_constant(term.base, a) and one.differs(site, a) for a in own):
-            return repr(site.name)
     return None
+
+
+def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None:
+    """What differs alone, where a log density does not change with the replicates or worlds of a site on which it
+    depends: by chance, if it is of a maximum over all, or because weights start at zero. So parameters are moved, and
+    discrete sites are in two replicates as far apart as their supports allow."""
+    draw, still = one.draw, set()
+    for term in one.reading.terms:
+        for site in term.upstream:
+            axes = [a for a in (*site.axes, site.world) if a in one.dims and a in term.base.axes]
+            if term.statement != site.name and any(_is_constant(term.base, a) for a in axes):
+                still |= {(site.name, a) for a in axes if a.kind == REPLICATE} | {(site.name, None)}
+    if not still:
+        return None
+    values = dict(draw.by_name)
+    for name, axis in still:
+        value = values.get(name)
+        if axis is None or value is None or isinstance(value, Random) or name in draw.data:
+            continue
+        statement, far = draw.details[name], detach_provenance(value).clone()
+        dim = one.dims[axis] - len(statement.dist.event_shape)
+        if far.ndim >= -dim and statement.dist.fn.support.is_discrete:
+            ends = statement.dist.ends() or (far.amin(dim), far.amax(dim))
+            for i, end in zip((0, -1), ends, strict=True):
+                far.select(dim, i).copy_(end)
+            values[name] = track_provenance(far, get_provenance(value))
+    again = copy(run)
+    again.backend, again.terms, again.dims = backend, [], dict(one.dims)
+    again.num_terms = one.num_terms
+    replay = Replay(again, one.reading.program, replace(draw, by_name=values))
+    with _moved(_params_of(run)):
+        token = _current.set(again)
+        try:
+            with torch.enable_grad(), backend.session(again):
+                backend.once(replay)
+        except ValueError:  # the support of a site is not the same at all values of another
+            return None
+        finally:
+            _current.reset(token)
+        apart = Recorded(replay, one.dims, one.num_terms)
+        found = (
+            _Solo(again, apart, position, 0, {}).run_alone(backend)
+            for position in (lambda dim, size: 0, lambda dim, size: size - 1)
+        )
+        return next((f for f in found if f is not None), None)
+
+
+def _params_of(run: Run) -> list[torch.Tensor]:
+    backend: Any = run.backend
+    return [p for known in backend.params.values() for p in known.values()]
+
+
+@contextmanager
+def _moved(leaves: list[torch.Tensor]) -> Iterator[None]:
+    """Parameters a little elsewhere, as far as graphs do not see it."""
+    were = {p: p.data for p in leaves if p.is_floating_point()}
+    try:
+        for p, was in were.items():
+            p.data = was + 0.1 * torch.randn_like(was)
+        yield
+    finally:
+        for p, was in were.items():
+            p.data = was
 
 
 def _is_constant(named: Named, axis: Axis) -> bool:
@@ -165,9 +223,11 @@ class _Solo:
         self.program = self.original.program
         self.nesting = was.plan.max_plate_nesting
         self.dims, self.num_terms = recorded.dims, recorded.num_terms
-        # what is held is not compared with its alternatives
-        held = isinstance(self.original, Replay) and self.original.draw.held
-        self.slot = 0 if held else slot
+        draw: Any = self.original if isinstance(self.original, Simulation) else self.original.draw
+        # what is held is not compared with its alternatives, and another draw's alternatives are none of this one
+        held = isinstance(draw, Draw) and draw.held
+        own = any(slot in was.slots.get(site, ()) for site in draw.sites.values())
+        self.slot = slot if not held and (own or self.program.simulated) else 0
         self.position: Position = lambda dim, size: (
             self.slot if dim == was.slot_dim and was.plan.num_slots > 1 else position(dim, size)
         )

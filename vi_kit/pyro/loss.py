@@ -13,16 +13,23 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
-from vi_kit._errors import BackendError, EstimatorError, ObjectiveError, message, refuse_settings
+from vi_kit._errors import (
+    BackendError,
+    EstimatorError,
+    ObjectiveError,
+    ViKitError,
+    message,
+    refuse_settings,
+)
 from vi_kit.arguments import described
 from vi_kit.degrees import DegreeProbe, shortfalls
-from vi_kit.estimators import Estimator
+from vi_kit.estimators import Estimator, Score
 from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.broadcasting import mismatch, refused
+from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
 from vi_kit.pyro.degrees import Watch, degree_probe, degrees_found, find_jumps_in
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.replay import PyroReplay
@@ -249,6 +256,8 @@ class Loss(ELBO):
                 return groups, run
             with torch.random.fork_rng(devices=[]):
                 found = mismatch(run, backend.recorded or [], PyroBackend(self.state))
+            if found is not None and not found.is_certain and plan.analytic:
+                found = self._without_moments(plan, found, *programs)
             must_be_certain = not (self.settings.vectorize or plan.in_turn)
             if found is None or not (found.is_certain or must_be_certain):
                 self._keep(replace(plan, settled=True), *programs)
@@ -260,6 +269,23 @@ class Loss(ELBO):
             "the sites of model or guide change from one run to the next in a way that worlds and"
             " alternatives cannot follow; use vi.Score() or vi.Reparam() for the changing sites"
         )
+
+    def _without_moments(
+        self, plan: Plan, found: Mismatch, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Mismatch | None:
+        """What differs where sites have draws in the place of moments, which are computed by the same operations."""
+        estimators = {
+            label: Score() if label in plan.analytic else choice.estimator
+            for label, choice in plan.selection.resolved.items()
+        }
+        drawn, programs = self.with_estimators(estimators), (model, guide, args, kwargs)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                drawn._estimate(*programs, with_gradient=False)
+        except ViKitError:
+            return found
+        reason = drawn._plan(*programs).in_turn
+        return Mismatch(reason) if reason else None
 
     def _fallback(
         self,
