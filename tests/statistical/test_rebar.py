@@ -254,7 +254,7 @@ def gradients_with(lib, loss, case, names):
     @jax.jit
     @jax.grad
     def gradients(params):
-        return loss.loss_with_mutable_state(jax.random.key(0), params, model, guide)["loss"]
+        return loss.loss_with_mutable_state(jax.random.key(1), params, model, guide)["loss"]
 
     theta = {n: lib.array(case.values) for n in names}
     return lambda own: gradients(theta | {n: lib.array(v) for n, v in own.items()})
