@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.special
 from hypothesis import strategies as st
 
 import vi_kit as vi
@@ -17,6 +19,8 @@ SIZE = 2
 MOST = {"elbo": 400, "iwae": 200}
 """Joint values that the oracle takes: pairs of them, for two particles."""
 MASK = np.array([True, False])
+ROWS = np.array([0.4, -1.1, 0.9, 0.2])
+"""Data of a plate of which there are minibatches of two."""
 
 
 def softmax_first(xp, z):
@@ -35,6 +39,13 @@ FEATURES = {
     "stack": lambda xp, z: xp.stack([z, 2 * z]).sum(),
     "loop": lambda xp, z: sum(z[i] * (i + 0.5) for i in range(len(z))),
 }
+OF_A_NUMBER = {
+    "bernoulli": ("itself", "branch"),
+    "categorical": ("itself", "branch"),
+    "normal": ("itself",),
+    "gamma": ("itself",),
+    "uniform": ("itself",),
+}
 ESTIMATORS = {
     "default": None,
     "Score": vi.Score(),
@@ -45,11 +56,14 @@ ESTIMATORS = {
     "DisARM": vi.DisARM(),
     "Reparam": vi.Reparam(),
     "DoublyReparam": vi.DoublyReparam(),
+    "scaled": vi.Score(vi.Scaled(vi.MovingAverage()) + vi.LeaveOneOut()),
 }
 OF_NORMAL = ("default", "Score", "RLOO", "MeasureValued", "Reparam", "DoublyReparam")
 OF_DISCRETE = (
-    *("default", "Score", "RLOO", "two baselines", "MeasureValued", "Enumerate", "DisARM"),
+    *("default", "Score", "RLOO", "two baselines", "scaled", "MeasureValued", "Enumerate"),
+    "DisARM",
 )
+OF_UNIFORM = ("default", "Reparam", "MeasureValued")
 
 
 @dataclass(frozen=True)
@@ -58,10 +72,10 @@ class Site:
 
     Attributes:
         kind: its family.
-        layout: "scalar", "event" or "plate".
+        layout: "scalar", "event", "plate" or "nested" plates.
         feature: by which number of a vector those that come later see it.
         parent: whether its density depends on the site before.
-        masked: whether the second element has a mask inside the distribution.
+        masked: whether every second element has a mask, "inside" the distribution or "outside", or none ("").
         scale: of its log densities.
         estimator: a key of `ESTIMATORS`.
     """
@@ -70,24 +84,32 @@ class Site:
     layout: str
     feature: str
     parent: bool
-    masked: bool
+    masked: str
     scale: float
     estimator: str
 
     @property
     def size(self) -> int:
-        return 1 if self.layout == "scalar" else SIZE
+        return {"scalar": 1, "nested": SIZE**2}.get(self.layout, SIZE)
+
+    def num_nodes(self, objective: str) -> int:
+        """How many values or nodes the oracle has for an element."""
+        few = objective == "iwae"
+        continuous = {"normal": 5 if few else 9, "uniform": 5 if few else 9, "gamma": 14}
+        return {"bernoulli": 2, "categorical": 3, **continuous}[self.kind]
 
     def num_values(self, objective: str) -> int:
         """How many joint values or nodes the oracle has for it."""
-        nodes = {"bernoulli": 2, "categorical": 3, "normal": 5 if objective == "iwae" else 9}
-        return nodes[self.kind] ** self.size
+        return self.num_nodes(objective) ** self.size
 
 
 @dataclass(frozen=True)
 class Spec:
+    """A program: its sites, the objective, and whether there is a plate of minibatches with a site of its own."""
+
     sites: tuple[Site, ...]
     objective: str
+    minibatches: bool = False
 
     def loss(self, lib: Any) -> Any:
         given = {
@@ -104,53 +126,80 @@ class Spec:
 
 @st.composite
 def specs(draw: Any, all_default: bool | None = None) -> Spec:
-    sites, normals = [], 0
+    sites, continuous = [], 0
     plain = draw(st.booleans()) if all_default is None else all_default
     for i in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["bernoulli", "categorical", "normal"]))
-        layout = draw(st.sampled_from(["scalar", "event", "plate"]))
-        normals += kind == "normal"
-        if normals > 1 and kind == "normal":
-            kind = "bernoulli"
-        names = OF_NORMAL if kind == "normal" else OF_DISCRETE
+        kind = draw(st.sampled_from(["bernoulli", "categorical", "normal", "gamma", "uniform"]))
+        layout = draw(st.sampled_from(["scalar", "event", "plate", "nested"]))
+        if kind in ("normal", "gamma", "uniform"):
+            continuous += 1
+            kind = kind if continuous == 1 else "bernoulli"
+        if kind == "gamma":
+            layout = "scalar"
+        if layout == "nested" and kind != "bernoulli":
+            layout = "plate"
+        names = {"bernoulli": OF_DISCRETE, "categorical": OF_DISCRETE, "uniform": OF_UNIFORM}
+        masks = {"scalar": [""], "event": ["", "", "inside"]}
+        features = sorted(FEATURES) if layout != "scalar" else sorted(OF_A_NUMBER[kind])
         sites.append(
             Site(
                 kind,
                 layout,
-                draw(st.sampled_from(sorted(FEATURES))),
+                draw(st.sampled_from(features)),
                 i > 0 and draw(st.booleans()),
-                layout != "scalar" and draw(st.sampled_from([False, False, True])),
+                draw(st.sampled_from(masks.get(layout, ["", "", "inside", "outside"]))),
                 draw(st.sampled_from([1.0, 1.0, 1.0, 2.0])),
-                "default" if plain else draw(st.sampled_from(names)),
+                "default" if plain else draw(st.sampled_from(names.get(kind, OF_NORMAL))),
             )
         )
     objective = draw(st.sampled_from(["elbo", "samples", "iwae"]))
     most = MOST["iwae" if objective == "iwae" else "elbo"]
     while len(sites) > 1 and np.prod([s.num_values(objective) for s in sites]) > most:
         sites.pop()
-    return Spec(tuple(sites), objective)
+    return Spec(tuple(sites), objective, objective != "iwae" and draw(st.booleans()))
+
+
+@dataclass(frozen=True)
+class NumPy:
+    """The words that the oracle shares with the libraries."""
+
+    name = "numpy"
+    xp: Any = np
+
+
+NUMPY = NumPy()
 
 
 class Program:
-    """theta: one number per element of each site; the slope of the model."""
+    """theta: one number per element of each site; means of the site of the minibatches; the slope of the model."""
 
     x = np.array([0.8, -0.3])
 
     def __init__(self, lib: Any, spec: Spec):
         self.lib, self.spec = lib, spec
         self.starts = np.cumsum([0, *(s.size for s in spec.sites)])
-        self.values = np.array([*np.linspace(-0.4, 0.6, self.starts[-1]), 0.9])
+        local = [0.3, -0.5, 0.6, 0.1] * spec.minibatches
+        self.values = np.array([*np.linspace(-0.4, 0.6, self.starts[-1]), *local, 0.9])
 
     def model(self) -> None:
         lib, theta = self.lib, self.lib.theta(self.values)
-        loc = self.latents(lib.array(np.full(self.starts[-1], 0.2)))
+        loc = self.latents(lib.array(np.full(self.starts[-1], 0.2)), prior=True)
         for j, x in enumerate(self.x):
             lib.sample(f"x{j}", lib.dist.Normal(theta[-1] * loc + 0.3 * j, 1.1), obs=lib.array(x))
+        if self.spec.minibatches:
+            with lib.plate("rows", 4, subsample_size=2) as rows:
+                z = lib.sample("local", lib.dist.Normal(lib.array(np.zeros(2)), 1.0))
+                normal = lib.dist.Normal(z + 0.3 * loc, 1.0)
+                lib.sample("y", normal, obs=lib.array(ROWS)[rows])
 
     def guide(self) -> None:
-        self.latents(self.lib.theta(self.values))
+        theta = self.lib.theta(self.values)
+        self.latents(theta, prior=False)
+        if self.spec.minibatches:
+            with self.lib.plate("rows", 4, subsample_size=2) as rows:
+                self.lib.sample("local", self.lib.dist.Normal(theta[-5:-1][rows], 0.6))
 
-    def latents(self, params: Any) -> Any:
+    def latents(self, params: Any, *, prior: bool) -> Any:
         lib, total, before = self.lib, 0.0, None
         for i, site in enumerate(self.spec.sites):
             own = params[self.starts[i] : self.starts[i + 1]]
@@ -158,35 +207,51 @@ class Program:
             if site.parent:
                 shift = 0.5 * before
                 own = own + (shift[..., None] if site.layout != "scalar" else shift)
-            fn = self.distribution(site, own)
-            if site.masked:
+            if site.layout == "nested":
+                own = own.reshape(SIZE, SIZE)
+            fn = self.distribution(site, own, prior)
+            if site.masked == "inside":
                 fn = fn.mask(lib.array(MASK))
-            with lib.handlers.scale(scale=site.scale):
-                if site.layout == "plate":
-                    with lib.plate(f"plate{i}", SIZE):
-                        z = lib.sample(f"z{i}", fn)
-                else:
-                    z = lib.sample(f"z{i}", fn.to_event(1) if site.layout == "event" else fn)
-            before = self.feature(lib.xp, site, 1.0 * z)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(lib.handlers.scale(scale=site.scale))
+                if site.layout in ("plate", "nested"):
+                    stack.enter_context(lib.plate(f"plate{i}", SIZE, dim=-1))
+                if site.layout == "nested":
+                    stack.enter_context(lib.plate(f"outer{i}", SIZE, dim=-2))
+                if site.masked == "outside":
+                    stack.enter_context(lib.handlers.mask(mask=lib.array(MASK)))
+                z = lib.sample(f"z{i}", fn.to_event(1) if site.layout == "event" else fn)
+            before = self.feature(lib, site, 1.0 * z)
             total = total + before
         return total
 
-    def distribution(self, site: Site, own: Any) -> Any:
-        lib = self.lib
+    def distribution(self, site: Site, own: Any, prior: bool) -> Any:
+        dist = self.lib.dist
         if site.kind == "bernoulli":
-            return lib.dist.Bernoulli(logits=own)
-        if site.kind == "normal":
-            return lib.dist.Normal(own, 0.7)
-        return lib.dist.Categorical(logits=own[..., None] * lib.array([-1.0, 0.0, 1.0]))
+            return dist.Bernoulli(logits=own)
+        if site.kind == "gamma":
+            return dist.Gamma(1.0 + self.lib.xp.exp(own), 1.5)
+        if site.kind == "uniform" and not prior:
+            return dist.Uniform(own - 1.0, own + 1.5)
+        if site.kind in ("normal", "uniform"):
+            return dist.Normal(own, 0.7)
+        return dist.Categorical(logits=own[..., None] * self.lib.array([-1.0, 0.0, 1.0]))
 
     @staticmethod
-    def feature(xp: Any, site: Site, z: Any) -> Any:
-        return z if site.layout == "scalar" else FEATURES[site.feature](xp, z)
+    def feature(lib: Any, site: Site, z: Any) -> Any:
+        if site.layout == "nested":
+            z = z.reshape(-1)
+        if site.layout != "scalar":
+            return FEATURES[site.feature](lib.xp, z)
+        if site.feature == "itself":
+            return z
+        if lib.name == "pyro":
+            return 1.2 * z if z == 1 else -0.4
+        return lib.xp.where(z == 1, 1.2 * z, -0.4)
 
     # the oracle
 
     def exact_loss(self, theta: np.ndarray, particles: int) -> float:
-        order = 9 if particles == 1 else 5
         log_mass, log_w = [], []
         states = [(0.0, 0.0, 0.0, 0.0)]  # log mass, log p - log q, total, feature before
         for i, site in enumerate(self.spec.sites):
@@ -194,37 +259,62 @@ class Program:
             for mass, ratio, total, before in states:
                 own = theta[self.starts[i] : self.starts[i + 1]] + 0.5 * site.parent * before
                 prior = np.full(site.size, 0.2) + 0.5 * site.parent * before
-                for z, m, log_q in self.nodes(site, own, order):
-                    keep = MASK[: site.size] if site.masked else np.ones(site.size, bool)
-                    log_p = self.log_density(site, prior, z)
+                for z, m, log_q in self.nodes(site, own):
+                    keep = np.resize(MASK, site.size) if site.masked else np.ones(site.size, bool)
+                    log_p = self.log_density(site, prior, z, True)
                     gain = site.scale * np.sum((log_p - log_q) * keep)
-                    f = self.feature(np, site, z[0] if site.layout == "scalar" else z)
+                    f = self.feature(NUMPY, site, z[0] if site.layout == "scalar" else z)
                     following.append((mass + m, ratio + gain, total + f, f))
             states = following
         for mass, ratio, total, _ in states:
             loc = theta[-1] * total + 0.3 * np.arange(len(self.x))
+            fit = oracles.log_normal(self.x, loc, 1.1).sum() + self.local(theta, 0.3 * total)
             log_mass.append(mass)
-            log_w.append(ratio + oracles.log_normal(self.x, loc, 1.1).sum())
+            log_w.append(ratio + fit)
         return -float(oracles.expected_bound(np.array(log_mass), np.array(log_w), particles))
 
-    def nodes(self, site: Site, own: np.ndarray, order: int) -> Any:
-        if site.kind == "normal":
-            at, weight = np.polynomial.hermite_e.hermegauss(order)
-            pairs = list(zip(at, np.log(weight / weight.sum()), strict=True))
-            for chosen in itertools.product(pairs, repeat=site.size):
-                z = own + 0.7 * np.array([c[0] for c in chosen])
-                yield z, sum(c[1] for c in chosen), self.log_density(site, own, z)
-            return
-        support = range(2 if site.kind == "bernoulli" else 3)
-        for chosen in itertools.product(support, repeat=site.size):
-            z = np.array(chosen, float)
-            log_q = self.log_density(site, own, z)
-            yield z, log_q.sum(), log_q
+    def local(self, theta: np.ndarray, loc: float) -> float:
+        """The bound of all rows, given the location that they share."""
+        if not self.spec.minibatches:
+            return 0.0
+        mean, var = theta[-5:-1], 0.36
+        kl = 0.5 * (var + mean**2 - 1.0 - np.log(var))
+        return (oracles.log_normal(ROWS, mean + loc, 1.0) - 0.5 * var - kl).sum()
+
+    def nodes(self, site: Site, own: np.ndarray) -> Any:
+        """Joint values, their log masses, and log q of each element."""
+        num = site.num_nodes(self.spec.objective)
+        per_element = [self.nodes_of_element(site.kind, num, a) for a in own]
+        for chosen in itertools.product(*per_element):
+            z = np.array([c[0] for c in chosen])
+            yield z, sum(c[1] for c in chosen), self.log_density(site, own, z, False)
+
+    def nodes_of_element(self, kind: str, num: int, own: float) -> list[tuple[float, float]]:
+        if kind == "normal":
+            at, weight = np.polynomial.hermite_e.hermegauss(num)
+            at = own + 0.7 * at
+        elif kind == "uniform":
+            at, weight = np.polynomial.legendre.leggauss(num)
+            at = own + 0.25 + 1.25 * at
+        elif kind == "gamma":
+            at, weight = scipy.special.roots_genlaguerre(num, np.exp(own))
+            at = at / 1.5
+        else:
+            at = np.arange(num, dtype=float)
+            site = Site(kind, "scalar", "itself", False, "", 1.0, "default")
+            weight = np.exp([self.log_density(site, np.array([own]), z, False)[0] for z in at])
+        return list(zip(at, np.log(weight / weight.sum()), strict=True))
 
     @staticmethod
-    def log_density(site: Site, own: np.ndarray, z: np.ndarray) -> np.ndarray:
-        if site.kind == "normal":
+    def log_density(site: Site, own: np.ndarray, z: np.ndarray, prior: bool) -> np.ndarray:
+        if site.kind == "uniform" and not prior:
+            return np.full(site.size, -np.log(2.5))
+        if site.kind in ("normal", "uniform"):
             return oracles.log_normal(z, own, 0.7)
+        if site.kind == "gamma":
+            shape = 1.0 + np.exp(own)
+            log_z = shape * np.log(1.5) - scipy.special.gammaln(shape)
+            return log_z + (shape - 1.0) * np.log(z) - 1.5 * z
         if site.kind == "bernoulli":
             return oracles.log_bernoulli(own, z)
         return own * (z - 1) - np.log(np.exp(-own) + 1 + np.exp(own))

@@ -18,6 +18,7 @@ from tests.libraries import LIBRARIES
 
 NUM_PROGRAMS = int(os.environ.get("VI_KIT_NUM_PROGRAMS", "40"))
 counts: Counter = Counter()
+reasons: Counter = Counter()
 
 
 def check(lib, spec, num_draws=200):
@@ -33,6 +34,7 @@ def check(lib, spec, num_draws=200):
             )  # fmt: skip
     except vi.ViKitError as error:
         assert not default, f"refused by default: {error}"
+        reasons[str(error).splitlines()[0]] += 1
         return "refused"
     exact = program.exact()
     error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
@@ -41,6 +43,7 @@ def check(lib, spec, num_draws=200):
     assert (off <= 5 * error + 2e-3 * (1 + np.abs(exact))).all(), (
         f"mean {draws.mean(axis=0)}, s.e. {error}, exact {exact}"
     )
+    counts["with power"] += bool((np.abs(exact[1:]) > 5 * error[1:]).any())
     return "right"
 
 
@@ -49,6 +52,7 @@ def check(lib, spec, num_draws=200):
 def test_random_programs(name):
     lib = LIBRARIES[name]()
     counts.clear()
+    reasons.clear()
 
     @settings(
         max_examples=NUM_PROGRAMS // (1 if "VI_KIT_NUM_PROGRAMS" in os.environ else 2),
@@ -63,6 +67,8 @@ def test_random_programs(name):
         counts[check(lib, spec, 200 if name == "numpyro" else 60)] += 1
 
     run()
-    share = counts["refused"] / max(1, sum(counts.values()))
-    print(f"{name}: {dict(counts)}, {share:.0%} refused")
+    num_programs = counts["right"] + counts["refused"]
+    share = counts["refused"] / max(1, num_programs)
+    print(f"{name}: {dict(counts)}, {share:.0%} refused", *reasons.items(), sep="\n  ")
     assert share <= 0.25
+    assert counts["with power"] >= 0.8 * counts["right"]
