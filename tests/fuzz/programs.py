@@ -63,7 +63,8 @@ OF_DISCRETE = (
     *("default", "Score", "RLOO", "two baselines", "scaled", "MeasureValued", "Enumerate"),
     "DisARM",
 )
-OF_UNIFORM = ("default", "Reparam", "MeasureValued")
+OF_UNIFORM = ("default", "Reparam")
+OF_REPLICATES = {"RLOO", "two baselines", "scaled"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Spec:
 @st.composite
 def specs(draw: Any, all_default: bool | None = None) -> Spec:
     sites, continuous = [], 0
+    objective = draw(st.sampled_from(["elbo", "samples", "iwae"]))
     plain = draw(st.booleans()) if all_default is None else all_default
     for i in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(["bernoulli", "categorical", "normal", "gamma", "uniform"]))
@@ -140,6 +142,9 @@ def specs(draw: Any, all_default: bool | None = None) -> Spec:
             layout = "plate"
         names = {"bernoulli": OF_DISCRETE, "categorical": OF_DISCRETE, "uniform": OF_UNIFORM}
         masks = {"scalar": [""], "event": ["", "", "inside"]}
+        own = [
+            n for n in names.get(kind, OF_NORMAL) if objective != "elbo" or n not in OF_REPLICATES
+        ]
         features = sorted(FEATURES) if layout != "scalar" else sorted(OF_A_NUMBER[kind])
         sites.append(
             Site(
@@ -149,10 +154,9 @@ def specs(draw: Any, all_default: bool | None = None) -> Spec:
                 i > 0 and draw(st.booleans()),
                 draw(st.sampled_from(masks.get(layout, ["", "", "inside", "outside"]))),
                 draw(st.sampled_from([1.0, 1.0, 1.0, 2.0])),
-                "default" if plain else draw(st.sampled_from(names.get(kind, OF_NORMAL))),
+                "default" if plain else draw(st.sampled_from(own)),
             )
         )
-    objective = draw(st.sampled_from(["elbo", "samples", "iwae"]))
     most = MOST["iwae" if objective == "iwae" else "elbo"]
     while len(sites) > 1 and np.prod([s.num_values(objective) for s in sites]) > most:
         sites.pop()
@@ -246,7 +250,7 @@ class Program:
         if site.feature == "itself":
             return z
         if lib.name == "pyro":
-            return 1.2 * z if z == 1 else -0.4
+            return 1.2 * z if z == 1 else lib.array(-0.4)
         return lib.xp.where(z == 1, 1.2 * z, -0.4)
 
     # the oracle
