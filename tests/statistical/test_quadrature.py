@@ -117,6 +117,26 @@ def test_with_another_estimator(place, other, lib, request):
     oracles.check_unbiased(draws, -oracles.gradient(elbo_of_chain, TwoNormals.values))
 
 
+@pytest.mark.parametrize("place", ["a", "b"])
+def test_beside_a_site_with_moments(place, lib):
+    values, x, var = np.array([0.3, -0.2]), 1.2, 0.25
+
+    def model():
+        a, b = (lib.sample(name, lib.dist.Normal(lib.array(np.zeros(())), 1.0)) for name in "ab")
+        lib.sample("x", lib.dist.Normal(a + 2.0 * b, var**0.5), obs=lib.array(np.array(x)))
+
+    def guide():
+        theta = lib.theta(values)
+        lib.sample("a", lib.dist.Normal(theta[0], 0.7))
+        lib.sample("b", lib.dist.Normal(theta[1], 0.6))
+
+    estimators = {"a": vi.Analytic(), "b": vi.Analytic(), place: vi.Quadrature(3)}
+    draws = lib.gradients(lib.Loss(vi.elbo(), estimators), model, guide, values, 2, 0)
+    misfit = (x - values[0] - 2.0 * values[1]) / var
+    exact = values - misfit * np.array([1.0, 2.0])
+    np.testing.assert_allclose(draws, [exact] * 2, rtol=1e-9)
+
+
 def test_log_normal(lib):
     """Polynomials in log z."""
     values = np.array([0.3, -0.4, 0.7])

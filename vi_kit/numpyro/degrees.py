@@ -517,6 +517,8 @@ RULES: Mapping[str, Rule] = {
     **named("reduce_precision optimization_barrier device_put", moved),
     **named("dynamic_update_slice scatter", moved),
     **named("gather dynamic_slice", first_moved),
+    **named("vi_kit_term", moved),
+    **named("vi_kit_either", lambda name, forms: moved(name, forms[:2])),
     **named("mul", product),
     **named("dot_general conv_general_dilated", contraction),
     **named("div", quotient),

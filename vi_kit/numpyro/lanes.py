@@ -167,7 +167,10 @@ class _Evaluation:
                 self.users[cell].append(step)
         self.parts: dict[Lane, dict[int, Part]] = {None: {}}
         self.axes: dict[Lane, dict[int, frozenset[Axis]]] = {None: {}}
+        wanted = set(results)
         for cell, value in cells.known.items():
+            if cell in wanted:  # what is not an array may be that in a jaxpr only
+                value = jnp.asarray(value)
             self._set(None, cell, Part(value))
         for cell, lanes in inputs.items():
             for lane, part in lanes.parts.items():
