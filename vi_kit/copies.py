@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,14 @@ class Copy:
             for n in (t.base, *t.alternatives.values(), *t.slopes.values())
         ]
 
+    def hollow(self) -> Copy:
+        """The same without arrays, its sites too: what a map has traced may not outlive its trace."""
+        for site in self.sites:
+            for name in OF_A_SITE:
+                if getattr(site, name) is not None:
+                    setattr(site, name, _hollow(getattr(site, name)))
+        return replace(self, costs=tuple(Cost(map(_hollow, c.terms)) for c in self.costs))
+
     def structure(self) -> Any:
         """What must be the same in all copies of a program."""
         names = tuple(s.name for s in self.sites)
@@ -50,6 +58,14 @@ def _weighted(term: Term) -> Term:
     slopes = {s: term.scaled(a, ()) for s, a in term.slopes.items()}
     base = term.scaled(term.base, ())
     return replace(term, base=base, alternatives=alternatives, slopes=slopes, weight=1.0)
+
+
+def _hollow(term: Term) -> Term:
+    def without(values: Mapping[Site, Named]) -> dict[Site, Named]:
+        return {s: Named(None, n.axes) for s, n in values.items()}
+
+    alternatives, slopes = without(term.alternatives), without(term.slopes)
+    return replace(term, base=Named(None, term.base.axes), alternatives=alternatives, slopes=slopes)
 
 
 def merged(copies: Sequence[Copy], arrays: Sequence[Array], axis: Axis) -> tuple[Cost, ...]:

@@ -259,6 +259,11 @@ class DegreeProbe:
         """All whose degrees `found` asks for."""
         return [value for _, value in (*self.terms, *self.draws)]
 
+    def forget(self) -> DegreeProbe:
+        """What it noted, without the arrays."""
+        terms = [(what, None) for what, _ in self.terms]
+        return DegreeProbe({}, terms, [(label, None) for label, _ in self.draws], self.used)
+
     def found(self, degrees: Iterable[Degrees]) -> list[tuple[str, str, Form]]:
         """Where a term of the objective comes from, the label of a site, and what the term is in it.
 

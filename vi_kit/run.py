@@ -126,7 +126,9 @@ class Run:
             _current.reset(token)
 
     def forget(self) -> None:
-        """Let go of the arrays of the sites, so that what a dry run found holds none."""
+        """Let go of all arrays: what is traced may not outlive its trace."""
+        self.terms.clear()
+        self.subsamples.clear()
         for site in self.sites:
             for name in OF_A_SITE:
                 setattr(site, name, None)
@@ -180,8 +182,10 @@ class Run:
             self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim = (
                 counts
             )
-            copies.append(Copy.of(_costs(fn()), self.sites[start:]))
-            return copies[-1].arrays()
+            copy = Copy.of(_costs(fn()), self.sites[start:])
+            arrays = copy.arrays()
+            copies.append(copy.hollow())
+            return arrays
 
         arrays = self.backend.map_copies(self, once, axis.size)
         self.sites[start:] = copies[0].sites

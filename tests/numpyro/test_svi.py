@@ -170,8 +170,19 @@ def test_forward_mode_differentiation():
         np.testing.assert_allclose(param, forward[name], rtol=1e-9)
 
 
-@pytest.mark.parametrize("estimators", [None, {"z": vi.Score()}], ids=str)
-def test_nothing_traced_outlives_its_trace(estimators):
+LEAKS = [
+    Loss(),
+    Loss(vi.elbo(), {"z": vi.Score()}),
+    Loss(num_samples=2),
+    Loss(num_samples=2, vectorize=False),
+    Loss(vi.iwae(num_particles=2), {"b": vi.Score(vi.LeaveOneOut())}),
+    Loss(vi.elbo(), {"z": vi.Analytic()}),
+    Loss(vi.elbo(), {"z": vi.Quadrature(2), "b": vi.Score()}, num_samples=2),
+]
+
+
+@pytest.mark.parametrize("loss", LEAKS, ids=repr)
+def test_nothing_traced_outlives_its_trace(loss):
     def guide():
         loc = numpyro.param("loc", jnp.zeros(3))
         with numpyro.plate("data", 3):
@@ -179,6 +190,5 @@ def test_nothing_traced_outlives_its_trace(estimators):
         numpyro.sample("b", dist.Bernoulli(logits=numpyro.param("logit", 0.0)))
 
     params = {"loc": jnp.zeros(3), "logit": jnp.zeros(())}
-    loss = Loss(vi.elbo(), estimators)
     with jax.checking_leaks():
         jax.grad(lambda p: loss.loss(jax.random.key(0), p, guide, guide))(params)

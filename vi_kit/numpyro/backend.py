@@ -280,22 +280,21 @@ class NumPyroBackend:
     def map_copies(
         self, run: Run, once: Callable[[], list[jax.Array]], num_copies: int
     ) -> list[jax.Array]:
-        minibatches = dict(run.subsamples)
+        minibatches, first_term = dict(run.subsamples), len(run.terms)
         kept, keys = self.key, random.split(self.new_key(), num_copies)
 
         def copy(key: jax.Array) -> list[jax.Array]:
             self.key = key
-            return once()
+            try:
+                return once()
+            finally:  # what is traced may not outlive its trace
+                self.key = kept
+                del run.terms[first_term:]
+                if not run.plan.vectorize:
+                    # made inside the loop; outside they are made again, the same
+                    run.subsamples = dict(minibatches)
 
-        try:
-            if run.plan.vectorize:
-                return jax.vmap(copy)(keys)
-            return lax.map(copy, keys)
-        finally:
-            self.key = kept
-            if not run.plan.vectorize:
-                # made inside the loop; outside they are made again, the same
-                run.subsamples = minibatches
+        return jax.vmap(copy)(keys) if run.plan.vectorize else lax.map(copy, keys)
 
     def params_of(self, role: str) -> dict[Hashable, str]:
         return {name: name for name in self.touched[role]}

@@ -75,8 +75,9 @@ def degrees_found(
     def values(zeros: list[Any]) -> list[Any]:
         probe = DegreeProbe(dict(zip(labels, zeros, strict=True)))
         execute(probe)
-        probes.append(probe)
-        return [jnp.asarray(value) for value in probe.values()]
+        arrays = [jnp.asarray(value) for value in probe.values()]
+        probes.append(probe.forget())
+        return arrays
 
     closed = jax.make_jaxpr(values)([0.0] * len(labels))
     degrees = Reading().read(

@@ -306,7 +306,10 @@ class _Step:
             groups = self.settings.execute(run, *self.programs)
             names[:] = list(groups)
             values = [named.array for named in groups.values()]
-            return values, run.own_losses, run.new_state, _state(backend, plan)
+            made = values, run.own_losses, run.new_state, _state(backend, plan)
+            run.own_losses, run.new_state, backend.mutable = [], {}, {}
+            run.forget()
+            return made
 
         try:
             if plan.analytic:
@@ -366,7 +369,7 @@ class _Step:
                 traced = Run(backend, run.plan, findings=run.findings, with_gradient=False)
                 self.settings.execute(traced, *self.programs)
                 found.update(touched=backend.touched, declared=backend.declared_params)
-                traced.forget()  # what is traced may not outlive its trace
+                traced.forget()
 
             try:
                 dry_run = jax.make_jaxpr(dry)()
