@@ -42,6 +42,9 @@ class Baseline(ABC):
     def __add__(self, other: Baseline) -> Sum:
         return Sum((*_parts(self), *_parts(other)))
 
+    def __radd__(self, other: Baseline) -> Sum:
+        return Sum((*_parts(other), *_parts(self)))
+
     @abstractmethod
     def subtracted(self, others: Others) -> Seen | None:
         """The baseline for each element of a site.
@@ -296,6 +299,17 @@ class Sum(Baseline):
     parts: tuple[Baseline, ...]
 
     def __post_init__(self) -> None:
+        for part in self.parts:
+            if not isinstance(part, Baseline):
+                is_number = isinstance(part, int | float)
+                raise EstimatorError(
+                    message(
+                        "a sum of baselines: a part of it is none",
+                        got=repr(part),
+                        expected="baselines, such as vi.LeaveOneOut() + vi.Constant(1.0)",
+                        fix=f"vi.Constant({part})" if is_number else "baselines only",
+                    )
+                )
         stateful = [p for p in self.parts if p.state_shape(()) is not None or p.parameters]
         learned = [p for p in self.parts if p.networks]
         for kept, what in ((stateful, "state"), (learned, "network")):

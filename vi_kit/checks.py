@@ -171,12 +171,15 @@ def refuse_others(draw: Draw, what: str) -> None:
     for name, site in draw.sites.items():
         if site.estimator.pathwise and not site.estimator.holds_params:
             continue
+        fix = "another objective, such as vi.elbo()"
+        if draw.details[name].dist.has_rsample:
+            fix += f", or estimators={{{name!r}: vi.Reparam()}}"
         current().refuse(
             message(
                 f"site {name!r}: {what} is biased with {type(site.estimator).__name__}()",
                 got=repr(site.estimator),
                 expected="Reparam() at every site: its weights are not differentiated",
-                fix=f"another objective, or estimators={{{name!r}: vi.Reparam()}}",
+                fix=fix,
             )
         )
 

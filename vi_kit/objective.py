@@ -35,6 +35,8 @@ class Range:
 
     @property
     def example(self) -> float:
+        if math.isinf(self.low):
+            return 0.5
         return self.low + 1.0 if math.isinf(self.high) else (self.low + self.high) / 2
 
     def __str__(self) -> str:
@@ -170,12 +172,14 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             call = f"{program.__name__}({', '.join(signature.parameters)})"
+            needed = [p for p in parameters if p.default is p.empty]
+            fix = f"{program.__name__}({', '.join(f'{p.name}={_example(p)}' for p in needed)})"
             raise ObjectiveError(
                 message(
                     f"{program.__name__}: {error}",
                     got=f"{len(args)} settings by position, {list(kwargs)} by name",
                     expected=call,
-                    fix=f"vi.{call}" if program.__module__.startswith("vi_kit") else call,
+                    fix=f"vi.{fix}" if program.__module__.startswith("vi_kit") else fix,
                 )
             ) from None
         bound.apply_defaults()
@@ -196,6 +200,14 @@ def _factory(program: Callable[..., Cost], maximised: bool) -> Callable[..., Obj
 
     make.__signature__ = signature  # type: ignore[attr-defined]
     return make
+
+
+def _example(parameter: inspect.Parameter) -> str:
+    """A value that a setting may have, as code."""
+    allowed = getattr(parameter.annotation, "__metadata__", ())
+    if allowed:
+        return str(allowed[0].example)
+    return "10" if parameter.name.startswith("num_") else "0.5"
 
 
 def _check_form(name: str, parameters: Sequence[inspect.Parameter]) -> None:

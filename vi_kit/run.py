@@ -285,14 +285,21 @@ class Run:
         try:
             return from_layout(array, layout, axes)
         except ValueError as error:
-            raise ObjectiveError(
-                message(
-                    f"{what}: a batch dim of its log density is in no plate",
+            plates = f"dims of the plates {[a.name for a in axes if a.kind == PLATE]}"
+            text = message(
+                f"{what}: a batch dim of its log density is in no plate",
+                got=str(error),
+                expected=f"{plates} only",
+                fix="declare the dim by a plate, or make it an event dim with .to_event(1)",
+            )
+            if self.placed_dims:
+                text = message(
+                    f"{what}: replicates, or values of a site, are not where they were in its log density",
                     got=str(error),
-                    expected=f"dims of the plates {[a.name for a in axes if a.kind == PLATE]} only",
-                    fix="declare the dim by a plate, or make it an event dim with .to_event(1)",
+                    expected=f"{plates}, and the others left of them, as a drawn value has them left of its plates",
+                    fix="operations that keep what is in front of plates, such as (x * w).sum(-1) for w @ x.T",
                 )
-            ) from None
+            raise ObjectiveError(text) from None
 
     def term(
         self,

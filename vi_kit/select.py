@@ -46,6 +46,7 @@ class Selection:
             else.
         second_rules: whether estimators that have a second rule use that.
         sampled: sites to which the default rule must give single draws, and why.
+        seen: names of the sites of all programs so far, which patterns may be for.
         jumps: sites which the default rule must not reparameterise, and where a cost jumps in their values.
     """
 
@@ -55,6 +56,7 @@ class Selection:
     resolved: Mapping[str, Choice] = field(default_factory=dict)
     kept: frozenset[str] | None = None
     second_rules: bool = False
+    seen: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
     def of(cls, estimators: Mapping[str, Estimator] | Estimator | None) -> Selection:
@@ -186,6 +188,6 @@ class Selection:
         return Choice(score, "default", why)
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """Patterns that match none of `names`."""
-        names = list(names)
+        """Patterns that match none of `names`, nor of those of the programs before."""
+        names = [*names, *self.seen]
         return [p for p, _ in self.patterns if not any(fnmatchcase(n, p) for n in names)]

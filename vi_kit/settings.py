@@ -201,6 +201,8 @@ def make_plan(
         execute(Run(make_backend(), plan, findings=scout, with_gradient=False))
         names |= scout.names
         structures.add(frozenset(scout.names))
+    auxiliary = {site.name for site in findings.auxiliary}
+    shown = sorted((names | plan.selection.seen) - auxiliary)
     for pattern in plan.selection.unmatched(names):
         if len(structures) > 1:
             warnings.warn(
@@ -213,11 +215,12 @@ def make_plan(
             message(
                 f"estimators[{pattern!r}] matches no latent site",
                 got=repr(pattern),
-                expected=f"a pattern for one of {sorted(names)}",
-                fix="correct the pattern or leave it out",
+                expected=f"a pattern for one of {shown}, the sites of this call or one before",
+                fix='correct the pattern or leave it out; of a site that other calls have infer={"estimator": ...}',
             ),
             of_estimator=True,
         )
+    plan.selection.seen.update(names)
     if findings.split:
         model, guide, objective = map(run.backend.params_of, ("model", "guide", "objective"))
         both = sorted({model[p] for p in model.keys() & guide.keys()})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import EstimatorError, message
+from vi_kit._errors import EstimatorError, ObjectiveError, message
 from vi_kit._named import PLATE, Array, Axis
 from vi_kit.cost import Cost, Site, Term
 from vi_kit.drawing import draw, draw_inside, ignored_hints
@@ -248,9 +248,11 @@ class Replay:
             names, many = ", ".join(map(repr, self.missing)), len(self.missing) > 1
             sites, them = ("sites", "them") if many else ("site", "it")
             enumerated = any(s.infer.get("enumerate") for s in self.missing.values())
+            details = self.draw.details
+            auxiliary = {n for n in details if details[n].infer.get("is_auxiliary")}
             self._problem(
                 f"{self.program.role} {sites} {names} {'are' if many else 'is'} not in the draw",
-                got=f"latent sites of the draw: {sorted(self.draw)}",
+                got=f"latent sites of the draw: {sorted(self.draw.keys() - auxiliary)}",
                 expected=f"{drawn_by} {sites} of the same name",
                 fix=f"add {names} to the {drawn_by}"
                 + (
@@ -266,8 +268,10 @@ class Replay:
             self._problem(
                 f"{drawn_by} site {name!r} is not a latent site of the {self.program.role}",
                 got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
-                expected=f"every {drawn_by} site in the {self.program.role}, or marked as auxiliary",
-                fix=f"sample({name!r}, ..., infer={{'is_auxiliary': True}})",
+                expected=f"every {drawn_by} site in the {self.program.role}, or marked as auxiliary and made by a Delta"
+                f" into sites of the {self.program.role}",
+                fix=f"sample({name!r}, ...) in the {self.program.role} too, given its other sites; where a Delta makes"
+                f" one of it, sample({name!r}, ..., infer={{'is_auxiliary': True}})",
             )
         return Cost(self.terms)
 
@@ -377,6 +381,36 @@ def _refuse_second(reading: Simulation | Replay, name: str) -> None:
             of_estimator=False,
         )
     reading.recorded.add(name)
+
+
+def check_parameter(name: str, start: Any, kept: Any) -> None:
+    """Refuse a parameter of which a value is kept that has another shape than the start given in this call.
+
+    Raises:
+        ObjectiveError: it has. A start that is one number may stand for any shape.
+    """
+    given, shape = (tuple(getattr(x, "shape", ())) for x in (start, kept))
+    if given and given != shape:
+        raise ObjectiveError(
+            message(
+                f"parameter {name!r}: the value that is kept has another shape than the start given in this call",
+                got=f"shape {shape} kept, shape {given} given",
+                expected="one shape in all calls: with a parameter per row those of the rows that were fitted",
+                fix="a guide that computes it from the data, or parameters of another name for other rows",
+            )
+        )
+
+
+def outside_support(role: str, name: str, dist: Distribution, error: ValueError) -> ObjectiveError:
+    """The error about an observed value that its distribution cannot have."""
+    return ObjectiveError(
+        message(
+            f"{role} site {name!r}: what it observes is not in the support of {dist.name}",
+            got=str(error).splitlines()[-1],
+            expected=f"values in {dist.support_name}; nan is in none",
+            fix="for missing data a number in the place of nan, under a mask that leaves it out",
+        )
+    )
 
 
 def no_density(name: str, dist: Distribution, site: Site | None, why: str) -> EstimatorError:

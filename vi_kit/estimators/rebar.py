@@ -202,7 +202,19 @@ class Relax(Rebar):
         Estimation.
     """
 
-    network: Any
+    network: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network is None:
+            raise ObjectiveError(
+                message(
+                    "Relax: it needs a network",
+                    got="network=None",
+                    expected="a torch, flax or equinox module of the relaxed values of an element",
+                    fix="vi.Relax(network), or without one vi.Rebar()",
+                )
+            )
 
     @property
     def relaxes(self) -> bool:  # type: ignore[override]

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
 from jax.scipy.special import digamma, gammaln, polygamma
 from numpyro import handlers
@@ -41,6 +42,7 @@ from vi_kit.statements import (
     Replay,
     Simulation,
     Statement,
+    check_parameter,
     no_density,
     one_number,
     split_scale,
@@ -162,7 +164,7 @@ class NumPyroBackend:
         return lax.while_loop(is_open, again, (*nothing, start))[0]
 
     def may_hold(self, condition: jax.Array) -> bool:
-        return not not_jax_tracer(condition) or bool(jnp.all(condition))
+        return not not_jax_tracer(condition) or bool(np.all(condition))
 
     # Provenance
 
@@ -302,7 +304,7 @@ class NumPyroBackend:
     def spoilt_params(self) -> list[str]:
         def is_spoilt(x: Any) -> bool:
             known = not_jax_tracer(x) and jnp.issubdtype(jnp.result_type(x), jnp.floating)
-            return known and bool(jnp.isnan(x).any())
+            return known and bool(np.isnan(x).any())
 
         return sorted(n for n, p in self.params.items() if any(map(is_spoilt, jax.tree.leaves(p))))
 
@@ -557,7 +559,7 @@ def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
     known = not_jax_tracer(one) and not_jax_tracer(other)
-    return known and one.shape == other.shape and bool((one == other).all())
+    return known and np.array_equal(one, other)
 
 
 class _Handler:
@@ -607,6 +609,8 @@ class _Handler:
             self.left(msg["value"])
         elif kind == "param":
             self.backend.touched[self.program.role].add(name)
+            if msg["args"]:
+                check_parameter(name, msg["args"][0], msg["value"])
             self.backend.declared_params[name] = (
                 jax.eval_shape(lambda: msg["value"]),
                 msg["kwargs"].get("constraint", constraints.real),

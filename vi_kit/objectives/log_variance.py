@@ -48,7 +48,11 @@ def log_ratios(
 
 @divergence
 def log_variance(
-    model: Program, guide: Program, *, num_particles: int, reference: Reference = "guide"
+    model: Program,
+    guide: Program,
+    *,
+    num_particles: Annotated[int, Must(lambda n: n >= 2, "be at least 2", "2")],
+    reference: Reference = "guide",
 ) -> Cost:
     r"""$\frac12 \mathrm{Var}_r[\log p(x, z) - \log q(z)]$, in nats squared; minimised.
 

@@ -41,7 +41,16 @@ from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
 from vi_kit.pyro.noise import Noise
 from vi_kit.run import Run
-from vi_kit.statements import Evaluation, Replay, Simulation, Statement, one_number, split_scale
+from vi_kit.statements import (
+    Evaluation,
+    Replay,
+    Simulation,
+    Statement,
+    check_parameter,
+    one_number,
+    outside_support,
+    split_scale,
+)
 
 
 class PyroBackend:
@@ -539,6 +548,8 @@ class _Handler:
 
     def param(self, backend: PyroBackend, msg: Any) -> None:
         value, leaf = msg["value"], _leaf(msg["value"])
+        if len(msg["args"]) > 1:
+            check_parameter(msg["name"], msg["args"][1], value)
         backend.params[self.program.role][msg["name"]] = leaf
         if self.program.held:
             self.hold([leaf])
@@ -601,7 +612,12 @@ class _Handler:
             plain = own_log_prob(unmasked, *drawn, value)
             log_prob = plain if unmasked.fn is fn else scale_and_mask(plain, 1.0, unmasked.mask)
         else:
-            log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
+            try:
+                log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
+            except ValueError as error:
+                if msg["is_observed"] and "within the support" in str(error):
+                    raise outside_support(self.program.role, name, unmasked, error) from error
+                raise
             whole = unmasked.fn is fn and unmasked.unrounded is None
             plain = log_prob if whole else unmasked.log_prob(value)
         inside = _iterations(msg)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+
+import vi_kit
+from vi_kit._errors import ViKitError
 
 Position = Callable[[int, int], int]
 """From a negative dim, counted without those of the event, and its size to one index of it."""
@@ -24,3 +29,24 @@ def fitted(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     while value.ndim > len(shape) and value.shape[0] == 1:
         value = value[0]
     return value.expand(tuple(shape)) if value.ndim <= len(shape) else value[...]
+
+
+class Uneven(Exception):
+    """The program has other statements at one value of its sites than at another, or too many values."""
+
+
+OWN = str(Path(str(vi_kit.__file__)).parent)
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong in a run with values in front, or one after the other, in one line."""
+    first, *rest = str(error).splitlines() or [""]
+    if isinstance(error, Uneven):
+        return first
+    if isinstance(error, ViKitError):
+        got = [line.split(":", 1)[1].strip() for line in rest if line.startswith("  got:")]
+        return f"{first} ({got[0]})" if got else first
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename.startswith(OWN):
+        return "what lies in front of its own dims does not stay there"
+    return f"{type(error).__name__}: {first}"

@@ -23,7 +23,7 @@ from vi_kit.cost import Site
 from vi_kit.drawing import claim, expanded, open_site, placed
 from vi_kit.estimators.base import Expansion
 from vi_kit.pyro.broadcasting import noise_states
-from vi_kit.pyro.front import at, fitted
+from vi_kit.pyro.front import Uneven, at, fitted
 from vi_kit.pyro.noise import Noise
 from vi_kit.statements import Replay, Simulation, Statement, realigned
 
@@ -35,10 +35,6 @@ SLOTS = None
 
 Index = dict[Site | None, int]
 """A joint value: which world of each site, and which of all the alternatives (0: none)."""
-
-
-class Uneven(Exception):
-    """The program has other statements at one value of its sites than at another, or too many values."""
 
 
 MOST_RUNS = 1024

@@ -31,6 +31,7 @@ from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
 from vi_kit.pyro.degrees import Watch, degree_probe, degrees_found, find_jumps_in
+from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.replay import PyroReplay
 from vi_kit.run import Run
@@ -249,8 +250,7 @@ class Loss(ELBO):
                     raise
                 if isinstance(error, EstimatorError):
                     refusal = refusal or error
-                what = f"{type(error).__name__}: {error}"
-                plan = self._fallback(run, what, refusal or error, *programs)
+                plan = self._fallback(run, in_words(error), refusal or error, *programs)
                 continue
             if plan.settled:
                 return groups, run
