@@ -13,7 +13,7 @@ from vi_kit.backend import current
 from vi_kit.cost import Site, Term, centred, stopped
 from vi_kit.expansions import lacks_coefficients
 from vi_kit.others import asked
-from vi_kit.worlds import contract_world, settle, world_weights
+from vi_kit.worlds import contract_world, settle, that_happens, world_weights
 
 if TYPE_CHECKING:
     from vi_kit.baselines import Baseline
@@ -139,5 +139,6 @@ def contract_worlds(site: Site, terms: Sequence[Term]) -> list[Term]:
     for group in grouped(t for t in terms if site in t.alternatives):
         w = matched(weights, site, group[0].drawn - {site}).renamed(world, site.slots)
         worth = downstream(group, site, lambda t: t.alternatives[site])
+        worth = combine(that_happens, stopped(w), worth)
         done.append(gradient_term(centred(w), worth, group[0]))
     return done

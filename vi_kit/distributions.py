@@ -254,13 +254,19 @@ class DistributionView(ABC):
         elements = self.elementary()
         if elements is None or not elements.by_probs or self._elements()[2]:
             return None
-        if elements.family not in ("Bernoulli", "Categorical"):
+        if elements.family not in ("Bernoulli", "Binomial", "Categorical"):
             return None
         probs = elements.params["probs"]
         xp = array_namespace(probs)
         if elements.family == "Bernoulli":
-            probs = xp.stack([1.0 - probs, probs], axis=-1)
-        probs = xp.moveaxis(probs, -1, 0)
+            probs = xp.stack([1.0 - probs, probs], axis=0)
+        elif elements.family == "Binomial":
+            values = self._values(self._elements()[0])
+            if values is None:
+                return None
+            probs = _binomial(probs, values.shape[0] - 1)
+        else:
+            probs = xp.moveaxis(probs, -1, 0)
         if elements.event_ndim == 0:
             return probs
         count = math.prod(self.event_shape[: elements.event_ndim])
@@ -471,6 +477,22 @@ def with_leaf(fn: Any, leaf: Callable[[Any], Any], **attributes: Any) -> Any:
 def without_validation(fn: Any, leaf: Callable[[Any], Any] = lambda fn: fn) -> Any:
     """A copy of a distribution that evaluates values outside its support too."""
     return with_leaf(fn, leaf, _validate_args=False)
+
+
+def _binomial(p: Array, n: int) -> Array:
+    """The probabilities of 0 to n successes, in front, with their derivatives where p is zero or one too."""
+    xp = array_namespace(p)
+    is_end = (p == 0.0) | (p == 1.0)
+    inner = xp.where(is_end, xp.full_like(p, 0.5), p)
+    log_p, log_q = xp.log(inner), xp.log1p(-inner)
+    zero = xp.zeros_like(p)
+    found = []
+    for k in range(n + 1):
+        within = xp.exp(math.log(math.comb(n, k)) + k * log_p + (n - k) * log_q)
+        at_zero = {0: 1.0 - n * p, 1: n * p}.get(k, zero)
+        at_one = {n: 1.0 - n * (1.0 - p), n - 1: n * (1.0 - p)}.get(k, zero)
+        found.append(xp.where(is_end, xp.where(p == 0.0, at_zero, at_one), within))
+    return xp.stack(found, axis=0)
 
 
 def _digits(size: int, count: int, like: Array) -> Array:

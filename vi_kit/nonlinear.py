@@ -19,7 +19,7 @@ from vi_kit.checks import (
 )
 from vi_kit.cost import Cost, Site, Term, merge, stopped
 from vi_kit.unfold import unfold, with_elements
-from vi_kit.worlds import settle
+from vi_kit.worlds import happening, settle
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def _applied(
     reduced = summed | ({over} if over else set())
     local = [s for s in run.sites if s.world is not None and reduced.intersection(s.axes)]
     nothing = Term(Named(run.backend.zero()))
-    costs = tuple(Cost(merge(c.terms) or [nothing]) for c in costs)
+    merged = [merge(c.terms) or [nothing] for c in costs]
+    costs = tuple(Cost(happening(t, local) for t in terms) for terms in merged)
     exact = unfold(costs, local, summed, over)
     if exact is not None:
         terms = [replace(t, upstream=with_elements(t.upstream)) for c in costs for t in c.terms]

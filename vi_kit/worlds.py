@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from array_api_compat import array_namespace, device
 
-from vi_kit._named import Axis, Named, union
+from vi_kit._named import Array, Axis, Named, combine, union
 from vi_kit.backend import current
 from vi_kit.cost import Site, Term, held_fixed, lift, stopped
 
@@ -18,12 +18,9 @@ def contract_world(site: Site, weights: Term, term: Term) -> Term:
     world = site.world
 
     def weighted_sum(q: Named, value: Named) -> Named:
-        xp = array_namespace(q.array)
         axes = union(q.axes, value.axes)
         p, v = q.aligned(axes), value.aligned(axes)
-        # 0 * inf is 0: the world does not happen; a finite value is what the probability has a gradient for
-        v = xp.where((p == 0) & ~xp.isfinite(v), xp.zeros_like(v), v)
-        return Named(p * v, axes).sum([world])
+        return Named(p * that_happens(p, v), axes).sum([world])
 
     if site in term.held:
         weights = held_fixed(weights)
@@ -36,6 +33,24 @@ def contract_world(site: Site, weights: Term, term: Term) -> Term:
         upstream=(term.upstream | weights.upstream) - {site},
         held=term.held | weights.held,
     )
+
+
+def that_happens(p: Array, value: Array) -> Array:
+    """A value, zero where it is infinite and has no probability: that world does not happen. A finite value is what
+    the probability has a gradient for."""
+    xp = array_namespace(value)
+    return xp.where((p == 0) & ~xp.isfinite(value), xp.zeros_like(value), value)
+
+
+def happening(term: Term, sites: Iterable[Site]) -> Term:
+    """A term as a nonlinear function may see it, which would have a gradient at worlds that do not happen."""
+    for site in sites:
+        if site.world not in term.base.axes:
+            continue
+        weights = world_weights(site).base
+        if set(weights.axes) <= set(term.base.axes):
+            term = replace(term, base=combine(that_happens, stopped(weights), term.base))
+    return term
 
 
 def choose(site: Site, before: Sequence[Site]) -> Term:

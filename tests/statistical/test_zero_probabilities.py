@@ -70,6 +70,45 @@ def test_of_two_bits(estimator, zero, lib):
     oracles.check_unbiased(found, exact)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("estimator", [vi.Enumerate(), vi.MeasureValued()], ids=repr)
+def test_of_counts(estimator, p, lib, request):
+    """E[0.7 z + 0.2 z^2] of a Binomial of 3."""
+    values = np.array([p])
+
+    def model():
+        z = lib.sample("z", lib.dist.Binomial(3, lib.array(np.array(0.5))))
+        lib.factor("f", 0.7 * z + 0.2 * z**2)
+
+    def guide():
+        lib.sample("z", lib.dist.Binomial(3, lib.theta(values)[0]))
+
+    @vi.objective
+    def factor(model, guide):
+        z = vi.simulate(guide)
+        return vi.evaluate(lambda v: 0.7 * v["z"] + 0.2 * v["z"] ** 2, z)
+
+    loss = lib.Loss(factor(), estimator, num_samples=500)
+    found = lib.gradients(loss, model, guide, values, 20, oracles.seed_of(request.node.name))
+    oracles.check_unbiased(found, -np.array([2.1 + 0.2 * (3.0 + 12.0 * p)]))
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_rebar_of_what_is_certain(p, learn, lib):
+    values = np.array([p])
+
+    def model():
+        z = lib.sample("z", lib.dist.Bernoulli(lib.array(np.array(0.5))))
+        lib.factor("f", 0.7 * z)
+
+    def guide():
+        lib.sample("z", lib.dist.Bernoulli(lib.theta(values)[0]))
+
+    loss = lib.Loss(reward(), vi.Rebar(learn=learn))
+    assert np.isfinite(lib.estimates(loss, model, guide, values, 2, 0)).all()
+
+
 @pytest.mark.parametrize("objective", ["reward", "elbo"])
 @pytest.mark.parametrize("estimator", [*SEEING, vi.WithoutReplacement(2), vi.Score()], ids=repr)
 def test_by_logits(estimator, objective, lib, request):
@@ -80,6 +119,32 @@ def test_by_logits(estimator, objective, lib, request):
     q = np.exp(LOGITS[1:]) / np.exp(LOGITS[1:]).sum()
     worth = WORTH[1:] + np.log(0.25) - (objective == "elbo") * np.log(q)
     exact = -np.concatenate([[0.0], q * (worth - q @ worth)])
+    oracles.check_unbiased(found, exact)
+
+
+@pytest.mark.parametrize(
+    "estimator", [vi.Enumerate(), vi.SumAndSample(2), vi.WithoutReplacement(3)], ids=repr
+)
+def test_by_logits_in_a_bound(estimator, lib, request):
+    """IWAE of two particles, over the values that happen."""
+    worth, logits = WORTH[:3], np.array([-np.inf, 0.2, 0.5])
+
+    def model():
+        z = lib.sample("z", lib.dist.Categorical(probs=lib.array(np.full(3, 1 / 3))))
+        lib.factor("f", lib.array(worth)[z])
+
+    def guide():
+        lib.sample("z", lib.dist.Categorical(logits=lib.theta(logits), validate_args=False))
+
+    def bound(logits):
+        q = np.exp(logits) / np.exp(logits).sum()
+        log_w = worth[1:] - np.log(3) - np.log(q)
+        pairs = np.log((np.exp(log_w[:, None]) + np.exp(log_w[None])) / 2)
+        return q @ pairs @ q
+
+    loss = lib.Loss(vi.iwae(num_particles=2), estimator, num_samples=500)
+    found = lib.gradients(loss, model, guide, logits, 40, oracles.seed_of(request.node.name))
+    exact = -np.concatenate([[0.0], oracles.gradient(bound, logits[1:])])
     oracles.check_unbiased(found, exact)
 
 

@@ -49,8 +49,13 @@ def as_value(dist: Distribution, one_hot: Array) -> Array:
 
 
 def safe_log(probs: Array) -> Array:
+    return array_namespace(probs).log(_positive(probs))
+
+
+def _positive(probs: Array) -> Array:
+    """Bounded away from zero, so that the reciprocal has a finite derivative."""
     xp = array_namespace(probs)
-    return xp.log(xp.clip(probs, min=xp.finfo(probs.dtype).tiny))
+    return xp.clip(probs, min=float(xp.finfo(probs.dtype).tiny) ** 0.5)
 
 
 def softmax(x: Array) -> Array:
@@ -76,5 +81,5 @@ def given_the_largest(probs: Array, one_hot: Array, noise: Array, top: Array) ->
         top: standard exponential, shape `(*, 1)`: minus the log of it is the largest, whichever that is.
     """
     xp = array_namespace(probs)
-    safe = xp.clip(probs, min=xp.finfo(probs.dtype).tiny)
-    return xp.where(one_hot > 0, -xp.log(top), -xp.log(noise / safe + top))
+    log_rest = xp.log(noise) - safe_log(probs)
+    return xp.where(one_hot > 0, -xp.log(top), -xp.logaddexp(log_rest, xp.log(top)))
