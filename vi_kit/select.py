@@ -23,6 +23,9 @@ UNCONSTRAINED = "_unconstrained"
 DEFAULT_MAX_WORLDS = 64
 """The default rule enumerates while no term depends on more joint values than this."""
 
+MAX_VALUES_IN_TURN = 16
+"""How many values such a site may have where each takes a run of the program."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -45,6 +48,7 @@ class Selection:
         kept: names of what is kept from step to step, `None` where anything can be. The default rule asks for nothing
             else.
         second_rules: whether estimators that have a second rule use that.
+        max_values: of a site that the default rule enumerates.
         sampled: sites to which the default rule must give single draws, and why.
         seen: names of the sites of all programs so far, which patterns may be for.
         jumps: sites which the default rule must not reparameterise, and where a cost jumps in their values.
@@ -55,6 +59,7 @@ class Selection:
     jumps: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
     kept: frozenset[str] | None = None
+    max_values: int = DEFAULT_MAX_WORLDS
     second_rules: bool = False
     seen: set[str] = field(default_factory=set, compare=False, repr=False)
 
@@ -175,17 +180,26 @@ class Selection:
             return Choice(Reparam(), "default", f"{dist.name} has a reparameterised sampler")
         size = dist.support_size()
         not_enumerated = not_enumerated or self.sampled.get(label, "")
-        if (size or 0) > DEFAULT_MAX_WORLDS:
-            not_enumerated = not_enumerated or f"over {DEFAULT_MAX_WORLDS} joint values"
+        if (size or 0) > self.max_values:
+            not_enumerated = not_enumerated or f"over {self.max_values} joint values"
         if size is not None and not not_enumerated:
             return Choice(
                 Enumerate(DEFAULT_MAX_WORLDS),
                 "default",
-                f"{size} values, at most {DEFAULT_MAX_WORLDS}",
+                f"{size} values, at most {self.max_values}",
             )
         lacks = "biased sampler" if dist.is_straight_through else "no reparameterised sampler"
         why = f"{lacks}; {not_enumerated or 'support is not fixed and finite'}"
         return Choice(score, "default", why)
+
+    def in_turn(self) -> Selection:
+        """The same where each joint value takes a run of the program: the default rule enumerates fewer."""
+        kept = {
+            label: choice
+            for label, choice in self.resolved.items()
+            if choice.rule != "default" or not choice.estimator.is_support
+        }
+        return replace(self, max_values=MAX_VALUES_IN_TURN, resolved=kept)
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
         """Patterns that match none of `names`, nor of those of the programs before."""

@@ -55,6 +55,8 @@ IDIOMS = {
         lambda z: torch.softmax(z, 0)[..., 1],
         lambda v: np.exp(v[:, 1]) / np.exp(v).sum(-1),
     ),
+    "sorted": (lambda z: torch.sort(z, 0)[0][..., 2] + z[1], lambda v: v.max(-1) + v[:, 1]),
+    "maximum": (lambda z: z.max(), lambda v: v.max(-1)),
     "matrix": (
         lambda z: (torch.arange(6.0).double().reshape(2, 3) @ z).sum(),
         lambda v: (v @ np.arange(6.0).reshape(2, 3).T).sum(-1),

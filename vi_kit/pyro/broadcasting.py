@@ -96,6 +96,8 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
     positions: list[tuple[Position, int]] = [(lambda dim, size: size - 1, n - 1)]
     if n > 1 or any(s.world is not None for s in run.sites):
         positions.append((lambda dim, size: 0, n // 2))  # the other end, where a maximum differs
+    if any(s.world is not None and s.world.size > 2 for s in run.sites):
+        positions.append((lambda dim, size: 2 * size // 5, n // 2))  # values sorted end alike
     first = {r.key: r for r in reversed(recorded)}
     for position, slot in positions:
         known: dict[Site, tuple[Any, torch.Tensor]] = {}

@@ -309,7 +309,8 @@ class Loss(ELBO):
                     fix="leave vectorize out, and they are run one after the other",
                 )
             ) from error
-        selection, in_turn = plan.selection, plan.in_turn or reason
+        in_turn = plan.in_turn or reason
+        selection = plan.selection if plan.in_turn else plan.selection.in_turn()
         if plan.in_turn:
             self._keep(plan, *programs)
             labels = [
