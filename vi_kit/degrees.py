@@ -8,9 +8,10 @@ name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vi_kit._errors import message
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Cut:
-    """An operation whose result takes steps: a truth value, a whole number, or a rounded one.
+    """An operation whose result takes steps: a truth value, a whole number, or a rounded one; or is infinite between
+    one value and another.
 
     Attributes:
         where: the line of the program.
@@ -77,6 +79,17 @@ JUMPS = frozenset(
 )
 """Operations that jump though their result is no whole number or truth value, by any library's name."""
 
+POLES = {"div": 1, "reciprocal": 0, "rsqrt": 0, "addcdiv": 2, "pow": 0, "integer_pow": 0}
+"""Operations that are infinite where an operand is zero, and may have another limit on either side; which operand, by
+any library's name. Powers are if their exponent is negative."""
+
+SIDES: Mapping[str, Callable[..., Any]] = {
+    "atan2": lambda y, x: (x < 0) & (y < 0),
+    "tan": lambda x: (x / math.pi + 0.5) // 1,
+    "copysign": lambda x, y: y < 0,
+}
+"""Other operations that jump between values of their operands, and what changes there."""
+
 TESTS = frozenset(("is_finite",))
 """Operations whose truth value is about rounding and overflow."""
 
@@ -120,6 +133,16 @@ def stepped(operands: Degrees, cut: Cut, is_known: bool = False) -> dict[str, Fo
         return old if old.blocker else Form(blocker=cut.name)
 
     return {label: form(old) for label, old in operands.items()}
+
+
+def parted(result: Degrees, operands: Degrees, cut: Cut) -> dict[str, Form]:
+    """What an operation made that may jump in some of its operands."""
+    return {
+        label: replace(form, cuts=form.cuts | {cut})
+        if form.is_continuous and label in operands
+        else form
+        for label, form in result.items()
+    }
 
 
 def start(degree: int | None) -> Form:

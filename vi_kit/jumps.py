@@ -4,8 +4,12 @@ draws, both sides of the change are compared.
 Which operations take steps, and which terms they reach, is read off the program (`vi_kit.degrees`); that is all of
 them. Whether a term jumps there is tested: all sites move on a line through a draw of theirs; where a result changes,
 bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the absolute value, a
-Huber loss or `where` with branches that meet. Parameters are moved a little, so that branches do not meet by the values
-that they start from.
+Huber loss or `where` with branches that meet. Of a division it is looked at where its denominator stops shrinking: if
+it is zero there, the two sides may be far apart. Parameters are moved a little, so that branches
+do not meet by the values that they start from.
+
+A value that the program reads, as a Python number or an array of NumPy, may reach a term without the operations that
+are read off, and without a derivative: then the program makes something else of moved sites than those operations do.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vi_kit._errors import message
-from vi_kit.degrees import CONSTANT, Cut, DegreeProbe
+from vi_kit.degrees import CONSTANT, POLES, SIDES, Cut, DegreeProbe
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -36,8 +40,15 @@ MAX_CHANGES = 3
 MAX_RUNS = 4
 """How often the program is run once more, to see what it does on either side of an `if`."""
 
+READ_PLACES = (1.0, -1.0, 6.0, -5.0)
+"""Where a program that reads values is compared with the operations that were followed."""
+
 EQUALITIES = frozenset(("eq", "ne"))
 """Whose result changes at single values only, unless it was seen to change elsewhere."""
+
+POLE_WIDTH = 1e-9
+"""How near to a pole the two sides are compared, in steps as far as draws are apart: a denominator that is kept from
+zero by a smaller number is zero."""
 
 LOOPS = frozenset(("while",))
 """Operations that go on until something is small enough."""
@@ -48,7 +59,8 @@ class Snapshot:
     """What a program made at one place.
 
     Attributes:
-        results: of each operation that takes steps, `None` where it is not known.
+        results: of each operation that takes steps, `None` where it is not known; of one with a pole, whether its
+            denominator grows.
         terms: of each term, its elements.
         is_elsewhere: whether the program would have taken another way than the one that was followed.
     """
@@ -64,12 +76,16 @@ class JumpProbe(DegreeProbe):
 
     Attributes:
         zeros: for each such site how far it has moved, by label.
-        draw: makes the value of a site, from how far it has moved.
+        draw: makes the value of a site, from its label, its distribution and how far it has moved.
         cut: makes a constant of a value.
+        known: what is drawn for a site that does not move, from its label and its sampler.
     """
 
-    draw: Callable[[Any, Any], Any] = field(kw_only=True)
+    draw: Callable[[str, Any, Any], Any] = field(kw_only=True)
     cut: Callable[[Any], Any] = field(kw_only=True)
+    known: Callable[[str, Callable[[], Any]], Any] = field(
+        default=lambda label, sample: sample(), kw_only=True
+    )
 
     def value(self, label: str, dist: Distribution, estimator: Estimator) -> Any:
         """The value of a site, a constant if it does not move."""
@@ -77,8 +93,8 @@ class JumpProbe(DegreeProbe):
         if dist.name == "Delta":
             return dist.rsample()
         if label in self.zeros:
-            return self.draw(dist, self.zeros[label])
-        return self.cut(dist.sample())
+            return self.draw(label, dist, self.zeros[label])
+        return self.cut(self.known(label, dist.sample))
 
     def held(self, value: Any) -> Any:
         return self.cut(value)
@@ -100,10 +116,12 @@ class Jumps:
     Attributes:
         found: for the label of a site the terms that jump in it, and because of which operation.
         assumed: the operations of which nothing was found out, for sites that are taken for differentiable.
+        lost: for the label of a site the terms that its value reaches without a derivative, and how.
     """
 
     found: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     assumed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def unknown(cls, labels: Iterable[str]) -> Jumps:
@@ -114,17 +132,29 @@ class Jumps:
         """What either found."""
         both = [
             {k: tuple(dict.fromkeys((*a.get(k, ()), *b.get(k, ())))) for k in {**a, **b}}
-            for a, b in ((self.found, other.found), (self.assumed, other.assumed))
+            for a, b in (
+                (self.found, other.found),
+                (self.assumed, other.assumed),
+                (self.lost, other.lost),
+            )
         ]
-        return Jumps(both[0], both[1])
+        return Jumps(*both)
+
+    def reasons(self) -> dict[str, str]:
+        """Why sites must not be differentiated, by label."""
+        both = {label: [f"a cost jumps: {'; '.join(texts)}"] for label, texts in self.found.items()}
+        for label, texts in self.lost.items():
+            both.setdefault(label, []).append(f"the path is broken: {'; '.join(texts)}")
+        return {label: "; ".join(texts) for label, texts in both.items()}
 
 
 def find_jumps(
     sources: Sequence[str],
     degrees: Sequence[Degrees],
     at: Callable[[float], Snapshot],
-    again: Callable[[float], Snapshot] | None = None,
+    again: Again | None = None,
     branches: frozenset[Cut] = frozenset(),
+    reads: frozenset[Cut] = frozenset(),
 ) -> Jumps:
     """Test every operation that takes steps and reaches a term.
 
@@ -132,8 +162,10 @@ def find_jumps(
         sources: by `JumpProbe.sources`.
         degrees: of `JumpProbe.values`.
         at: evaluates the program, as it was traced, at a place.
-        again: runs the program itself there.
+        again: runs the program itself there, and evaluates it as it was traced, where all sites have moved or, given a
+            label, one; `None` where it cannot be run.
         branches: the operations by which it chooses its way, so that it has to be run.
+        reads: where it reads a value that it may use without a derivative.
     """
     terms: dict[Cut, dict[int, None]] = {}
     labels: dict[Cut, dict[str, None]] = {}
@@ -145,18 +177,32 @@ def find_jumps(
     found: dict[str, dict[str, None]] = {}
     assumed: dict[str, dict[str, None]] = {}
     way = _Way(at, again, branches)
-    for cut in sorted(terms):
+    lost: dict[str, dict[str, None]] = {}
+    read = [cut for cut in sorted(terms) if cut in reads]
+    verdicts = way.unfollowed(list(dict.fromkeys(k for cut in read for k in labels[cut])))
+    for cut in read:
+        for label in labels[cut]:
+            if verdicts[label] is None:
+                assumed.setdefault(label, {})[str(cut)] = None
+            for i in verdicts[label] or ():
+                if cut in degrees[i].get(label, CONSTANT).cuts:
+                    lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
+    for cut in sorted(terms.keys() - reads):
         verdict = way.jumping(cut, list(terms[cut]))
         for label in labels[cut]:
-            if verdict is None and cut.name not in EQUALITIES:
+            if verdict is None and not way.is_calm(cut):
                 assumed.setdefault(label, {})[str(cut)] = None
             for i in verdict or ():
                 if cut in degrees[i].get(label, CONSTANT).cuts:
                     found.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
     return Jumps(
         {label: tuple(texts) for label, texts in found.items()},
-        {label: tuple(texts) for label, texts in assumed.items() if label not in found},
+        {k: tuple(texts) for k, texts in assumed.items() if k not in found and k not in lost},
+        {label: tuple(texts) for label, texts in lost.items()},
     )
+
+
+Again = Callable[[float, str | None], tuple[Snapshot, Snapshot] | None]
 
 
 class _Way:
@@ -165,7 +211,7 @@ class _Way:
     def __init__(
         self,
         at: Callable[[float], Snapshot],
-        again: Callable[[float], Snapshot] | None,
+        again: Again | None,
         branches: frozenset[Cut],
     ):
         self.at, self.again, self.branches = at, again, branches
@@ -184,8 +230,46 @@ class _Way:
         if place not in self.runs:
             if self.again is None or len(self.runs) == MAX_RUNS:
                 return None
-            self.runs[place] = self.again(place)
+            made = self.again(place, None)
+            if made is None:
+                return None
+            self.runs[place] = made[0]
         return self.runs[place]
+
+    def unfollowed(self, labels: Sequence[str]) -> dict[str, list[int] | None]:
+        """Which terms sites reach by ways that were not followed; `None` where it was not found out."""
+        together = self.differing(None) if labels else []
+        if not together or len(labels) == 1:
+            return dict.fromkeys(labels, together)
+        alone = {label: self.differing(label) for label in labels}
+        return alone if any(alone.values()) else dict.fromkeys(labels, together)
+
+    def differing(self, label: str | None) -> list[int] | None:
+        """Which terms the program makes otherwise than the operations that were followed, where all sites or one have
+        moved; `None` if that was not seen."""
+        found: dict[int, None] = {}
+        seen = False
+        for place in (0.0, *READ_PLACES):
+            made = None if self.again is None else self.again(place, label)
+            verdict = None
+            if made is not None and not made[1].is_elsewhere:
+                here, there = made
+                terms = range(len(there.terms))
+                is_same_way = len(here.terms) == len(there.terms)
+                verdict = _apart(there, here, terms) if is_same_way else list(terms)
+            if place == 0.0:
+                if verdict != []:  # it has randomness of its own
+                    return None
+            elif verdict is not None:
+                seen = True
+                found.update(dict.fromkeys(verdict))
+        return list(found) if seen else None
+
+    def is_calm(self, cut: Cut) -> bool:
+        """Whether an operation of which no change was seen is one that need not have any."""
+        if cut.name in POLES or cut.name in SIDES:
+            return self.snapshot(0.0).results.get(cut) is not None
+        return cut.name in EQUALITIES
 
     def jumping(self, cut: Cut, terms: Sequence[int]) -> list[int] | None:
         """Which terms jump where the result of an operation changes; `None` if that was not seen."""
@@ -215,11 +299,12 @@ class _Way:
         """Bisect to a change; which terms jump there, `None` if they cannot be compared."""
         below, above, calm = self.snapshot(low), self.snapshot(high), 0
         kinds = {below.terms[i].dtype for i in terms if below.terms[i].dtype.kind == "f"}
-        eps = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
+        # nearer than this, one operation may have two results in one compiled program
+        width = 64.0 * max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
+        width = max(width, POLE_WIDTH) if cut.name in POLES else width
         for _ in range(80):
             middle = 0.5 * (low + high)
-            # nearer than this, one operation may have two results in one compiled program
-            if middle in (low, high) or abs(high - low) <= 64.0 * eps * max(1.0, abs(middle)):
+            if middle in (low, high) or abs(high - low) <= width * max(1.0, abs(middle)):
                 break
             between = self.at(middle)
             if _same(below, between, cut):
@@ -244,10 +329,12 @@ class _Way:
                 return None
         elif above.is_elsewhere:
             return None
-        step = 8.0 * (high - low)
-        sides = [(below, self.at(low - step))]
-        if cut not in self.branches:
-            sides.append((above, self.at(high + step)))
+        sides = []
+        for factor in (1.0, 3.0, 8.0) if cut.name in POLES else (8.0,):  # 0 / 0 is rounded
+            step = factor * (high - low)
+            sides.append((below, self.at(low - step)))
+            if cut not in self.branches:
+                sides.append((above, self.at(high + step)))
         noise = [(a, b) for a, b in sides if _same(a, b, cut)]
         return _apart(below, above, terms, noise, loose=cut.name in LOOPS)
 
@@ -292,12 +379,20 @@ def _gap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gap, 1.0 + size
 
 
-def refusal(label: str, estimator: Any, found: Sequence[str]) -> str:
-    """The text of the error about a chosen estimator that is biased by jumps."""
+def refusal(label: str, estimator: Any, found: Sequence[str], lost: Sequence[str]) -> str:
+    """The text of the error about a chosen estimator that is biased by jumps, or by a value without a derivative."""
     name, site = type(estimator).__name__, label.split(" (")[0]
+    if not found:
+        return message(
+            f"site {label!r}: {name}() is biased if a cost has the value of {site!r} without a derivative",
+            got="; ".join(lost),
+            expected="operations on tensors all the way, or an estimator that does not differentiate them: Score()",
+            fix=f'a tensor in place of what is read from it; or estimators={{"{site}": vi.Score()}}, or'
+            f" vi.{name}(..., biased=True)",
+        )
     return message(
         f"site {label!r}: {name}() is biased if a cost jumps in the value of {site!r}",
-        got="; ".join(found),
+        got="; ".join((*found, *lost)),
         expected="a cost that is continuous in the value, or an estimator that does not differentiate it:"
         " MeasureValued() or Score()",
         fix=f'estimators={{"{site}": vi.MeasureValued()}}, or vi.{name}(..., biased=True)',

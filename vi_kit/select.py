@@ -51,7 +51,7 @@ class Selection:
         max_values: of a site that the default rule enumerates.
         sampled: sites to which the default rule must give single draws, and why.
         seen: names of the sites of all programs so far, which patterns may be for.
-        jumps: sites which the default rule must not reparameterise, and where a cost jumps in their values.
+        jumps: sites which the default rule must not reparameterise, and why.
     """
 
     patterns: tuple[tuple[str, Estimator], ...] = ()
@@ -168,7 +168,7 @@ class Selection:
         has_room = self.kept is None or kept_name("baseline", label) in self.kept
         score = Score(LeaveOneOut() if many else MovingAverage() if has_room else Constant())
         if label in self.jumps:
-            why, by_measures = f"a cost jumps: {self.jumps[label]}", MeasureValued()
+            why, by_measures = self.jumps[label], MeasureValued()
             one_by_one = bool(not_enumerated) or label in self.sampled or bool(dist.event_shape)
             elements = dist.elementary()
             # the parameters of a transform move the value, by a path

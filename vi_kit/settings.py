@@ -321,13 +321,14 @@ def without_jumps(plan: Plan, found: Jumps, remake: Callable[[Selection], Plan])
         EstimatorError: a chosen estimator is biased by jumps.
     """
     resolved = dict(plan.selection.resolved)
-    chosen = {
-        label: texts for label, texts in found.found.items() if resolved[label].rule != "default"
-    }
-    problems = [refusal(k, resolved[k].estimator, texts) for k, texts in chosen.items()]
+    jumps = found.reasons()
+    problems = [
+        refusal(k, resolved[k].estimator, found.found.get(k, ()), found.lost.get(k, ()))
+        for k in jumps
+        if resolved[k].rule != "default"
+    ]
     Findings(estimator_problems=problems).raise_if_any()
-    if found.found:
-        jumps = {label: "; ".join(texts) for label, texts in found.found.items()}
+    if jumps:
         kept = {label: choice for label, choice in resolved.items() if label not in jumps}
         selection = replace(plan.selection, resolved=kept, jumps={**plan.selection.jumps, **jumps})
         plan = remake(selection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -147,6 +148,10 @@ KINKS = {
     "euler": euler,
     "masked": masked,
     "steep": lambda lib, z: lib.xp.tanh(100.0 * z[0]),
+    "rational": lambda lib, z: z[1] / (1.0 + z[0] ** 2),
+    "unguarded_sinc": lambda lib, z: lib.xp.sin(z[0]) / z[0],
+    "same_on_both_sides": lambda lib, z: lib.xp.arctan(1.0 / z[0] ** 2),
+    "unit_vector": lambda lib, z: (z / lib.xp.sqrt((z**2).sum()))[0],
 }
 
 
@@ -207,6 +212,13 @@ JUMPS = {
     "recursion": recursion,
     "behind_a_function": lambda lib, z: lib.xp.exp(-lib.xp.floor(lib.xp.exp(z[0]))) + z[1],
     "changed": changed,
+    "pole": lambda lib, z: lib.xp.arctan(1.0 / z[0]),
+    "own_size": lambda lib, z: z[0] / abs(z[0]),
+    "inverse_root": lambda lib, z: z[0] * (z[0] ** 2) ** -0.5,
+    "kept_from_zero": lambda lib, z: z[0] / lib.xp.clip(lib.xp.sqrt(z[0] ** 2), 1e-12, 9.0),
+    "two_limits": lambda lib, z: lib.xp.exp(-lib.xp.exp(-1.0 / (z[0] - 4.0))),
+    "angle": lambda lib, z: lib.xp.arctan2(z[0], 0.0 * z[0] - 1.0),
+    "tangent": lambda lib, z: lib.xp.arctan(lib.xp.tan(z[0])),
 }
 
 
@@ -375,6 +387,58 @@ def test_what_cannot_be_followed_is_assumed():
     assert (
         "assumed to have no jumps at copy_, which writes in place (test_reparam_jumps.py:" in told
     )
+
+
+def listed(z):
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        return torch.tensor([z[0], z[1]]).sum()
+
+
+READS = {
+    "item": lambda z: z[0].item(),
+    "float": lambda z: z[1] * float(z[0].detach()),
+    "list": lambda z: sum(z.tolist()),
+    "array": lambda z: float(np.tanh(z.detach().numpy()).sum()),
+    "tensor": listed,
+    "branch": lambda z: z[0] if z[0].item() > 0.0 else 1.0 + z[0],
+}
+
+
+@pytest.mark.parametrize("case", READS)
+def test_values_that_are_read_have_no_path(case):
+    lib = PyroWords()
+    model = model_of(lib, lambda lib, z: READS[case](z))
+    reason = r"model site 'x', because of a value that became a(n array of NumPy| Python number)"
+    reason += r" \(test_reparam_jumps.py:\d+\)"
+    told = row(lib, model, guide_of(lib))
+    assert "Score(" in told and re.search(rf"the path is broken: {reason}", told)
+    text = r"site 'z': Reparam\(\) is biased if a cost has the value of 'z' without a derivative\n"
+    with pytest.raises(vi.EstimatorError, match=rf"{text}  got:      {reason}"):
+        lib.Loss(vi.elbo(), vi.Reparam()).explain(model, guide_of(lib))
+
+
+def test_reads_that_reach_no_cost_change_nothing():
+    """Of the two sites the other's value is used."""
+    lib = PyroWords()
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        y = lib.sample("y", lib.dist.Normal(z, 1.0))
+        assert abs(z.item()) + z.detach().numpy() < 4.0, f"{z.tolist()}"
+        lib.sample("x", lib.dist.Normal(z + y.item(), 1.0), obs=lib.array(0.7))
+
+    def guide():
+        theta = lib.theta(VALUES)
+        z = lib.sample("z", lib.dist.Normal(theta[0], 0.1))
+        lib.sample("y", lib.dist.Normal(theta[1] + z, 1.0))
+
+    told = row(lib, model, guide)
+    assert "Reparam()" in told and "assumed" not in told
+    assert "the path is broken" in row(lib, model, guide, "y")
+    lib.Loss(vi.elbo(), {"z": vi.Reparam()}).explain(model, guide)
 
 
 def test_no_comparison_no_run():

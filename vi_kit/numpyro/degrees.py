@@ -21,6 +21,8 @@ from numpyro.util import not_jax_tracer
 import vi_kit
 from vi_kit.degrees import (
     JUMPS,
+    POLES,
+    SIDES,
     TESTS,
     Cut,
     DegreeProbe,
@@ -36,6 +38,7 @@ from vi_kit.degrees import (
     logarithm,
     moved,
     named,
+    parted,
     power,
     product,
     quotient,
@@ -106,11 +109,15 @@ def line(equation: Any) -> str:
 class Reading:
     """Reads what the values of a jaxpr are in each site.
 
+    Args:
+        poles: whether it is asked where operations are infinite, or jump at values of their operands.
+
     Attributes:
         cuts: the equations that take steps, by their identity.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, poles: bool = False) -> None:
+        self.poles = poles
         self.cuts: dict[int, Cut] = {}
 
     def read(self, jaxpr: Jaxpr, inputs: Sequence[Degrees], where: str = "") -> list[Degrees]:
@@ -148,15 +155,20 @@ class Reading:
         self, equation: Any, operands: Sequence[Degrees], result: Degrees, dtype: Any, where: str
     ) -> Degrees:
         """What an output is, which takes steps or not."""
-        name, is_float = equation.primitive.name, jnp.issubdtype(dtype, jnp.floating)
-        if is_float and name not in JUMPS:
-            return result
-        of_floats = any(
-            known and jnp.issubdtype(atom.aval.dtype, jnp.floating)
-            for atom, known in zip(equation.invars, operands, strict=True)
-        )
+        name, is_float = equation.primitive.name, jnp.issubdtype(dtype, jnp.inexact)
         cut = Cut(Path(where).name, name, self._number(equation))
-        made = stepped(result, cut, name in TESTS or not of_floats or where.startswith(OWN))
+        if is_float and name not in JUMPS:
+            if not self.poles or where.startswith(OWN):
+                return result
+            operand = pole(equation)
+            of = result if name in SIDES else {} if operand is None else operands[operand]
+            made = parted(result, of, cut)
+        else:
+            of_floats = any(
+                known and _is_float(atom)
+                for atom, known in zip(equation.invars, operands, strict=True)
+            )
+            made = stepped(result, cut, name in TESTS or not of_floats or where.startswith(OWN))
         if any(cut in form.cuts for form in made.values()):
             self.cuts[id(equation)] = cut
         return made
@@ -255,15 +267,32 @@ def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
         floats = any(_is_float(atom) for atom in equation.invars)
         if not inner and name not in TESTS and floats and not all(map(_is_float, equation.outvars)):
             return True
+        operand = pole(equation)
+        if name in SIDES or (
+            operand is not None and not isinstance(equation.invars[operand], Literal)
+        ):
+            return True
     return False
 
 
 def _is_float(atom: Any) -> bool:
-    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+    return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
 
 
-def on_the_way(dist: NumPyroDistribution, t: jax.Array) -> Any:
+def pole(equation: Any) -> int | None:
+    """Which operand of an equation has a pole at zero."""
+    name, params = equation.primitive.name, equation.params
+    if name in ("pow", "integer_pow"):
+        exponent = params["y"] if name == "integer_pow" else equation.invars[1]
+        exponent = exponent.val if isinstance(exponent, Literal) else exponent
+        if not (isinstance(exponent, int | float | np.generic | np.ndarray) and exponent < 0):
+            return None
+    return POLES.get(name)
+
+
+def on_the_way(label: str, dist: NumPyroDistribution, t: jax.Array) -> Any:
     """A value on the way from a draw; of a transformed distribution it is its noise that moves."""
+    del label
     fn: Any = dist.fn
     while isinstance(fn, Independent):
         fn = fn.base_dist
@@ -303,7 +332,7 @@ def find_jumps_in(
 
     zero, rng = np.zeros((), jnp.result_type(float)), np.random.default_rng(0)
     closed = jax.make_jaxpr(values)([zero] * len(labels), list(inputs))
-    reading = Reading()
+    reading = Reading(poles=True)
     moving: list[Degrees] = [{label: start(None)} for label in labels]
     degrees = reading.read(closed.jaxpr, moving + [{}] * len(jax.tree.leaves(inputs)))
     if not any(form.cuts for of in degrees for form in of.values()):
@@ -318,12 +347,24 @@ def find_jumps_in(
         _, terms = Evaluation(reading.cuts, results).of(closed.jaxpr, consts, base, moved)
         return {(c.where, c.name, c.key): arrays for c, arrays in results.items()}, terms
 
-    run = jax.jit(run)
+    @jax.jit
+    def evaluated(place: Any, *given: Any) -> Any:
+        if not any(cut.name in POLES for cut in reading.cuts.values()):
+            return run(place, *given)
+        (results, terms), (slopes, _) = jax.jvp(
+            lambda t: run(t, *given), (place,), (jnp.ones_like(place),)
+        )
+        for key in results:
+            if key[1] in POLES:
+                pairs = zip(results[key], slopes[key], strict=True)
+                results[key] = [jnp.sign(x) * jnp.sign(slope) for x, slope in pairs]
+        return results, terms
+
     unknown = {cut: None for cut in reading.cuts.values()}
 
     def at(place: float) -> Snapshot:
         with jax.ensure_compile_time_eval():
-            made = run(np.asarray(place, zero.dtype), zero, consts, list(inputs))
+            made = evaluated(np.asarray(place, zero.dtype), zero, consts, list(inputs))
         results, terms = jax.tree.map(np.asarray, made)
         found = {
             Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
@@ -421,6 +462,8 @@ class Evaluation:
             return same, same
         if params.get("name") == vi_kit_constant.__name__:
             return base, base
+        if name == "stop_gradient":
+            return base, moved
         if name == "scan":
             return self._scan(params, base, moved)
         if name == "cond":
@@ -436,8 +479,12 @@ class Evaluation:
             made = results[1]
             if name == "rem":
                 made = [jnp.trunc(moved[0] / moved[1])]
+            elif name in POLES:
+                made = [moved[POLES[name]]]
+            elif name in SIDES:
+                made = [SIDES[name](*moved)]
             elif name not in JUMPS:
-                made = [x for x in made if not jnp.issubdtype(x.dtype, jnp.floating)]
+                made = [x for x in made if not jnp.issubdtype(x.dtype, jnp.inexact)]
             self.results.setdefault(cut, []).extend(made)
         return results
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +15,9 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from torch.autograd import forward_ad
 from torch.distributions import biject_to
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -20,6 +25,8 @@ import vi_kit
 from vi_kit.degrees import (
     CONTINUOUS,
     JUMPS,
+    POLES,
+    SIDES,
     TESTS,
     Cut,
     DegreeProbe,
@@ -35,6 +42,7 @@ from vi_kit.degrees import (
     logarithm,
     moved,
     named,
+    parted,
     power,
     product,
     quotient,
@@ -46,6 +54,8 @@ from vi_kit.degrees import (
 from vi_kit.jumps import NUM_DRAWS, JumpProbe, Jumps, Snapshot, find_jumps
 from vi_kit.plan import Plan
 from vi_kit.pyro.distributions import is_validation
+
+aten = torch.ops.aten
 
 
 def degree_probe(plan: Plan) -> DegreeProbe:
@@ -96,7 +106,9 @@ class Reading:
     Attributes:
         leaks: sites of which something left the reach of tracing.
         results: how to find the result of an operation that takes steps, from all values by number.
-        branches: the operations that told the program a value.
+        branches: the operations that told the program a value of which it is known where it changes.
+        reads: those that told it another.
+        is_whole: whether all else is followed.
         steps: all operations on values that depend on sites, if they are to be repeated.
         plain: all values by number.
         leaves: the numbers of those from which all others are made.
@@ -108,6 +120,8 @@ class Reading:
     leaks: dict[str, Form] = field(default_factory=dict)
     results: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
     branches: set[Cut] = field(default_factory=set)
+    reads: set[Cut] = field(default_factory=set)
+    is_whole: bool = True
     steps: list[Step] = field(default_factory=list)
     plain: list[torch.Tensor] = field(default_factory=list)
     leaves: list[int] = field(default_factory=list)
@@ -126,6 +140,15 @@ class Reading:
             self.plain.append(value)
         return made
 
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """While a site gets its value."""
+        self.is_drawing = True
+        try:
+            yield
+        finally:
+            self.is_drawing = False
+
     def leak(self, degrees: Degrees, cut: Cut) -> None:
         """What a value is that left the reach of tracing, which from now on any may depend on."""
         for label, form in degrees.items():
@@ -135,10 +158,10 @@ class Reading:
                 made = Form(is_continuous=True, cuts=cuts | {cut})
             self.leaks[label] = made
 
-    def repeated(self, leaf: torch.Tensor) -> list[Any]:
-        """All values by number, for another value of the leaves."""
+    def repeated(self, leaves: Sequence[torch.Tensor]) -> list[Any]:
+        """All values by number, for other values of the leaves."""
         values: list[Any] = [None] * len(self.plain)
-        for number in self.leaves:
+        for number, leaf in zip(self.leaves, leaves, strict=True):
             values[number] = leaf.clone()
 
         def known(x: Any) -> Any:
@@ -150,6 +173,9 @@ class Reading:
             for number, value in zip(step.made, made, strict=True):
                 values[number] = value
         return values
+
+
+NUMBER, ARRAY = "a value that became a Python number", "a value that became an array of NumPy"
 
 
 class Traced(torch.Tensor):
@@ -187,6 +213,21 @@ class Traced(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        return self._read(ARRAY).numpy(*args, **kwargs)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._read(ARRAY).__array__(*args, **kwargs)
+
+    def tolist(self) -> Any:
+        return self._read(NUMBER).tolist()
+
+    def _read(self, name: str) -> torch.Tensor:
+        """The values, which the program is told."""
+        if self.degrees:
+            _told(self.reading, self.degrees, Cut(_line(sys._getframe(2)), name), self)
+        return self.plain.detach()
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -205,14 +246,17 @@ class Traced(torch.Tensor):
             return _wrapped(reading, result, {}, {})
         if torch.Tag.nondeterministic_seeded in func.tags and reading.repeats:
             if not reading.is_drawing:
+                reading.is_whole = False
                 reading.leak(degrees, replace(cut, name="randomness of the program's own"))
             return _wrapped(reading, result, {}, {})
         numbered: Any = tree_map(_numbered, (args, kwargs))
+        if reading.repeats and not (by_distribution or steps):
+            degrees = _parted(cut, args, numbered[0], degrees, reading)
         if func._schema.is_mutable:
             return _written(
                 cut, args, kwargs, degrees, reading, Step(func, numbered[0], numbered[1], [])
             )
-        from_numbers = not any(t.is_floating_point() and t.degrees for t in traced)
+        from_numbers = not any(_is_inexact(t) and t.degrees for t in traced)
         is_check = name in TESTS or name.endswith("_ex")  # linear algebra says whether it went well
         is_known = by_distribution or is_check or from_numbers
         whole = stepped(degrees, cut, is_known)
@@ -222,14 +266,15 @@ class Traced(torch.Tensor):
             degrees = stepped(degrees, cut, by_distribution)
         if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
             if not by_distribution:
-                _told(reading, degrees, cut, traced[0])
+                _told(reading, degrees, replace(cut, name=NUMBER), traced[0])
             return result
         wrapped = _wrapped(reading, result, degrees, whole)
         if reading.repeats:
             made = [x for x in tree_iter(wrapped) if isinstance(x, cls)]
             numbers = [x.number for x in made if x.number is not None]
+            func = aten.alias.default if func is aten.detach.default else func
             reading.steps.append(Step(func, numbered[0], numbered[1], numbers))
-            stepping = [x.number for x in made if steps or not x.is_floating_point()]
+            stepping = [x.number for x in made if steps or not _is_inexact(x)]
             if stepping and not is_known:
                 reading.results[cut] = _result(name, numbered[0], stepping)
         return wrapped
@@ -239,9 +284,13 @@ def _wrapped(reading: Reading, result: Any, floating: Degrees, whole: Degrees) -
     def wrap(x: Any) -> Any:
         if not isinstance(x, torch.Tensor):
             return x
-        return reading.traced(x, floating if x.is_floating_point() else whole)
+        return reading.traced(x, floating if _is_inexact(x) else whole)
 
     return tree_map(wrap, result)
+
+
+def _is_inexact(x: torch.Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 def _plain(tree: Any) -> Any:
@@ -267,20 +316,52 @@ def _result(name: str, args: Any, made: list[Any]) -> Callable[[list[Any]], Any]
     return quotient
 
 
+def _parted(cut: Cut, args: Any, numbered: Any, degrees: Degrees, reading: Reading) -> Degrees:
+    """What an operation made, if it may be infinite or jumps at values of its operands."""
+    operand = pole(cut.name, args)
+    if operand is not None and _of(args[operand]):
+        number = numbered[operand].of
+        reading.results[cut] = lambda values: _growth(values[number])
+        return parted(degrees, _of(args[operand]), cut)
+    if cut.name in SIDES:
+
+        def side(values: list[Any]) -> np.ndarray:
+            known = (values[x.of] if isinstance(x, Number) else x for x in numbered)
+            return _numpy(SIDES[cut.name](*known))
+
+        reading.results[cut] = side
+        return parted(degrees, degrees, cut)
+    return degrees
+
+
+def pole(name: str, args: Any) -> int | None:
+    """Which operand of an operation has a pole at zero."""
+    is_power = name == "pow" and not (isinstance(args[1], int | float) and args[1] < 0)
+    return None if is_power else POLES.get(name)
+
+
+def _growth(x: torch.Tensor) -> np.ndarray:
+    """Whether the size of a value grows along the way."""
+    value, slope = forward_ad.unpack_dual(x)
+    return _numpy(torch.zeros_like(value) if slope is None else value.sign() * slope.sign())
+
+
 def _numpy(x: torch.Tensor) -> np.ndarray:
     return x.detach().cpu().numpy()
 
 
 def _told(reading: Reading, degrees: Degrees, cut: Cut, value: Traced) -> None:
-    """Note that the program was told a value, as a Python number."""
+    """Note that the program was told a value."""
     if not value.is_floating_point() and all(
         f.is_continuous and not f.cuts for f in degrees.values()
     ):
         return
-    cut = replace(cut, name="a value that became a Python number", key=len(reading.results))
+    cut = replace(cut, key=len(reading.results) + len(reading.reads))
     reading.leak(degrees, cut)
     number = value.number
-    if number is not None and not value.is_floating_point():
+    if value.is_floating_point():
+        reading.reads.add(cut)
+    elif number is not None:
         reading.results[cut] = lambda values: _numpy(values[number])
         reading.branches.add(cut)
 
@@ -307,6 +388,7 @@ def _written(
     is_continuous = all(form.is_continuous for form in degrees.values())
     fits = is_continuous and all(t.number is not None for t in reach)
     if not isinstance(target, Traced) or not (fits or target.degrees == degrees):
+        reading.is_whole = False
         reading.leak(degrees, replace(cut, name=f"{cut.name}_, which writes in place"))
     elif target.number is not None:
         step.made.append(target.number)
@@ -322,15 +404,17 @@ def _storage(value: torch.Tensor) -> int:
 
 
 class Watch(TorchDispatchMode):
-    """Notices whether a program has an operation that takes steps at all.
+    """Notices whether a program has an operation that takes steps, or may be infinite, or reads values at all.
 
     Attributes:
         found: whether it has.
+        reads: to be entered, too.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found = False
+        self.reads = Reads()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -338,12 +422,42 @@ class Watch(TorchDispatchMode):
             return result
         name = func._schema.name.removeprefix("aten::").strip("_")
         made = result if isinstance(result, tuple) else (result,)
-        if name in JUMPS or any(
-            isinstance(x, torch.Tensor) and not x.is_floating_point() for x in made
-        ):
-            of = any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in tree_iter(args))
+        whole = any(isinstance(x, torch.Tensor) and not _is_inexact(x) for x in made)
+        operand = pole(name, args)
+        divides = operand is not None and isinstance(args[operand], torch.Tensor)
+        tells = name == "local_scalar_dense"
+        if name in JUMPS or name in SIDES or divides or whole or tells:
+            of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             self.found = of and not is_validation(sys._getframe(1))
         return result
+
+
+class Reads(TorchFunctionMode):
+    """Notices whether values are read without an operation. What a program makes of a list of tensors, it makes of a
+    list of numbers here.
+
+    Attributes:
+        found: whether they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.found |= func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist)
+        if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
+            listed = [x for x in tree_iter(args[0]) if isinstance(x, torch.Tensor)]
+            self.found |= bool(listed)
+            if any(isinstance(x, Traced) for x in listed):
+                kwargs = {"dtype": listed[0].dtype, **kwargs}
+                args = (tree_map(_listed, args[0]), *args[1:])
+        return func(*args, **kwargs)
+
+
+def _listed(x: Any) -> Any:
+    return x.tolist() if isinstance(x, Traced) else x
 
 
 def find_jumps_in(
@@ -357,13 +471,34 @@ def find_jumps_in(
         execute: makes a dry run with a probe.
     """
 
-    def probe_at(place: float) -> tuple[JumpProbe, Reading]:
+    held: dict[Any, torch.Tensor] = {}
+    labels = sorted(plan.pathwise)
+
+    def places(place: float, only: str | None = None) -> list[torch.Tensor]:
+        moved = (place if only in (None, label) else 0.0 for label in labels)
+        return [torch.tensor(x, dtype=torch.float64) for x in moved]
+
+    def probe_at(place: float, only: str | None = None) -> tuple[JumpProbe, Reading]:
         torch.random.set_rng_state(state)
-        reading = Reading(repeats=True)
-        start = torch.tensor(place, dtype=torch.float64)
-        zeros = {label: reading.leaf(label, start, None) for label in sorted(plan.pathwise)}
-        probe = JumpProbe(zeros, draw=lambda dist, t: _on_the_way(dist.fn, t, reading), cut=_cut)
-        execute(probe)
+        reading, counts = Reading(repeats=True), Counter[str]()
+
+        def known(label: str, value: torch.Tensor) -> torch.Tensor:
+            counts[label] += 1
+            first = held.setdefault((label, counts[label]), value)
+            return first if first.shape == value.shape else value
+
+        def sampled(label: str, sample: Callable[[], torch.Tensor]) -> torch.Tensor:
+            with reading.drawing():
+                return known(label, _cut(sample()))
+
+        def draw(label: str, dist: Any, t: torch.Tensor) -> Any:
+            return _on_the_way(dist.fn, t, reading, functools.partial(known, label))
+
+        leaves = zip(labels, places(place, only), strict=True)
+        zeros = {label: reading.leaf(label, start, None) for label, start in leaves}
+        probe = JumpProbe(zeros, draw=draw, cut=_cut, known=sampled)
+        with Reads():
+            execute(probe)
         return probe, reading
 
     def numbers(values: Iterable[Any]) -> list[np.ndarray]:
@@ -373,18 +508,42 @@ def find_jumps_in(
         state = torch.random.get_rng_state()
         probe, reading = probe_at(0.0)
         made = probe.values()
-        base = {cut: result(reading.plain) for cut, result in reading.results.items()}
+        base = {cut: reading.results[cut](reading.plain) for cut in reading.branches}
+        numbered = tree_map(_numbered, made)
 
-        def at(place: float) -> Snapshot:
-            values = reading.repeated(torch.tensor(place, dtype=torch.float64))
-            results = {cut: result(values) for cut, result in reading.results.items()}
-            numbered = tree_map(_numbered, made)
-            terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
+        def at(place: float, only: str | None = None) -> Snapshot:
+            results: dict[Cut, np.ndarray | None]
+            with forward_ad.dual_level():
+                values = reading.repeated([dual(leaf) for leaf in places(place, only)])
+                results = {cut: result(values) for cut, result in reading.results.items()}
+                terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
+            if not has_slopes:
+                results.update({cut: None for cut in results if cut.name in POLES})
             elsewhere = any(not np.array_equal(base[b], results[b]) for b in reading.branches)
             return Snapshot(results, terms, elsewhere)
 
-        def again(place: float) -> Snapshot:
-            return Snapshot({}, numbers(_plain(probe_at(place)[0].values())))
+        def dual(leaf: torch.Tensor) -> torch.Tensor:
+            if not has_slopes:
+                return leaf
+            with warnings.catch_warnings():  # of what torch loads the first time
+                warnings.simplefilter("ignore")
+                return forward_ad.make_dual(leaf, torch.ones_like(leaf))
+
+        has_slopes = any(cut.name in POLES for cut in reading.results)
+        if has_slopes:
+            try:
+                at(0.0)
+            except (RuntimeError, NotImplementedError):  # an operation has no forward derivative
+                has_slopes = False
+
+        def again(place: float, only: str | None) -> tuple[Snapshot, Snapshot] | None:
+            try:
+                values = probe_at(place, only)[0].values()
+            except Exception:  # the program may refuse values that are far from a draw
+                return None
+            there = at(place, only)
+            there = replace(there, is_elsewhere=there.is_elsewhere or not reading.is_whole)
+            return Snapshot({}, numbers(_plain(values))), there
 
         sources, degrees = probe.sources(), degrees_of(probe)
         with torch.no_grad():
@@ -395,8 +554,9 @@ def find_jumps_in(
                 sources,
                 degrees,
                 at if same else lambda _: nowhere,
-                again,
+                again if same else None,
                 frozenset(reading.branches),
+                frozenset(reading.reads),
             )
 
 
@@ -417,22 +577,22 @@ def _cut(value: torch.Tensor) -> torch.Tensor:
     return _plain(value).detach()
 
 
-def _on_the_way(fn: Any, t: torch.Tensor, reading: Reading) -> Any:
+def _on_the_way(
+    fn: Any, t: torch.Tensor, reading: Reading, known: Callable[[torch.Tensor], torch.Tensor]
+) -> Any:
     """A value on the way from a draw; of a transformed distribution it is its noise that moves."""
     if isinstance(fn, torch.distributions.Independent):
-        return _on_the_way(fn.base_dist, t, reading)
+        return _on_the_way(fn.base_dist, t, reading, known)
     if isinstance(fn, torch.distributions.TransformedDistribution):
-        value = _on_the_way(fn.base_dist, t, reading)
+        value = _on_the_way(fn.base_dist, t, reading, known)
         for transform in fn.transforms:
             value = transform(value)
         return value
-    reading.is_drawing = True
-    try:
+    with reading.drawing():
         draws = [_cut(fn.sample()) for _ in range(NUM_DRAWS)]
         bijection = biject_to(fn.support)
-        one, *others = (_cut(bijection.inv(draw)).double() for draw in draws)
-    finally:
-        reading.is_drawing = False
+        free = torch.stack([_cut(bijection.inv(draw)).double() for draw in draws])
+        one, *others = known(free)
     steps = torch.stack([other - one for other in others])
     step = torch.sign(steps[0]) * (steps**2).mean(0).sqrt()
     return bijection((one + t * step).to(draws[0].dtype))

@@ -464,9 +464,9 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
         backend = PyroBackend()
         return backend
 
-    with Watch() as watch:
+    with Watch() as watch, watch.reads:
         plan = make_plan(make_backend, draft, execute)
-    if not watch.found or not plan.pathwise:
+    if not (watch.found or watch.reads.found) or not plan.pathwise:
         return plan
     plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
 
