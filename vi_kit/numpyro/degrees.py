@@ -285,7 +285,8 @@ def pole(equation: Any) -> int | None:
     if name in ("pow", "integer_pow"):
         exponent = params["y"] if name == "integer_pow" else equation.invars[1]
         exponent = exponent.val if isinstance(exponent, Literal) else exponent
-        if not (isinstance(exponent, int | float | np.generic | np.ndarray) and exponent < 0):
+        known = isinstance(exponent, int | float | np.generic | np.ndarray)
+        if not (known and float(exponent) < 0):
             return None
     return POLES.get(name)
 

@@ -512,7 +512,7 @@ def find_jumps_in(
         numbered = tree_map(_numbered, made)
 
         def at(place: float, only: str | None = None) -> Snapshot:
-            results: dict[Cut, np.ndarray | None]
+            results: dict[Cut, Any]
             with forward_ad.dual_level():
                 values = reading.repeated([dual(leaf) for leaf in places(place, only)])
                 results = {cut: result(values) for cut, result in reading.results.items()}
