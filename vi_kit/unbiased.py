@@ -20,6 +20,8 @@ MAX_TUPLES = 20_000
 MAX_Z = 5.0
 MIN_POWER = 10.0
 """Standard errors that a reference must be away from zero: twice those that an error must have."""
+STEPS = tuple(0.05 / 4**i for i in range(6))
+"""Of differences, as parts of a coordinate, or of one where it is zero: the largest that will do is taken."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,17 @@ class Densities:
         drawn: of what was drawn, unscaled and unmasked: its probability.
         guide: of the guide, as the objective counts it.
         model: of the model.
+        moves: by coordinate, whether the support of something drawn moves with it.
     """
 
     drawn: tuple[np.ndarray, np.ndarray]
     guide: tuple[np.ndarray, np.ndarray]
     model: tuple[np.ndarray, np.ndarray]
+    moves: np.ndarray
+
+
+Displaced = Callable[[np.ndarray], np.ndarray]
+"""From what is added to the coordinates to numbers, one per draw, made of the same random numbers each time."""
 
 
 class Replay(Protocol):
@@ -43,6 +51,11 @@ class Replay(Protocol):
     @property
     def coordinates(self) -> Sequence[str]:
         """Names of the numbers by which gradients are taken."""
+        ...
+
+    @property
+    def at(self) -> np.ndarray:
+        """Where they are."""
         ...
 
     @property
@@ -65,6 +78,14 @@ class Replay(Protocol):
 
     def sampled(self, num_draws: int, seed: int) -> Densities:
         """At independent draws."""
+        ...
+
+    def log_weights(self, num_draws: int, seed: int) -> Displaced:
+        """Log densities of the model less those of the guide, at independent draws."""
+        ...
+
+    def losses(self, loss: Any, num_draws: int, seed: int) -> Displaced:
+        """Estimates of a loss, without gradient."""
         ...
 
 
@@ -147,7 +168,7 @@ MAX_ROWS = 20
 def check_unbiased(
     loss: Any,
     model: Callable,
-    guide: Callable,
+    guide: Callable | None = None,
     *args: Any,
     num_draws: int = 1000,
     seed: int = 0,
@@ -158,9 +179,11 @@ def check_unbiased(
 
     The reference comes from the log densities of model and guide as the library's own handlers give them. Where all
     sites of the guide have few values it is exact, a sum over them; else the score function of many draws
-    ($E[F \nabla \log q + \nabla F]$, valid unless the support of a site depends on parameters). So it is for `elbo`,
-    `iwae`, `miwae`, `ciwae`, `renyi` and `cubo`; for other objectives, and for bounds per element of a plate, it is
-    the loss with `Score()` at all sites.
+    ($E[F \nabla \log q + \nabla F]$). Where the support of a site moves with a coordinate the score function is not
+    the gradient: there it is central differences of the mean of $F$, with the same random numbers on both sides. So
+    it is for `elbo`, `iwae`, `miwae`, `ciwae`, `renyi` and `cubo`; for other objectives, and for bounds per element
+    of a plate, it is the loss with `Score()` at all sites, or differences of the loss if a support moves. The report
+    says which.
 
     Nothing is changed: parameters, what baselines keep, and the state of random number generators stay as they were.
 
@@ -181,7 +204,8 @@ def check_unbiased(
         program sees them, in Pyro by the unconstrained ones.
 
     Raises:
-        ObjectiveError: not a loss of vi_kit, or not a number of draws.
+        ObjectiveError: not a loss of vi_kit, no guide, or not a number of draws; or there is no reference: a support
+            moves, and the objective's gradient need not be that of its value.
 
     Example:
         >>> import pyro, torch, vi_kit as vi
@@ -203,13 +227,22 @@ def check_unbiased(
                 "check_unbiased: not a loss of vi_kit",
                 got=repr(loss),
                 expected="vi_kit.pyro.Loss(...) or vi_kit.numpyro.Loss(...)",
-                fix="make one of your objective and estimators",
+                fix="check_unbiased(Loss(), model, guide, ...)",
+            )
+        )
+    if guide is None:
+        raise ObjectiveError(
+            message(
+                "check_unbiased: no guide",
+                got="a loss and one program",
+                expected="a loss, a model and a guide",
+                fix="check_unbiased(loss, model, guide, ...)",
             )
         )
     replay = loss.replay(model, guide, args, kwargs, params)
     draws = replay.estimates(loss, num_draws, seed)
     exact, reference_error, how = _reference(replay, loss, num_draws, seed + 1)
-    mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / math.sqrt(num_draws)
+    mean, error = _mean(draws)
     size = replay.rounding * (1 + np.abs(exact) + np.abs(draws).max(axis=0))
     error = np.sqrt(error**2 + reference_error**2 + size**2)
     rows = zip(["the loss", *replay.coordinates], mean, exact, error, strict=True)
@@ -224,9 +257,7 @@ def _reference(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[An
     """The loss and its gradient, their standard errors, and how they were found."""
     bound = _bound(loss.settings.objective)
     if bound is None or (bound.num_particles > 1 and replay.shares_plates):
-        draws = replay.estimates(loss.with_estimators(Score()), 4 * num_draws, seed)
-        error = draws.std(axis=0, ddof=1) / math.sqrt(len(draws))
-        return draws.mean(axis=0), error, f"the same objective with Score(), {len(draws)} draws"
+        return _by_the_loss(replay, loss, bound, num_draws, seed)
     num, sign = bound.num_particles, loss.settings.sign
     table = replay.enumerated(int(MAX_TUPLES ** (1 / num)))
     if table is not None:
@@ -238,9 +269,86 @@ def _reference(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[An
     total = 4 * num_draws
     table = replay.sampled(total * num, seed)
     tuples = np.arange(total * num).reshape(total, num)
-    values = sign * bound.estimates(table, tuples)
-    error = values.std(axis=0, ddof=1) / math.sqrt(total)
-    return values.mean(axis=0), error, f"the score function of {total} plain draws"
+    mean, error = _mean(sign * bound.estimates(table, tuples))
+    how, moving = f"the score function of {total} plain draws", np.flatnonzero(table.moves)
+    if len(moving):
+        log_weights = replay.log_weights(num_draws * num, seed)
+
+        def values_at(shift: np.ndarray) -> np.ndarray:
+            return sign * bound.value(log_weights(shift).reshape(num_draws, num))[0]
+
+        mean[1 + moving], error[1 + moving] = _differences(replay, values_at, moving)
+        names = [str(replay.coordinates[i]) for i in moving[:3]] + ["..."] * (len(moving) > 3)
+        how += f"; with {', '.join(names)}, which move a support, differences of {num_draws}"
+    return mean, error, how
+
+
+def _by_the_loss(
+    replay: Replay, loss: Any, bound: _Bound | None, num_draws: int, seed: int
+) -> tuple[Any, Any, str]:
+    """The reference for objectives of which only the loss itself knows what they are."""
+    if not replay.sampled(SCOUTS, seed).moves.any():
+        draws = replay.estimates(loss.with_estimators(Score()), 4 * num_draws, seed)
+        return *_mean(draws), f"the same objective with Score(), {len(draws)} draws"
+    if bound is None:
+        raise ObjectiveError(
+            message(
+                "check_unbiased cannot judge this loss: a support moves with parameters",
+                got=repr(loss),
+                expected="a support that stays, or vi.elbo(), iwae(), miwae(), ciwae(), renyi() or cubo()",
+                fix="a check of one of these objectives with the same estimators",
+            )
+        )
+    values_at = replay.losses(loss, num_draws, seed)
+    slopes, errors = _differences(replay, values_at, np.arange(len(replay.at)))
+    value, error = _mean(values_at(np.zeros_like(replay.at))[:, None])
+    mean, error = np.concatenate([value, slopes]), np.concatenate([error, errors])
+    return mean, error, f"differences of the loss, {num_draws} draws"
+
+
+SCOUTS = 20
+"""Draws that show whether a support moves."""
+
+
+def _mean(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """And its standard error."""
+    return draws.mean(axis=0), draws.std(axis=0, ddof=1) / math.sqrt(len(draws))
+
+
+def _differences(
+    replay: Replay, values_at: Displaced, coordinates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes by some coordinates and their errors, from central differences of the fourth order. What those of the
+    second order have instead is counted as an error."""
+    found = []
+    for i in coordinates:
+        tried = []
+        for size in STEPS:
+            step = np.zeros_like(replay.at)
+            step[i] = size * (abs(replay.at[i]) or 1.0)
+            with np.errstate(invalid="ignore"):
+                second, wider = (
+                    (values_at(n * step) - values_at(-n * step)) / (2 * n * step[i]) for n in (1, 2)
+                )
+                slope, error = _mean((4 * second - wider) / 3)
+                off = abs(slope - second.mean())
+            if not np.isfinite(slope):
+                continue
+            tried.append((float(np.hypot(error, off)), float(slope)))
+            if off <= error or off <= 1e-3 * abs(slope):
+                break
+        if not tried:
+            raise ObjectiveError(
+                message(
+                    f"check_unbiased cannot judge this loss: it is not finite around {replay.coordinates[i]}",
+                    got=f"differences over steps down to {STEPS[-1] * (abs(replay.at[i]) or 1.0):.1g}",
+                    expected="a finite loss for parameters that are a little off",
+                    fix="other values of the parameters",
+                )
+            )
+        found.append(min(tried))
+    errors, slopes = np.array(found).T
+    return slopes, errors
 
 
 @dataclass(frozen=True)

@@ -145,3 +145,88 @@ def test_not_a_loss_of_vi_kit():
 
     with pytest.raises(vi.ObjectiveError, match="check_unbiased: not a loss of vi_kit"):
         vi.check_unbiased(pyro.infer.Trace_ELBO(), print, print)
+
+
+@dataclass(frozen=True)
+class WithoutPath(vi.Reparam):
+    """The draw as a constant: the gradient of the density alone."""
+
+    def expand(self, dist):
+        return vi.Expansion(dist.sample())
+
+
+SUPPORTS = {
+    "uniform": lambda lib, t: lib.dist.Uniform(t[0], t[1]),
+    "pareto": lambda lib, t: lib.dist.Pareto(t[1], lib.array(9.0) + t[0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_particles"),
+    [("uniform", 2), ("pareto", 1)],
+)
+def test_supports_that_move(shape, num_particles, lib):
+    def guide():
+        lib.sample("z", SUPPORTS[shape](lib, lib.theta(np.array([0.5, 0.8]))))
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+        lib.factor("f", -3.0 * z**2)
+
+    objective = vi.iwae(num_particles=num_particles) if num_particles > 1 else vi.elbo()
+    found = vi.check_unbiased(lib.Loss(objective, num_samples=4), model, guide, num_draws=100)
+    which = "theta[1]" if shape == "pareto" else "theta[0], theta[1]"
+    assert found.reference == (
+        f"the score function of 400 plain draws; with {which}, which move a support, differences of 100"
+    )
+    assert found.passed, found
+    wrong = lib.Loss(objective, WithoutPath(), num_samples=4)
+    found = vi.check_unbiased(wrong, model, guide, num_draws=100)
+    assert found.biased, found
+
+
+def test_differences_are_as_exact_as_they_say(lib):
+    """The entropy of Uniform(a, b) is log(b - a): no draw has an error but for that of the differences."""
+
+    def program(theta):
+        def run():
+            low, high = lib.array([100.0, 100.5]) if theta is None else lib.theta(theta)
+            lib.sample("z", lib.dist.Uniform(low, high))
+
+        return run
+
+    theta = np.array([100.1, 100.4])
+    found = vi.check_unbiased(lib.Loss(), program(None), program(theta), num_draws=5)
+    assert found.passed, found
+    np.testing.assert_allclose(
+        [r.reference for r in found.rows[1:]], [1 / 0.3, -1 / 0.3], rtol=1e-2
+    )
+
+
+def test_bounds_in_plates_whose_supports_move(lib):
+    def guide():
+        theta = lib.theta(np.array([0.5, 0.8]))
+        with lib.plate("data", 2):
+            lib.sample("z", lib.dist.Uniform(theta[0], theta[1] + lib.array([0.5, 1.0])))
+
+    def model():
+        with lib.plate("data", 2):
+            z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+            lib.factor("f", 2.0 * z)
+
+    objective = vi.iwae(num_particles=2)
+    found = vi.check_unbiased(lib.Loss(objective), model, guide, num_draws=100)
+    assert found.reference == "differences of the loss, 100 draws"
+    assert found.passed, found
+    assert vi.check_unbiased(lib.Loss(objective, WithoutPath()), model, guide, num_draws=100).biased
+    loss = lib.Loss(vi.f_divergence(vi.generators.pearson, num_particles=2, normalized=False))
+    with pytest.raises(vi.ObjectiveError, match="cannot judge this loss: a support moves"):
+        vi.check_unbiased(loss, model, guide, num_draws=2)
+
+
+def test_programs_alone(lib):
+    for programs in ((print, print), (lib.Loss(), print)):
+        with pytest.raises(
+            vi.ObjectiveError, match=r"check_unbiased\((loss|Loss\(\)), model, guide"
+        ):
+            vi.check_unbiased(*programs)

@@ -13,8 +13,11 @@ import numpyro.distributions as dist
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
-from vi_kit.unbiased import Densities
+from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.supports import edges
+from vi_kit.unbiased import Densities, Displaced
 
 
 class NumPyroReplay:
@@ -48,6 +51,7 @@ class NumPyroReplay:
         moved = {n: v for n, v in values.items() if _is_moved(v)}
         self.fixed = {n: v for n, v in values.items() if n not in moved}
         self.flat, self.unravel = ravel_pytree(moved)
+        self.at = np.asarray(self.flat, float)
         self.coordinates = [
             f"{n}{jax.tree_util.keystr(path)}{list(index) if index else ''}"
             for n in sorted(moved)
@@ -56,12 +60,17 @@ class NumPyroReplay:
         ]
         self.rounding = float(jnp.finfo(jnp.result_type(float)).eps) ** 0.5
 
-    def estimates(self, loss: Any, num_draws: int, seed: int) -> np.ndarray:
+    def started(self, loss: Any) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
+        """The guide, and the parameters and the state that the loss adds to it, as they are at first."""
         guide = loss.with_state(self.guide)
         with handlers.trace() as trace, handlers.seed(rng_seed=0):
             guide(*self.args, **self.kwargs)
         own = {n: s["value"] for n, s in trace.items() if s["type"] == "param" and "vi_kit" in n}
         first = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
+        return guide, own, {**self.state, **first}
+
+    def estimates(self, loss: Any, num_draws: int, seed: int) -> np.ndarray:
+        guide, own, first = self.started(loss)
 
         def step(state: Any, key: Any) -> tuple[Any, Any]:
             def value(flat: Any) -> tuple[Any, Any]:
@@ -75,8 +84,28 @@ class NumPyroReplay:
             return state, jnp.concatenate([found[None], slope])
 
         keys = random.split(random.key(seed), num_draws)
-        return np.asarray(
-            jax.jit(lambda keys: lax.scan(step, {**self.state, **first}, keys)[1])(keys)
+        return np.asarray(jax.jit(lambda keys: lax.scan(step, first, keys)[1])(keys))
+
+    def losses(self, loss: Any, num_draws: int, seed: int) -> Displaced:
+        guide, own, state = self.started(loss)
+
+        def value(flat: Any, key: Any) -> Any:
+            params = {**own, **self.fixed, **self.unravel(flat), **state}
+            return loss.loss(key, params, self.model, guide, *self.args, **self.kwargs)
+
+        return self.displaced(value, num_draws, seed)
+
+    def log_weights(self, num_draws: int, seed: int) -> Displaced:
+        def value(flat: Any, key: Any) -> Any:
+            _, guide, model = self.totals(*self.run(self.unravel(flat), key, {}))[:3]
+            return model - guide
+
+        return self.displaced(value, num_draws, seed)
+
+    def displaced(self, fn: Callable, num_draws: int, seed: int) -> Displaced:
+        keys, values = random.split(random.key(seed), num_draws), jax.jit(jax.vmap(fn, (None, 0)))
+        return lambda shift: np.asarray(
+            values(self.flat + jnp.asarray(shift, self.flat.dtype), keys), float
         )
 
     def enumerated(self, most: int) -> Densities | None:
@@ -103,33 +132,33 @@ class NumPyroReplay:
     def densities(self, fn: Callable, inputs: Any) -> Densities:
         values, slopes = jax.jit(fn)(inputs)
         values, slopes = np.asarray(values, float), np.asarray(slopes, float)
-        return Densities(*((values[:, i], slopes[:, i]) for i in range(3)))
+        columns = ((values[:, i], slopes[:, i]) for i in range(3))
+        return Densities(*columns, moves=(slopes[:, 3] != 0).any(axis=0))
 
     def with_gradient(self, values: dict[str, Any], key: Any) -> tuple[Any, Any]:
-        """The three log densities, shape `(3,)`, at given values or at a draw, and their gradients."""
-        drawn, given = self.run(self.unravel(self.flat), key, values)[1], dict(values)
-        given.update({s["name"]: lax.stop_gradient(s["value"]) for s in _latent(drawn)})
-        plates = {n: s["value"] for n, s in drawn.items() if s["type"] == "plate"}
+        """What `totals` has at given values or at a draw, and its gradients."""
 
         def totals(flat: Any) -> tuple[Any, Any]:
-            model, guide = self.run(self.unravel(flat), key, given, plates)
-            plain = [_unmasked(s["fn"]).log_prob(s["value"]).sum() for s in _latent(guide)]
-            own = [_log_prob(s) for s in guide.values() if _counts_in_guide(s)]
-            all_of_model = [_log_prob(s) for s in model.values() if s["type"] == "sample"]
-            found = jnp.stack([jnp.asarray(sum(t), flat.dtype) for t in (plain, own, all_of_model)])
+            found = self.totals(*self.run(self.unravel(flat), key, values))
             return found, found
 
         slopes, found = jax.jacrev(totals, has_aux=True)(self.flat)
         return found, slopes
 
+    def totals(self, model: Any, guide: Any) -> Any:
+        """The three log densities, and a sum of the bounds of the supports, shape `(4,)`."""
+        latent = _latent(guide)
+        plain = [_unmasked(s["fn"]).log_prob(s["value"]).sum() for s in latent]
+        own = [_log_prob(s) for s in guide.values() if _counts_in_guide(s)]
+        all_of_model = [_log_prob(s) for s in model.values() if s["type"] == "sample"]
+        sums = (plain, own, all_of_model, _weighted_edges(latent))
+        return jnp.stack([jnp.asarray(sum(t), self.flat.dtype) for t in sums])
+
     def run(
-        self,
-        params: Mapping[str, Any],
-        key: Any,
-        values: Mapping[str, Any],
-        plates: Mapping[str, Any] | None = None,
+        self, params: Mapping[str, Any], key: Any, values: Mapping[str, Any]
     ) -> tuple[Any, Any]:
-        """Traces of model and guide, the guide's sites at given values where there are some."""
+        """Traces of model and guide, the guide's sites at given values where there are some. What is drawn is a
+        constant."""
         fixed = {} if not hasattr(self, "fixed") else {**self.fixed, **self.state}
         key_model, key_guide = random.split(key)
         data = {**fixed, **params}
@@ -137,14 +166,22 @@ class NumPyroReplay:
             n: {"type": "sample", "value": v, "is_observed": False, "infer": {}}
             for n, v in values.items()
         }
-        given.update({n: {"type": "plate", "value": v} for n, v in (plates or {}).items()})
         guide = handlers.seed(
             handlers.substitute(handlers.replay(self.guide, given), data), key_guide
         )
-        guide_trace = handlers.trace(guide).get_trace(*self.args, **self.kwargs)
+        with _Constant():
+            guide_trace = handlers.trace(guide).get_trace(*self.args, **self.kwargs)
         model = handlers.replay(handlers.substitute(self.model, data), guide_trace)
         model_trace = handlers.trace(handlers.seed(model, key_model))
         return model_trace.get_trace(*self.args, **self.kwargs), guide_trace
+
+
+class _Constant(Messenger):
+    """What is drawn is a constant."""
+
+    def postprocess_message(self, msg: Any) -> None:
+        if _is_drawn(msg):
+            msg["value"] = lax.stop_gradient(msg["value"])
 
 
 def _is_moved(value: Any) -> bool:
@@ -153,14 +190,24 @@ def _is_moved(value: Any) -> bool:
 
 
 def _latent(trace: Any) -> list[Any]:
-    """Sites that are drawn: a Delta is not."""
-    return [
-        s
-        for s in trace.values()
-        if s["type"] == "sample"
-        and not s["is_observed"]
-        and not isinstance(_base(_unmasked(s["fn"])), dist.Delta)
-    ]
+    """Sites that are drawn."""
+    return [s for s in trace.values() if _is_drawn(s)]
+
+
+def _is_drawn(site: Any) -> bool:
+    """Whether a site is: a Delta is not."""
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and not isinstance(_base(_unmasked(site["fn"])), dist.Delta)
+    )
+
+
+def _weighted_edges(sites: list[Any]) -> list[Any]:
+    """The bounds of the supports, with weights that let none cancel another."""
+    found = [e for s in sites for e in edges(_unmasked(s["fn"]), NumPyroDistribution.wrappers)]
+    rng = np.random.default_rng(0)
+    return [(e * rng.uniform(1.0, 2.0, jnp.shape(e))).sum() for e in found]
 
 
 def _counts_in_guide(site: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,9 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 
-from vi_kit.unbiased import Densities
+from vi_kit.pyro.distributions import PyroDistribution
+from vi_kit.supports import edges
+from vi_kit.unbiased import Densities, Displaced
 
 
 class PyroReplay:
@@ -28,12 +30,13 @@ class PyroReplay:
             names = [n for t in traces for n, site in t.nodes.items() if site["type"] == "param"]
             store = pyro.get_param_store()
             self.names = [n for n in dict.fromkeys(names) if store._params[n].requires_grad]
-            shapes = [store._params[n].shape for n in self.names]
+            leaves = self.leaves()
         self.coordinates = [
             f"{n}{list(index) if index else ''}"
-            for n, shape in zip(self.names, shapes, strict=True)
-            for index in np.ndindex(*shape)
+            for n, leaf in zip(self.names, leaves, strict=True)
+            for index in np.ndindex(*leaf.shape)
         ]
+        self.at = np.concatenate([np.zeros(0), *(_flat(leaf, leaf) for leaf in leaves)])
         self.rounding = float(torch.finfo(torch.get_default_dtype()).eps) ** 0.5
 
     @contextmanager
@@ -42,8 +45,11 @@ class PyroReplay:
         store = pyro.get_param_store()
         kept = [store._params, store._constraints, store._param_to_name]
         before = [dict(own) for own in kept]
-        values = [(p, p.detach().clone(), p.grad) for p in store._params.values()]
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            _unchanged(list(store._params.values())),
+        ):
             torch.manual_seed(seed)
             try:
                 yield
@@ -51,26 +57,62 @@ class PyroReplay:
                 for own, old in zip(kept, before, strict=True):
                     own.clear()
                     own.update(old)
-                for p, value, grad in values:
-                    p.data.copy_(value)
-                    p.grad = grad
+
+    @contextmanager
+    def started(self, seed: int) -> Iterator[list[torch.Tensor]]:
+        """The same, with the parameters that the programs make, in the order of the coordinates."""
+        with self.undisturbed(seed):
+            self.run({})
+            leaves = self.leaves()
+            with _unchanged(leaves):
+                yield leaves
 
     def leaves(self) -> list[torch.Tensor]:
         return [pyro.get_param_store()._params[n] for n in self.names]
 
     def estimates(self, loss: Any, num_draws: int, seed: int) -> np.ndarray:
-        loss, state = copy.copy(loss), dict(loss.state)
-        loss.state = state
-        with self.undisturbed(seed):
-            self.run({})  # makes the parameters
+        loss = _apart(loss)
+        with self.started(seed) as leaves:
             draws = []
             for _ in range(num_draws):
-                for leaf in self.leaves():
+                for leaf in leaves:
                     leaf.grad = None
                 value = loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
-                grads = [_flat(p.grad, p) for p in self.leaves()]
-                draws.append(np.concatenate([[value], *grads]))
+                draws.append(np.concatenate([[value], *(_flat(p.grad, p) for p in leaves)]))
             return np.array(draws)
+
+    def losses(self, loss: Any, num_draws: int, seed: int) -> Displaced:
+        loss = _apart(loss)
+        programs = (self.model, self.guide, *self.args)
+        with self.started(seed):
+            loss.loss(*programs, **self.kwargs)  # makes the plan
+        return self.displaced(lambda: loss.loss(*programs, **self.kwargs), num_draws, seed)
+
+    def log_weights(self, num_draws: int, seed: int) -> Displaced:
+        def log_weight() -> float:
+            model, guide = self.run({})
+            guide.compute_log_prob()
+            own = [s["log_prob_sum"] for s in guide.nodes.values() if _counts_in_guide(s)]
+            return float(model.log_prob_sum() - sum(own))
+
+        return self.displaced(log_weight, num_draws, seed)
+
+    def displaced(self, fn: Callable[[], float], num_draws: int, seed: int) -> Displaced:
+        def at(shift: np.ndarray) -> np.ndarray:
+            with self.started(seed) as leaves:
+                parts = np.split(shift, np.cumsum([p.numel() for p in leaves])[:-1])
+                for leaf, part in zip(leaves, parts, strict=True):
+                    leaf.data.add_(torch.as_tensor(part).to(leaf.data).reshape(leaf.shape))
+                values = np.full(num_draws, np.nan)
+                for i in range(num_draws):
+                    torch.manual_seed(seed + i)
+                    try:
+                        values[i] = fn()
+                    except Exception:  # there is no such distribution
+                        break
+            return values
+
+        return at
 
     def enumerated(self, most: int) -> Densities | None:
         with self.undisturbed(0):
@@ -94,29 +136,25 @@ class PyroReplay:
 
     def sampled(self, num_draws: int, seed: int) -> Densities:
         with self.undisturbed(seed):
-            draws: list[dict[str, torch.Tensor]] = []
-            for _ in range(num_draws):
-                _, trace = self.run({})
-                drawn = {s["name"]: s["value"].detach() for s in _latent(trace)}
-                indices = {
-                    n: s["value"] for n, s in trace.nodes.items() if _is_subsample(s) and s["infer"]
-                }
-                draws.append({**drawn, **indices})
-            return self.densities(draws)
+            return self.densities(itertools.repeat({}, num_draws))
 
-    def densities(self, draws: list[dict[str, torch.Tensor]]) -> Densities:
-        rows = []
+    def densities(self, draws: Iterable[dict[str, torch.Tensor]]) -> Densities:
+        """At values of the guide's sites, those that are not given being drawn."""
+        rows, moves = [], np.zeros(len(self.at), bool)
         for values in draws:
             model, guide = self.run(values)
-            drawn = [_plain_log_prob(s) for s in _latent(guide)]
+            latent = _latent(guide)
+            drawn = [_plain_log_prob(s) for s in latent]
             guide.compute_log_prob()
             model.compute_log_prob()
             own = [s["log_prob_sum"] for s in guide.nodes.values() if _counts_in_guide(s)]
             totals = [sum(drawn), sum(own), model.log_prob_sum()]
             rows.append([self.with_gradient(torch.as_tensor(t)) for t in totals])
+            moves |= self.with_gradient(_sum_of_edges(latent))[1] != 0
         columns = zip(*rows, strict=True)
         return Densities(
-            *((np.array([v for v, _ in c]), np.array([g for _, g in c])) for c in columns)
+            *((np.array([v for v, _ in c]), np.array([g for _, g in c])) for c in columns),
+            moves=moves,
         )
 
     def with_gradient(self, total: torch.Tensor) -> tuple[float, np.ndarray]:
@@ -128,14 +166,16 @@ class PyroReplay:
         return total.item(), np.concatenate([np.zeros(0), *flat])
 
     def run(self, values: dict[str, torch.Tensor]) -> tuple[Any, Any]:
-        """Traces of model and guide, the guide's sites at given values where there are some."""
-        guide = poutine.trace(_at(self.guide, values)).get_trace(*self.args, **self.kwargs)
+        """Traces of model and guide, the guide's sites at given values where there are some. What is drawn is a
+        constant."""
+        with _Given(values):
+            guide = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
         model = poutine.trace(poutine.replay(self.model, trace=guide))
         return model.get_trace(*self.args, **self.kwargs), guide
 
 
 class _Given(poutine.messenger.Messenger):
-    """Sample statements take the values that are given."""
+    """Sample statements take the values that are given, and draw constants."""
 
     def __init__(self, values: dict[str, torch.Tensor]):
         super().__init__()
@@ -145,13 +185,28 @@ class _Given(poutine.messenger.Messenger):
         if msg["name"] in self.values and not msg["is_observed"]:
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if _is_drawn(msg):
+            msg["value"] = msg["value"].detach()
 
-def _at(guide: Callable, values: dict[str, torch.Tensor]) -> Callable:
-    def at(*args: Any, **kwargs: Any) -> Any:
-        with _Given(values):
-            return guide(*args, **kwargs)
 
-    return at
+@contextmanager
+def _unchanged(params: list[torch.Tensor]) -> Iterator[None]:
+    """Parameters and their gradients are there again after."""
+    before = [(p, p.detach().clone(), p.grad) for p in params]
+    try:
+        yield
+    finally:
+        for p, value, grad in before:
+            p.data.copy_(value)
+            p.grad = grad
+
+
+def _apart(loss: Any) -> Any:
+    """A loss with a state of its own."""
+    loss = copy.copy(loss)
+    loss.state = dict(loss.state)
+    return loss
 
 
 def _is_subsample(site: Any) -> bool:
@@ -159,15 +214,26 @@ def _is_subsample(site: Any) -> bool:
 
 
 def _latent(trace: Any) -> list[Any]:
-    """Sites that are drawn: a Delta is not."""
-    return [
-        s
-        for s in trace.nodes.values()
-        if s["type"] == "sample"
-        and not s["is_observed"]
-        and not _is_subsample(s)
-        and not isinstance(_unmasked(s["fn"]), dist.Delta)
-    ]
+    """Sites that are drawn."""
+    return [s for s in trace.nodes.values() if _is_drawn(s)]
+
+
+def _is_drawn(site: Any) -> bool:
+    """Whether a site is: a Delta is not."""
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and not _is_subsample(site)
+        and not isinstance(_unmasked(site["fn"]), dist.Delta)
+    )
+
+
+def _sum_of_edges(sites: list[Any]) -> torch.Tensor:
+    """Of the bounds of the supports, with weights that let none cancel another."""
+    found = [e for s in sites for e in edges(_unmasked(s["fn"]), PyroDistribution.wrappers)]
+    rng = np.random.default_rng(0)
+    weighted = [(e * torch.as_tensor(rng.uniform(1.0, 2.0, e.shape))).sum() for e in found]
+    return torch.as_tensor(sum(weighted))
 
 
 def _counts_in_guide(site: Any) -> bool:
