@@ -34,7 +34,7 @@ class Program:
         fn: the user's callable.
         args: positional arguments, data included.
         kwargs: keyword arguments.
-        role: `"model"`, `"guide"` or `"reference"`.
+        role: `"model"`, `"guide"` or `"reference"`; `"function"` of drawn values.
         held: whether its parameters are to be taken as constants.
         joint: whether its observed sites are to be drawn too.
         simulated: those of its arguments that are simulated data.
@@ -47,6 +47,10 @@ class Program:
     held: bool = False
     joint: bool = False
     simulated: tuple[Simulated, ...] = ()
+
+    def what(self, name: str) -> str:
+        """How one of its statements is called in messages."""
+        return f"{self.role} {name!r}" if self.role == "function" else f"{self.role} site {name!r}"
 
     def noise_key(self) -> Any:
         """Of what it draws besides its sites: the same wherever the program is run again at one draw."""

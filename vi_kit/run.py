@@ -405,14 +405,15 @@ class Run:
         self.num_terms += 1
         return bool(known)
 
-    def value(self, array: Array, axes: Collection[Axis], what: str, *, held: bool) -> Term:
-        """A term from an array that a function of drawn values returned.
+    def within(
+        self, array: Array, axes: Collection[Axis], what: str
+    ) -> tuple[Array, tuple[Axis, ...]]:
+        """An array that a function of drawn values returned, and which axes it has.
 
         Args:
             array: with dims as in the program.
             axes: plates and replicate axes that it may have.
             what: for error messages.
-            held: whether the draw on which it depends is a constant.
         """
         shape = tuple(array.shape)
         present = [
@@ -436,7 +437,7 @@ class Run:
             dims = tuple(-a.order for a in present if a.kind == PLATE)
             array = array_namespace(array).sum(array, axis=dims)
             present = [a for a in present if a.kind != PLATE]
-        return self.term(array, present, what, held=held)
+        return array, tuple(present)
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:
         """Refuse terms outside the plate of a site whose elements all change at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace
@@ -35,6 +35,14 @@ class Statement:
     dist: Distribution
     axes: tuple[Axis, ...]
     infer: Mapping[str, Any]
+
+    def shape_alone(self, nesting: int) -> tuple[int, ...]:
+        """Of one value in the program by itself, with nothing in front of the dims of plates (`nesting`)."""
+        batch = tuple(self.dist.batch_shape)
+        if len(batch) > nesting:
+            own = max((a.order for a in self.axes if a.kind == PLATE), default=0)
+            batch = batch[len(batch) - own :]
+        return (*batch, *self.dist.event_shape)
 
 
 @dataclass(eq=False)
@@ -108,7 +116,7 @@ class Simulation:
             inside: see `Term.inside`.
             unscaled: whether nothing but its plates scales it.
         """
-        what = f"{self.program.role} site {name!r}"
+        what = self.program.what(name)
         _refuse_second(self, name)
         if name in self.sites:
             site = self.sites[name]
@@ -211,7 +219,7 @@ class Replay:
     ) -> None:
         """Note a log density. See `Simulation.record`."""
         del plain, factor, number
-        what = f"{self.program.role} site {name!r}"
+        what = self.program.what(name)
         _refuse_second(self, name)
         term = self.run.term(
             density,
@@ -455,26 +463,50 @@ class Evaluation:
 
     Attributes:
         run: in which it is made.
-        program: that was simulated.
         draw: what the function is evaluated at.
         fn: see `vi_kit.language.evaluate`.
+        program: itself, with the arguments of the step.
     """
 
     run: Run
-    program: Program
     draw: Draw
     fn: Callable[..., Array]
+    terms: list[Term] = field(default_factory=list)
+    program: Program = field(init=False)
 
-    def term(self) -> Term:
-        values, details = {}, self.draw.details
-        for name, statement in details.items():
+    def __post_init__(self) -> None:
+        self.program = replace(self.draw.program, fn=self, role="function")
+
+    def execute(self, reading: Any) -> None:
+        """Evaluate the function at the values that a reading has, and give it what comes out."""
+        values, run = {}, reading.run
+        for name, statement in self.draw.details.items():
             event_ndim = len(statement.dist.event_shape)
-            value = self.draw.replayed(name)
-            values[name] = self.run.expanded(value, statement.axes, event_ndim)
-        axes = {a for d in details.values() for a in d.axes}
-        what = f"function {getattr(self.fn, '__name__', 'of a draw')!r}"
-        array = self.fn(values, *self.program.args, **self.program.kwargs)
-        return self.run.value(array, axes, what, held=self.draw.held)
+            values[name] = run.expanded(reading.latent(statement), statement.axes, event_ndim)
+        axes = {a for d in self.draw.details.values() for a in d.axes}
+        name = getattr(self.fn, "__name__", "of a draw")
+        array = self.fn(values, *reading.program.args, **reading.program.kwargs)
+        array, present = run.within(array, axes, reading.program.what(name))
+        reading.record(name, present, array, array, lambda: array_namespace(array).ones_like(array))
+
+    def latent(self, statement: Statement) -> Array:
+        """The value of a site of the draw."""
+        return self.draw.replayed(statement.name)
+
+    def is_own_delta(self, statement: Statement) -> bool:
+        """See `Replay.is_own_delta`."""
+        del statement
+        return False
+
+    def record(self, name: str, axes: tuple[Axis, ...], density: Array, *details: Any) -> None:
+        """Note what the function has returned."""
+        del details
+        what = self.program.what(name)
+        self.terms.append(self.run.term(density, axes, what, held=self.draw.held))
+
+    def result(self) -> Term:
+        (term,) = self.terms
+        return term
 
 
 def _relaxes(run: Run, site: Site) -> bool:

@@ -119,6 +119,76 @@ def test_replicates_of_a_normal_guide():
     oracles.check_unbiased(draws, THETA + THETA.sum() - 2.0, power=False)
 
 
+def prior():
+    pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(3).double()).to_event(1))
+
+
+@pytest.mark.parametrize("idiom", ["sum", "assertion", "branch"])
+def test_functions_of_draws(idiom):
+    """Expected rewards by enumeration."""
+    loc, features = IDIOMS[idiom]
+
+    def value(theta):
+        log_q = oracles.log_bernoulli(theta, VALUES).sum(-1)
+        return (np.exp(log_q) * (log_q + 3 * np.log(2.0) - features(VALUES))).sum()
+
+    for settings in ({"num_samples": 2}, {"num_samples": 2, "vectorize": False}):
+        loss = Loss(vi.expected_reward(reward=lambda values: loc(values["z"])), **settings)
+        draw = PyroWords().estimates(loss, prior, guide, THETA, 1, 0)[0]
+        exact = [value(THETA), *oracles.gradient(value, THETA)]
+        np.testing.assert_allclose(draw, exact, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "reward", [lambda v: (v["z"] ** 2).sum(), lambda v: v["z"][0] * 2.0], ids=["sum", "first"]
+)
+def test_functions_of_draws_of_replicates(reward):
+    """The mean reward of the 4 draws that were made, and its gradient."""
+    drawn = []
+
+    def normal_guide():
+        drawn.append(pyro.sample("z", dist.Normal(theta(), 1.0).to_event(1)))
+
+    def normal_prior():
+        pyro.sample("z", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1))
+
+    loss = Loss(vi.expected_reward(reward=reward, beta=0.0), num_samples=4)
+    draw = PyroWords().estimates(loss, normal_prior, normal_guide, THETA, 1, 0)[0]
+    z = torch.stack(drawn[-4:]).detach().requires_grad_()
+    mean = torch.stack([reward({"z": row}) for row in z]).mean()
+    (slopes,) = torch.autograd.grad(-mean, z)
+    np.testing.assert_allclose(draw, [-mean.item(), *slopes.sum(0).tolist()], atol=1e-8)
+
+
+def test_simulated_data():
+    """Enumerated data, given to a guide that does not broadcast."""
+
+    def joint(x):
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3).double()))
+        logits = torch.stack([z, 0.5 - z], -1)
+        pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def amortised(x):
+        pyro.sample(
+            "z", dist.Bernoulli(logits=theta()[0] + theta()[1] * (x.sum() if x[0] == 1 else x[1]))
+        )
+
+    def value(theta):
+        z, x, y = np.array(list(itertools.product([0.0, 1.0], repeat=3))).T
+        mass = np.exp(
+            oracles.log_bernoulli(np.log(0.3 / 0.7), z)
+            + oracles.log_bernoulli(z, x)
+            + oracles.log_bernoulli(0.5 - z, y)
+        )
+        logits = theta[0] + theta[1] * np.where(x == 1, x + y, y)
+        return -(mass * oracles.log_bernoulli(logits, z)).sum()
+
+    loss = Loss(vi.forward_kl(num_particles=1), vi.Enumerate())
+    args = (torch.tensor([1.0, 0.0]).double(),)
+    draw = PyroWords().estimates(loss, joint, amortised, THETA, 1, 0, args=args)[0]
+    np.testing.assert_allclose(draw, [value(THETA), *oracles.gradient(value, THETA)], atol=1e-8)
+
+
 def counted(fn):
     def program():
         program.runs += 1

@@ -315,9 +315,9 @@ class NumPyroBackend:
         return self._run(Replay(run, program, draw))
 
     def evaluate(self, run: Run, draw: Draw, fn: Callable[..., jax.Array]) -> Term:
-        evaluation, terms = Evaluation(run, draw.program, draw, fn), list[Term]()
-        self._mapped(evaluation, terms, lambda: terms.append(evaluation.term()))
-        return terms[0]
+        evaluation = Evaluation(run, draw, fn)
+        self._mapped(evaluation, evaluation.terms, lambda: evaluation.execute(evaluation))
+        return evaluation.result()
 
     def _run(self, reading: Any) -> Any:
         noise = reading.draw.noise if isinstance(reading, Replay) else {}

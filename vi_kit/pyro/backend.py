@@ -295,18 +295,20 @@ class PyroBackend:
         return self._run(Replay(run, program, draw))
 
     def evaluate(self, run: Run, draw: Draw, fn: Callable[..., torch.Tensor]) -> Term:
-        return Evaluation(run, draw.program, draw, fn).term()
+        return self._run(Evaluation(run, draw, fn))
 
-    def _run(self, reading: Simulation | Replay) -> Any:
+    def _run(self, reading: Simulation | Replay | Evaluation) -> Any:
         run, program, num_terms = reading.run, reading.program, reading.run.num_terms
-        noise = self._noise(reading)
+        noise = None if isinstance(reading, Evaluation) else self._noise(reading)
         if run.plan.in_turn and run.plan.expands and run.findings is None:
             Turns(self, reading, noise).execute()
         else:
             self.once(reading, noise)
         if self.recorded is not None:
             self.recorded.append(Recorded(reading, dict(run.dims), num_terms))
-        result = reading.result()
+        result: Any = reading.result()
+        if isinstance(reading, Evaluation):
+            return result
         if noise is not None:
             draw: Any = reading.draw if isinstance(reading, Replay) else result
             draw.noise[program.noise_key()] = noise.before
@@ -319,6 +321,8 @@ class PyroBackend:
     def once(self, reading: Any, noise: Noise | None = None) -> None:
         """Run the program of a reading and bring it its messages."""
         program, fn = reading.program, reading.program.fn
+        if isinstance(fn, Evaluation):
+            return fn.execute(reading)
         outer, self.handler = self.handler, _Handler(reading)
         handler = self.handler
         handler.noise = noise

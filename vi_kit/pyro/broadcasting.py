@@ -24,12 +24,12 @@ from vi_kit.backend import _current
 from vi_kit.blocked import settled
 from vi_kit.cost import Site, Term
 from vi_kit.drawing import by_moments
-from vi_kit.programs import Draw, Program, with_replaced
+from vi_kit.programs import Draw
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
-from vi_kit.pyro.front import Position, at, fitted
+from vi_kit.pyro.front import Position, at, fitted, with_one_of_each
 from vi_kit.run import Run
-from vi_kit.statements import Replay, Simulation, Statement, realigned
+from vi_kit.statements import Evaluation, Replay, Simulation, Statement, realigned
 
 if TYPE_CHECKING:
     from vi_kit.pyro.backend import PyroBackend
@@ -45,7 +45,7 @@ class Recorded:
         num_terms: how many terms there were before.
     """
 
-    reading: Simulation | Replay
+    reading: Simulation | Replay | Evaluation
     dims: dict[Axis, int]
     num_terms: int
 
@@ -61,7 +61,14 @@ class Recorded:
     def draw(self) -> Draw:
         """The values of its sites."""
         reading = self.reading
-        return reading.draw if isinstance(reading, Replay) else reading.result()
+        return reading.result() if isinstance(reading, Simulation) else reading.draw
+
+    def again(self, run: Run, draw: Draw) -> Replay | Evaluation:
+        """The same at other values."""
+        reading = self.reading
+        if isinstance(reading, Evaluation):
+            return Evaluation(run, draw, reading.fn)
+        return Replay(run, reading.program, draw)
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None
     again = copy(run)
     again.backend, again.terms, again.dims = backend, [], dict(one.dims)
     again.num_terms = one.num_terms
-    replay = Replay(again, one.reading.program, replace(draw, by_name=values))
+    replay = one.again(again, replace(draw, by_name=values))
     with _moved(_params_of(run)):
         token = _current.set(again)
         try:
@@ -223,7 +230,8 @@ class _Solo:
         slot: int,
         known: dict[Site, tuple[Any, torch.Tensor]],
     ):
-        self.original, self.was, self.known = recorded.reading, was, known
+        self.original: Any = recorded.reading
+        self.was, self.known = was, known
         self.program = self.original.program
         self.nesting = was.plan.max_plate_nesting
         self.dims, self.num_terms = recorded.dims, recorded.num_terms
@@ -235,7 +243,7 @@ class _Solo:
         self.position: Position = lambda dim, size: (
             self.slot if dim == was.slot_dim and was.plan.num_slots > 1 else position(dim, size)
         )
-        self.program = self._with_one_of_each(self.program)
+        self.program = with_one_of_each(self.program, lambda _: self.position, self.nesting)
         self.run = Run(was.backend, replace(was.plan, num_slots=1, tracked=False))
         self.run.subsamples = dict(was.subsamples)
         self.terms = list(self.original.terms)
@@ -302,7 +310,8 @@ class _Solo:
     ) -> None:
         """Compare a log density with what it was. See `Simulation.record`."""
         del details
-        what = f"{self.program.role} site {name!r}"
+        what = self.program.what(name)
+        axes = tuple(a for a in axes if a.kind == PLATE)
         self.num_terms += isinstance(self.original, Simulation) and name in self.original.sites
         if isinstance(density, Random):
             closed = (self.num_terms, what) in self.was.plan.closed
@@ -313,7 +322,7 @@ class _Solo:
             return
         term = self.terms.pop(0)
         try:
-            own = from_layout(density, {-a.order: a for a in axes if a.kind == PLATE}, axes)
+            own = from_layout(density, {-a.order: a for a in axes}, axes)
         except ValueError:
             self._note(f"{what} alone has a batch dim in no plate")
             return
@@ -338,25 +347,10 @@ class _Solo:
 
     # How it is done
 
-    def _with_one_of_each(self, program: Program) -> Program:
-        """The program with its simulated data at this index."""
-        simulated = {id(s.value): s for s in program.simulated}
-
-        def alone(argument: Any) -> Any:
-            if id(argument) not in simulated:
-                return argument
-            of = simulated[id(argument)]
-            value = detach_provenance(argument)
-            return fitted(at(value, self.position, self.nesting, of.event_ndim), of.shape)
-
-        args, kwargs = (with_replaced(a, alone) for a in (program.args, program.kwargs))
-        return replace(program, args=args, kwargs=kwargs, simulated=())
-
     def _own(self, value: torch.Tensor, statement: Statement) -> torch.Tensor:
-        shape = tuple(statement.dist.event_shape)
         value = detach_provenance(value).detach()
-        value = at(value, self.position, self.nesting, len(shape))
-        return fitted(value, (*statement.dist.batch_shape, *shape))
+        value = at(value, self.position, self.nesting, len(statement.dist.event_shape))
+        return fitted(value, statement.shape_alone(self.nesting))
 
     def _pushed(
         self, statement: Statement, drawn_from: Any, value: torch.Tensor

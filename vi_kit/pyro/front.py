@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import vi_kit
 from vi_kit._errors import ViKitError
+from vi_kit.programs import Program, with_replaced
 
 Position = Callable[[int, int], int]
 """From a negative dim, counted without those of the event, and its size to one index of it."""
@@ -50,3 +53,19 @@ def in_words(error: Exception) -> str:
     if frames and frames[-1].filename.startswith(OWN):
         return "what lies in front of its own dims does not stay there"
     return f"{type(error).__name__}: {first}"
+
+
+def with_one_of_each(
+    program: Program, position_of: Callable[[torch.Tensor], Position], nesting: int
+) -> Program:
+    """A program with its simulated data at one index of what is in front."""
+    simulated = {id(s.value): s for s in program.simulated}
+
+    def alone(argument: Any) -> Any:
+        if id(argument) not in simulated:
+            return argument
+        of = simulated[id(argument)]
+        return fitted(at(argument, position_of(argument), nesting, of.event_ndim), of.shape)
+
+    args, kwargs = (with_replaced(a, alone) for a in (program.args, program.kwargs))
+    return replace(program, args=args, kwargs=kwargs, simulated=())

@@ -23,9 +23,9 @@ from vi_kit.cost import Site
 from vi_kit.drawing import claim, expanded, open_site, placed
 from vi_kit.estimators.base import Expansion
 from vi_kit.pyro.broadcasting import noise_states
-from vi_kit.pyro.front import Uneven, at, fitted
+from vi_kit.pyro.front import Uneven, at, fitted, with_one_of_each
 from vi_kit.pyro.noise import Noise
-from vi_kit.statements import Replay, Simulation, Statement, realigned
+from vi_kit.statements import Evaluation, Replay, Simulation, Statement, realigned
 
 if TYPE_CHECKING:
     from vi_kit.pyro.backend import PyroBackend
@@ -63,8 +63,11 @@ class Turns:
         noise: what the program draws besides its sites, the same in all runs; `None` if nothing.
     """
 
-    def __init__(self, backend: PyroBackend, reading: Simulation | Replay, noise: Noise | None):
-        self.backend, self.reading, self.noise = backend, reading, noise
+    def __init__(
+        self, backend: PyroBackend, reading: Simulation | Replay | Evaluation, noise: Noise | None
+    ):
+        self.backend, self.noise = backend, noise
+        self.reading: Any = reading
         self.run, self.program = reading.run, reading.program
         self.done: list[Index] = []
         self.index: Index = {}
@@ -77,11 +80,12 @@ class Turns:
 
     def execute(self) -> None:
         """Run the program as often as needed, and hand what it made to the reading."""
-        leaked = self.backend.leaked
+        leaked, nesting = self.backend.leaked, self.run.plan.max_plate_nesting
         index: Index | None = {}
         with _same_noise() as rewind:
             while index is not None:
                 self.index, self.met = index, []
+                self.program = with_one_of_each(self.reading.program, self._position, nesting)
                 rewind()
                 noise = self.noise
                 if noise is not None and self.done:
@@ -113,9 +117,8 @@ class Turns:
         value = value.detach() if draw.held else value
         nesting = self.run.plan.max_plate_nesting
         value = realigned(value, draw.details[statement.name], statement, nesting)
-        shape = tuple(statement.dist.event_shape)
-        value = at(value, self._position(value), nesting, len(shape))
-        value = fitted(value, (*statement.dist.batch_shape, *shape))
+        value = at(value, self._position(value), nesting, len(statement.dist.event_shape))
+        value = fitted(value, statement.shape_alone(nesting))
         return draw.details[statement.name].dist.shown(value)
 
     def record(
