@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -232,8 +232,15 @@ class Backend(Protocol):
         """Every sample statement inside draws independent copies along `axis`."""
         ...
 
-    def map_copies(self, run: Run, once: Callable[[], list[Array]], num_copies: int) -> list[Array]:
-        """Call `once` for each copy with noise of its own; its arrays with one more dim in front."""
+    def map_copies(
+        self, run: Run, once: Callable[[], list[Array]], num_copies: int
+    ) -> list[Array] | None:
+        """Call `once` for each copy with noise of its own; or once for all, and return its arrays with one more dim in
+        front."""
+        ...
+
+    def merge_copies(self, kept: Mapping[Site, Site]) -> None:
+        """Take note of which site stands for each site of the copies."""
         ...
 
     def track(self, value: Array, site: Site) -> Array:

@@ -130,6 +130,15 @@ def apply(
         plates: names of plates to keep instead of all shared ones; `[]` sums over every plate.
     """
     reduction = fn if isinstance(fn, Reduction) else Reduction(fn)
+    if plates is None and over in current().uneven:
+        raise ObjectiveError(
+            message(
+                "a nonlinear function of replicates: they differ in the plates that all their terms share",
+                got="replicates of which some have a term outside a plate that holds all terms of others",
+                expected="an element of the same plates in every replicate, or one bound over everything",
+                fix="an objective of your own with .log_mean_exp(plates=[])",
+            )
+        )
     keep = kept_plates(costs, plates)
     elements = _iterations(costs, keep)
     if len(elements) > 1:

@@ -26,6 +26,7 @@ from vi_kit.checks import refuse_scores_below
 from vi_kit.copies import OF_A_SITE, Copy, merged
 from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.degrees import DegreeProbe
+from vi_kit.nonlinear import shared_plates
 from vi_kit.plan import Findings, Plan, Replan
 from vi_kit.transform import contract
 
@@ -80,6 +81,8 @@ class Run:
         self.variant = 0
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
+        self.uneven: set[Axis] = set()
+        """Replicates that differ in the plates that all their terms share."""
         self.subsamples: dict[tuple[str, int], Any] = {}
         self.scales: dict[Axis, float] = {}
         self.repeated: set[str] = set()
@@ -184,12 +187,18 @@ class Run:
             )
             copy = Copy.of(_costs(fn()), self.sites[start:])
             arrays = copy.arrays()
-            copies.append(copy.hollow())
+            copies.append(copy.hollow() if self.backend.maps_values else copy)
             return arrays
 
         arrays = self.backend.map_copies(self, once, axis.size)
-        self.sites[start:] = copies[0].sites
-        return merged(copies, arrays, axis)
+        costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
+        self.sites[start:] = dict.fromkeys(kept.values())
+        self.num_sites = max((s.order + 1 for s in kept.values()), default=self.num_sites)
+        self.backend.merge_copies(kept)
+        for same in zip(*(c.costs for c in copies), strict=True):
+            if len({shared_plates(c.terms) for c in same}) > 1:
+                self.uneven.add(axis)
+        return costs
 
     def place(self, axis: Axis) -> int:
         """Reserve a dim, left of all others, for an axis."""

@@ -16,7 +16,7 @@ LOGIT, LOC = 0.1, np.array([0.6, -4.0])
 def branching(first, locs):
     b = pyro.sample("b", first)
     name = "high" if b.item() > 0 else "low"
-    pyro.sample(name, dist.Normal(locs[name], 1.0))
+    return b, pyro.sample(name, dist.Normal(locs[name], 1.0))
 
 
 def model():
@@ -26,7 +26,7 @@ def model():
 def guide():
     locs = pyro.param("locs", torch.tensor(LOC))
     logit = pyro.param("logit", torch.tensor(LOGIT))
-    branching(dist.Bernoulli(logits=logit), {"high": locs[0], "low": locs[1]})
+    return branching(dist.Bernoulli(logits=logit), {"high": locs[0], "low": locs[1]})
 
 
 def divergence(params):
@@ -63,3 +63,65 @@ def test_a_pattern_for_no_site_of_a_fixed_program_is_an_error():
 
     with pytest.raises(vi.EstimatorError, match="matches no latent site"):
         Loss(estimators={"y": vi.Score()}).explain(fixed, fixed)
+
+
+def model_of_data():
+    here = torch.tensor(0.0)
+    b, z = branching(dist.Bernoulli(0.5), {"high": here, "low": here})
+    pyro.sample("x", dist.Normal(2 * z if b else z - 1, 1.0), obs=torch.tensor(1.0))
+
+
+OBJECTIVES = {
+    "samples": (vi.elbo(), {"num_samples": 4}, lambda w: w.mean(0)),
+    "iwae": (vi.iwae(num_particles=4), {}, lambda w: torch.logsumexp(w, 0) - np.log(4)),
+    "renyi": (
+        vi.renyi(alpha=0.5, num_particles=4),
+        {},
+        lambda w: 2 * (torch.logsumexp(w / 2, 0) - np.log(4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("estimators", [None, {"b": vi.Score()}], ids=["default", "plain score"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_replicates_that_take_different_branches(objective, estimators):
+    """Loss and gradient of one draw against those by hand: the score of each branch, and the path in it. By default
+    there is a baseline."""
+    bound, settings, reduced = OBJECTIVES[objective]
+    loss, drawn = Loss(bound, estimators, **settings), []
+
+    def noted():
+        drawn.append(guide())
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(1)
+    guide()
+    leaves = [pyro.get_param_store()._params[name] for name in ("logit", "locs")]
+    for _ in range(5):
+        for leaf in leaves:
+            leaf.grad = torch.zeros_like(leaf)
+        value = loss.loss_and_grads(model_of_data, noted)
+        copies = drawn[-4:]
+        log_w, log_q = zip(*(weighed(b, z, *leaves) for b, z in copies), strict=True)
+        by_hand = -reduced(torch.stack(log_w))
+        scores = [by_hand.detach()] * 4
+        if (
+            objective == "samples"
+        ):  # each has its own cost, and log q of a branch no path, its mean being zero
+            scores = [-(1 + w.detach()) / 4 for w in log_w]
+        surrogate = by_hand + sum(c * q for c, q in zip(scores, log_q, strict=True))
+        assert value == pytest.approx(by_hand.item(), rel=1e-5)
+        grads = torch.autograd.grad(surrogate, leaves)
+        for leaf, wanted in list(zip(leaves, grads, strict=True))[estimators is None :]:
+            np.testing.assert_allclose(leaf.grad.numpy(), wanted.numpy(), rtol=1e-4, atol=1e-5)
+    assert len({b.item() for b, _ in drawn[-20:]}) == 2
+
+
+def weighed(b, z, logit, locs):
+    """The log weight of a draw, and the log density of its branch, which has a score and no path."""
+    loc = locs[0] if b else locs[1]
+    z = loc + (z - loc).detach()
+    first = dist.Bernoulli(logits=logit).log_prob(b)
+    standard = dist.Normal(0.0, 1.0)
+    log_p = np.log(0.5) + standard.log_prob(z) + standard.log_prob(1.0 - (2 * z if b else z - 1))
+    return log_p - first - dist.Normal(loc, 1.0).log_prob(z), first

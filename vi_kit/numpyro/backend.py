@@ -298,6 +298,9 @@ class NumPyroBackend:
 
         return jax.vmap(copy)(keys) if run.plan.vectorize else lax.map(copy, keys)
 
+    def merge_copies(self, kept: Mapping[Site, Site]) -> None:
+        del kept  # there was one
+
     def params_of(self, role: str) -> dict[Hashable, str]:
         return {name: name for name in self.touched[role]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -252,18 +252,16 @@ class PyroBackend:
         with _ReplicatePlate(axis.name, axis.size, run.place(axis)):
             yield
 
-    def map_copies(
-        self, run: Run, once: Callable[[], list[torch.Tensor]], num_copies: int
-    ) -> list[torch.Tensor]:
-        rows, before, leaked = [], self.leaked, set()
-        orders: dict[int, Site] = {}
+    def map_copies(self, run: Run, once: Callable[[], list[torch.Tensor]], num_copies: int) -> None:
+        before, leaked = self.leaked, self.leaked
         for _ in range(num_copies):
             self.leaked = before  # the sites of other copies are others
-            rows.append(once())
-            orders = orders or {s.order: s for s in run.sites}
-            leaked |= {orders.get(s.order, s) for s in self.leaked}
-        self.leaked = frozenset(leaked)
-        return [torch.stack(column) for column in zip(*rows, strict=False)]
+            once()
+            leaked |= self.leaked
+        self.leaked = leaked
+
+    def merge_copies(self, kept: Mapping[Site, Site]) -> None:
+        self.leaked = frozenset(kept.get(s, s) for s in self.leaked)
 
     def params_of(self, role: str) -> dict[Hashable, str]:
         return {id(leaf): name for name, leaf in self.params[role].items()}
