@@ -237,7 +237,9 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
             findings.degrees[site.label] = degree
         if estimator.carries_moments:
             findings.analytic.add(site.label)
-        if site.estimator.needs_continuity and dist.name != "Delta":
+        elements = dist.elementary() if estimator.num_slots(dist) and dist.has_rsample else None
+        has_path = elements is not None and elements.push_has_params
+        if (site.estimator.needs_continuity or has_path) and dist.name != "Delta":
             findings.pathwise.add(site.label)
         if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
             findings.all_at_once.add(site)

@@ -390,6 +390,15 @@ def refusal(label: str, estimator: Any, found: Sequence[str], lost: Sequence[str
             fix=f'a tensor in place of what is read from it; or estimators={{"{site}": vi.Score()}}, or'
             f" vi.{name}(..., biased=True)",
         )
+    if not hasattr(estimator, "biased"):
+        return message(
+            f"site {label!r}: {name}() is biased if a cost jumps in the value of {site!r}, which goes through a map"
+            " with parameters",
+            got="; ".join((*found, *lost)),
+            expected="a cost that is continuous in the value, or an estimator that does not differentiate the map:"
+            " Score()",
+            fix=f'estimators={{"{site}": vi.Score()}}',
+        )
     return message(
         f"site {label!r}: {name}() is biased if a cost jumps in the value of {site!r}",
         got="; ".join((*found, *lost)),

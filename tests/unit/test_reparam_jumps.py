@@ -498,6 +498,26 @@ def test_parameters_of_transforms_get_score(lib):
     assert "Score(" in row(lib, model, guide)
 
 
+def test_measures_of_what_a_transform_moves_are_refused_at_a_jump(lib):
+    def model(value):
+        def program():
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+            lib.sample("x", lib.dist.Normal(value(z), 1.0), obs=lib.array(1.0))
+
+        return program
+
+    def guide():
+        lib.sample("z", moved_normal(lib, lib.theta(VALUES)))
+
+    loss = lib.Loss(estimators={"z": vi.MeasureValued()})
+    assert "MeasureValued()" in row(lib, model(lambda z: 0.5 * z), guide, loss=loss)
+    jumping = model(lambda z: where(lib, z > 0.2, 1.0, 0.0))
+    with pytest.raises(
+        vi.EstimatorError, match=r"site 'z': MeasureValued\(\) is biased if a cost jumps"
+    ):
+        row(lib, jumping, guide, loss=loss)
+
+
 def test_a_jump_on_a_support_that_moves_is_refused(lib):
     """Neither a path nor a score is right there."""
 
