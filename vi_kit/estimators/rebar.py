@@ -43,7 +43,8 @@ class Rebar(Estimator):
     the guide's gradient, an unbiased estimate of that of its variance. In NumPyro they need a place: give `SVI`
     `loss.with_state(guide)`. Inside a nonlinear function of replicates each of them in turn is relaxed.
 
-    Unbiased when: the cost has no jumps between the discrete values; what jumps is refused.
+    Unbiased when: the cost has no jumps between the discrete values; what jumps is refused. A probability of exactly
+        zero that has a gradient by `probs` is never drawn, nor seen.
     Needs: Bernoulli or OneHotCategorical elements (NumPyro has no OneHotCategorical); at sites drawn given this one
         `Reparam`, or in linear objectives `Enumerate`.
     Cost: 3 evaluations of the model; to learn, second derivatives too.
@@ -174,7 +175,8 @@ class Relax(Rebar):
     The network is trained like scale and temperature: against the gradient of the squared norm of the guide's
     gradient. Without a scale the model is never evaluated between the discrete values (LAX).
 
-    Unbiased when: the cost has no jumps between the discrete values (refused); with `scale=None` always.
+    Unbiased when: the cost has no jumps between the discrete values (refused); with `scale=None` always. A probability
+        of exactly zero that has a gradient by `probs` is never drawn, nor seen.
     Needs: a network with second derivatives, and what `Rebar` needs; with `scale=None` Bernoulli or Categorical
         elements and nothing else.
     Cost: 3 evaluations of the model, with `scale=None` 1; second derivatives too.

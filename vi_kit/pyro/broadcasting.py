@@ -27,7 +27,7 @@ from vi_kit.drawing import by_moments
 from vi_kit.programs import Draw
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
-from vi_kit.pyro.front import Position, at, fitted, with_one_of_each
+from vi_kit.pyro.front import Position, at, fitted, in_words, with_one_of_each
 from vi_kit.run import Run
 from vi_kit.statements import Evaluation, Replay, Simulation, Statement, realigned
 
@@ -259,7 +259,7 @@ class _Solo:
         except _CannotBeAlone as error:
             return Mismatch(str(error), False)
         except Exception as error:
-            return Mismatch(f"the {self.program.role} alone: {type(error).__name__}: {error}")
+            return Mismatch(f"the {self.program.role} alone: {in_words(error)}")
         finally:
             _current.reset(token)
         if not all(map(torch.equal, before, noise_states())):
