@@ -145,7 +145,7 @@ def _standing_for_all(copies: Sequence[Copy]) -> dict[Site, Site]:
         for own in copy.sites:
             terms = [(name, getattr(own, name)) for name in OF_A_SITE]
             parts = tuple((n, t and (t.base.axes, len(t.alternatives))) for n, t in terms)
-            key = before, own.label, own.axes, own.world, own.slots, own.estimator, parts
+            key = before, own.label, own.axes, own.world, own.slots, repr(own.estimator), parts
             site = kept[own] = nodes.setdefault(key, own)
             if site is own:
                 shift = shift or max(free - own.order, 0)
