@@ -48,7 +48,7 @@ class Selection:
         kept: names of what is kept from step to step, `None` where anything can be. The default rule asks for nothing
             else.
         second_rules: whether estimators that have a second rule use that.
-        max_values: of a site that the default rule enumerates.
+        max_values: of a site that the default rule enumerates; 0 for none that was not met before.
         sampled: sites to which the default rule must give single draws, and why.
         seen: names of the sites of all programs so far, which patterns may be for.
         jumps: sites which the default rule must not reparameterise, and why.
@@ -181,7 +181,10 @@ class Selection:
         size = dist.support_size()
         not_enumerated = not_enumerated or self.sampled.get(label, "")
         if (size or 0) > self.max_values:
-            not_enumerated = not_enumerated or f"over {self.max_values} joint values"
+            many = (
+                f"over {self.max_values} joint values" if self.max_values else "not met in each run"
+            )
+            not_enumerated = not_enumerated or many
         if size is not None and not not_enumerated:
             return Choice(
                 Enumerate(DEFAULT_MAX_WORLDS),

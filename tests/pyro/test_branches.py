@@ -125,3 +125,27 @@ def weighed(b, z, logit, locs):
     standard = dist.Normal(0.0, 1.0)
     log_p = np.log(0.5) + standard.log_prob(z) + standard.log_prob(1.0 - (2 * z if b else z - 1))
     return log_p - first - dist.Normal(loc, 1.0).log_prob(z), first
+
+
+def test_an_enumerable_site_that_some_replicates_lack_is_drawn_by_default():
+    """Whichever branch was met when the plan was made."""
+
+    def model():
+        if pyro.sample("z", dist.Bernoulli(0.4)) == 1:
+            a = pyro.sample("a", dist.Bernoulli(0.7))
+            pyro.sample("x", dist.Normal(a, 1.0), obs=torch.tensor(0.8))
+        else:
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(-1.8))
+
+    def guide():
+        if pyro.sample("z", dist.Bernoulli(logits=pyro.param("p", torch.tensor(0.6)))) == 1:
+            pyro.sample("a", dist.Bernoulli(logits=pyro.param("l", torch.tensor(0.3))))
+        else:
+            pyro.sample("b", dist.Normal(pyro.param("m", torch.tensor(0.3)), 0.7))
+
+    for seed in range(8):
+        pyro.set_rng_seed(seed)
+        loss = Loss(num_samples=3)
+        for _ in range(3):
+            loss.loss_and_grads(model, guide)

@@ -233,6 +233,18 @@ def test_weights_that_start_at_zero(estimator):
     assert "after the other" in loss.explain(model, guide)
 
 
+def test_a_weight_at_zero_before_a_sum_over_a_normal_site():
+    def of_normal():
+        pyro.sample("z", dist.Normal(theta(), 0.8).to_event(1))
+
+    def model():
+        w = pyro.param("w", torch.zeros(()))
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(w * z.sum(), 1.0), obs=torch.ones(()))
+
+    assert "after the other" in Loss(num_samples=4).explain(model, of_normal)
+
+
 def test_what_broadcasts_is_tested_once():
     model, runs = counted(model_of(lambda z: z.sum(-1))), []
     loss = Loss(vi.iwae(num_particles=2))

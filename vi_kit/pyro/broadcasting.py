@@ -136,7 +136,7 @@ def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None
     if any(isinstance(value, Random) for value in draw.by_name.values()):
         return None  # moments of other parameters are others
     for term in one.reading.terms:
-        for site in term.upstream:
+        for site in draw.sites.values():  # what a path leads to is not followed
             axes = [a for a in (*site.axes, site.world) if a in one.dims and a in term.base.axes]
             if term.statement != site.name and any(_is_constant(term.base, a) for a in axes):
                 still |= {(site.name, a) for a in axes if a.kind == REPLICATE} | {(site.name, None)}

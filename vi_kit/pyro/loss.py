@@ -318,10 +318,11 @@ class Loss(ELBO):
                 for label, choice in selection.resolved.items()
                 if choice.rule == "default" and choice.estimator.is_support
             ]
-            if not labels:
+            if not labels and not selection.max_values:
                 raise refused(run, reason, error) from error
             selection = replace(
                 selection,
+                max_values=selection.max_values if labels else 0,
                 sampled={
                     **selection.sampled,
                     **dict.fromkeys(labels, f"cannot be run apart: {reason}"),
