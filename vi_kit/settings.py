@@ -321,9 +321,11 @@ def without_jumps(plan: Plan, found: Jumps, remake: Callable[[Selection], Plan])
         EstimatorError: a chosen estimator is biased by jumps.
     """
     resolved = dict(plan.selection.resolved)
-    jumps = found.reasons()
-    # that a value with moments is read has its own error
-    jumps = {k: why for k, why in jumps.items() if k in found.found or k not in plan.analytic}
+    jumps = {  # that a value with moments is read has its own error
+        label: why
+        for label, why in found.reasons().items()
+        if label in found.found or label not in plan.analytic
+    }
     problems = [
         refusal(k, resolved[k].estimator, found.found.get(k, ()), found.lost.get(k, ()))
         for k in jumps

@@ -167,3 +167,30 @@ def test_an_auxiliary_draw_that_the_model_guesses(lib):
         lib.sample("b", lib.dist.Bernoulli(logits=4.0 * z))
 
     assert np.isfinite(lib.value(lib.Loss(), model, mixture_guide(lib, exact=False), 0))
+
+
+def test_elements_that_see_each_other_are_an_event(lib):
+    """What to write where one datum's density has another's value: a plate would say that they are independent."""
+    x, logits = np.array([1.5, 0.2, -0.4]), np.array([0.4, -0.3, 0.1])
+
+    def model():
+        z = lib.sample("z", lib.dist.Bernoulli(lib.array(np.full(3, 0.3))).to_event(1))
+        with lib.plate("data", 3):
+            loc = 2.0 * (z + 0.8 * lib.xp.roll(z, 1))
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(x))
+
+    def guide():
+        lib.sample("z", lib.dist.Bernoulli(logits=lib.theta(logits)).to_event(1))
+
+    def loss(theta):
+        total = 0.0
+        for z in np.ndindex(2, 2, 2):
+            z = np.array(z)
+            log_q = oracles.log_bernoulli(theta, z).sum()
+            log_p = oracles.log_bernoulli(np.log(0.3 / 0.7), z).sum()
+            log_p = log_p + oracles.log_normal(x, 2.0 * (z + 0.8 * np.roll(z, 1)), 1.0).sum()
+            total = total + np.exp(log_q) * (log_q - log_p)
+        return total
+
+    found = lib.estimates(lib.Loss(), model, guide, logits, 1, 0)[0]
+    np.testing.assert_allclose(found, [loss(logits), *oracles.gradient(loss, logits)], rtol=1e-8)

@@ -214,10 +214,9 @@ def test_what_is_the_same_in_all_replicates_by_chance(loc, broadcasts):
     def likely_guide():
         pyro.sample("z", dist.Bernoulli(logits=pyro.param("l", LIKELY_ONES)).to_event(1))
 
-    loss = Loss(estimators=vi.Score(), num_samples=6)
     for seed in range(5):  # the maximum is 1 in nearly all replicates
         pyro.set_rng_seed(seed)
-        loss.with_estimators(vi.Score()).loss(model_of(loc), likely_guide)
+        loss = Loss(estimators=vi.Score(), num_samples=6)
         found = loss.explain(model_of(loc), likely_guide)
         assert ("after the other" not in found) == broadcasts
 
@@ -231,6 +230,22 @@ def test_weights_that_start_at_zero(estimator):
 
     loss = Loss(estimators=estimator, num_samples=2)
     assert "after the other" in loss.explain(model, guide)
+
+
+def test_many_values_are_not_run_one_after_the_other_by_default():
+    def guide_of(size):
+        return lambda: pyro.sample("z", dist.Bernoulli(0.4 * torch.ones(size)).to_event(1))
+
+    def model_for(size):
+        def model():
+            z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(size)).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=torch.tensor(2.0))
+
+        return model
+
+    assert "Enumerate(" in Loss().explain(model_for(4), guide_of(4))
+    found = Loss().explain(model_for(5), guide_of(5))
+    assert "Score(" in found and "over 16 joint values" in found
 
 
 def test_a_weight_at_zero_before_a_sum_over_a_normal_site():

@@ -49,13 +49,9 @@ def as_value(dist: Distribution, one_hot: Array) -> Array:
 
 
 def safe_log(probs: Array) -> Array:
-    return array_namespace(probs).log(_positive(probs))
-
-
-def _positive(probs: Array) -> Array:
-    """Bounded away from zero, so that the reciprocal has a finite derivative."""
+    """Of probabilities bounded away from zero, so that their reciprocal has a finite derivative."""
     xp = array_namespace(probs)
-    return xp.clip(probs, min=float(xp.finfo(probs.dtype).tiny) ** 0.5)
+    return xp.log(xp.clip(probs, min=float(xp.finfo(probs.dtype).tiny) ** 0.5))
 
 
 def softmax(x: Array) -> Array:

@@ -235,11 +235,10 @@ class _Solo:
         self.program = self.original.program
         self.nesting = was.plan.max_plate_nesting
         self.dims, self.num_terms = recorded.dims, recorded.num_terms
-        draw: Any = self.original if isinstance(self.original, Simulation) else self.original.draw
+        draw = recorded.draw
         # what is held is not compared with its alternatives, and another draw's alternatives are none of this one
-        held = isinstance(draw, Draw) and draw.held
         own = any(slot in was.slots.get(site, ()) for site in draw.sites.values())
-        self.slot = slot if not held and (own or self.program.simulated) else 0
+        self.slot = slot if not draw.held and (own or self.program.simulated) else 0
         self.position: Position = lambda dim, size: (
             self.slot if dim == was.slot_dim and was.plan.num_slots > 1 else position(dim, size)
         )
