@@ -18,6 +18,7 @@ from vi_kit._errors import message
 if TYPE_CHECKING:
     from vi_kit._named import Array
     from vi_kit.backend import Distribution
+    from vi_kit.cost import Site
     from vi_kit.estimators import Estimator
     from vi_kit.plan import Plan
 
@@ -263,10 +264,10 @@ class DegreeProbe:
     draws: list[tuple[str, Array]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
-    def value(self, label: str, dist: Distribution, estimator: Estimator) -> Array:
+    def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Array:
         """The value of a site."""
-        if label in self.zeros:
-            return estimator.degree_one(dist, self.zeros[label])
+        if site.label in self.zeros:
+            return estimator.degree_one(dist, self.zeros[site.label])
         return dist.rsample() if dist.has_rsample else dist.sample()
 
     def held(self, value: Array) -> Array:

@@ -250,6 +250,17 @@ class DistributionView(ABC):
         values = values.reshape(values.shape[0], *fn.event_shape)
         return values[0], values[-1]
 
+    def two_values(self) -> tuple[Array, Array]:
+        """Two values, as far apart as the support tells."""
+        one, ends = self.sample(), self.ends()
+        xp = array_namespace(one)
+        if ends is not None:
+            first, second = (xp.asarray(end, dtype=one.dtype) for end in ends)
+            return xp.broadcast_to(first, one.shape), xp.broadcast_to(second, one.shape)
+        if self.event_shape and self.is_discrete(self.fn):  # one hot, or counts
+            return one, xp.roll(one, 1, axis=-1)
+        return one, self.sample()
+
     def support_probs(self) -> Array | None:
         elements = self.elementary()
         if elements is None or not elements.by_probs or self._elements()[2]:

@@ -231,6 +231,8 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         findings.slots_of[site.label] = estimator.num_slots(dist)
         findings.num_slots += findings.slots_of[site.label]
         findings.sizes[site] = estimator.num_worlds(dist)
+        if site.estimator.tracked or findings.sizes[site] > 1 or findings.slots_of[site.label]:
+            findings.tells_apart(site.axes)
         findings.has_worlds |= type(estimator).num_worlds is not Estimator.num_worlds
         degree = estimator.max_degree(dist)
         if degree is not None or estimator.live_alternatives:
@@ -253,7 +255,7 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     if run.analysis is not None and estimator.carries_moments:
         return by_moments(run, site, dist, run.backend.untracked(dist.sample()))
     if run.probe is not None:
-        return run.probe.value(site.label, dist, estimator)
+        return run.probe.value(site, dist, estimator)
     pathwise = estimator.pathwise and not reason
     try:
         value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()

@@ -25,6 +25,7 @@ from vi_kit.degrees import CONSTANT, POLES, SIDES, Cut, DegreeProbe
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
+    from vi_kit.cost import Site
     from vi_kit.degrees import Degrees
     from vi_kit.estimators import Estimator
 
@@ -87,14 +88,14 @@ class JumpProbe(DegreeProbe):
         default=lambda label, sample: sample(), kw_only=True
     )
 
-    def value(self, label: str, dist: Distribution, estimator: Estimator) -> Any:
+    def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Any:
         """The value of a site, a constant if it does not move."""
         del estimator
         if dist.name == "Delta":
             return dist.rsample()
-        if label in self.zeros:
-            return self.draw(label, dist, self.zeros[label])
-        return self.cut(self.known(label, dist.sample))
+        if site.label in self.zeros:
+            return self.draw(site.label, dist, self.zeros[site.label])
+        return self.cut(self.known(site.label, dist.sample))
 
     def held(self, value: Any) -> Any:
         return self.cut(value)

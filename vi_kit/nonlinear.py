@@ -183,13 +183,15 @@ def _applied(
         for c in costs
         for t in c.terms
         for n in (t.base, *t.alternatives.values())
-        for a in (*n.axes, *(a for a, _ in t.inside))
+        for a in (*n.axes, *(a for a, _ in t.inside), *t.pending)
         if a.kind < SLOT and a not in keep and a != over
     }
     note_nonlinear(run, summed)
     if run.probe is not None:
         run.probe.used.update(t.label for c in costs for t in c.terms)
     name = getattr(reduction.fn, "__name__", "apply")
+    if run.findings is not None:
+        run.findings.tells_apart(plates)
     if run.findings is not None and over is not None:
         each = ", ".join(sorted(repr(a.name) for a in plates)) or "none: one over everything"
         run.findings.bounds[f"{name} over replicates, for each element of plates {each}"] = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vi_kit._errors import EstimatorError, ObjectiveError
+from vi_kit._named import PLATE
 from vi_kit.select import Choice, Selection
 
 if TYPE_CHECKING:
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
 class Replan(Exception):
     """The program has another structure than the plan was made for. Its text, if any, is the error that it is if a
     new plan does not help."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """A log density that a dry run met.
+
+    Attributes:
+        what: where it comes from.
+        plates: in which it is.
+        upstream: labels of the sites on which it depends.
+        is_draw: whether it is that of a draw, under the program that drew it.
+    """
+
+    what: str
+    plates: frozenset[Axis]
+    upstream: frozenset[str]
+    is_draw: bool
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,10 @@ class Plan:
         states: of which of the guide's sites each term of the model needs the last, counted from one, by label.
         plates: by role and plate, the plate of another program that is the same under another name.
         pathwise: labels of the sites whose gradient is that of a path, along which no cost may jump.
+        apart: plates whose elements an estimator or a bound tells apart.
+        met: every log density.
+        joined: terms, by where they come from, and the plates of which they see several elements: they are summed over
+            these.
         table: rows for `explain`.
         notes: lines after them, on the whole estimate.
         terms: further rows: every term that depends on these sites, and what it gets.
@@ -67,6 +89,9 @@ class Plan:
     states: Mapping[str, int] = field(default_factory=dict)
     plates: Mapping[tuple[str, Axis], Axis] = field(default_factory=dict)
     pathwise: frozenset[str] = frozenset()
+    apart: frozenset[Axis] = frozenset()
+    met: tuple[Met, ...] = ()
+    joined: frozenset[tuple[str, Axis]] = frozenset()
     table: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
@@ -159,6 +184,8 @@ class Findings:
     bounds: dict[str, None] = field(default_factory=dict)
     seen_plates: set[tuple[str, Axis]] = field(default_factory=set)
     met_plates: set[tuple[str, Axis, Axis]] = field(default_factory=set)
+    apart: set[Axis] = field(default_factory=set)
+    met: list[Met] = field(default_factory=list)
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
 
     def notes(self, patterns: Iterable[str]) -> Iterator[str]:
@@ -180,6 +207,10 @@ class Findings:
             f"a step evaluates the model on {total} draw{'s' * (total > 1)}"
             + f": {parts}" * bool(parts)
         )
+
+    def tells_apart(self, plates: Iterable[Axis]) -> None:
+        """Note plates whose elements count as independent."""
+        self.apart.update(a for a in plates if a.kind == PLATE and a.order and a.size > 1)
 
     def same_plates(self) -> dict[tuple[str, Axis], Axis]:
         """Plates that two programs have under two names, as far as their common sites pair them off one to one."""

@@ -27,7 +27,7 @@ from vi_kit.copies import OF_A_SITE, Copy, merged
 from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.degrees import DegreeProbe
 from vi_kit.nonlinear import shared_plates
-from vi_kit.plan import Findings, Plan, Replan
+from vi_kit.plan import Findings, Met, Plan, Replan
 from vi_kit.transform import contract
 
 if TYPE_CHECKING:
@@ -355,6 +355,13 @@ class Run:
                 drawn_here = None
         named = self.named(self.backend.untracked(log_prob), axes, known, what)
         upstream = known - {own}
+        if self.findings is not None:
+            plates = frozenset(a for a in axes if a.kind == PLATE)
+            labels = frozenset(s.label for s in upstream)
+            self.findings.met.append(Met(what, plates, labels, is_draw=own is not None))
+        joined = {a for a in axes if counts and (what, a) in self.plan.joined}
+        if joined:
+            named, drawn_here = named.sum(joined), None
         alternatives: dict[Site, Named] = {}
         if self.slot_axis in named.axes:
             for site, slots in self.slots.items():
@@ -363,10 +370,11 @@ class Run:
             named = named.index(self.slot_axis, 0)
         worlds = {s for s in self.sites if s.world is not None and s.world in named.axes}
         upstream = frozenset(upstream | worlds)
+        within = [a for a in axes if a not in joined]
         if self.findings is not None:
-            self._check_reach(upstream, axes, what)
+            self._check_reach(upstream, within, what)
         else:
-            self._check_reach({s for s in upstream if s.world or s in self.slots}, axes, what)
+            self._check_reach({s for s in upstream if s.world or s in self.slots}, within, what)
         plates = [a for a in (*axes, *(a for a, _ in inside)) if a.kind == PLATE]
         self.scales.update({a: a.scale for a in plates if a.scale != 1.0})
         term = Term(
@@ -465,9 +473,12 @@ class Run:
                 self.findings.sampled[site.label] = f"{what} sees all its elements at once"
                 continue
             estimator = type(site.estimator).__name__
+            names = ", ".join(map(repr, missing))
+            where = f"which is outside plate {names} of the site"
+            if any(joined == what and a.name in missing for joined, a in self.plan.joined):
+                where = f"in which elements of plate {names} see each other's values"
             text = message(
-                f"site {site.name!r}: {estimator}() cannot serve {what}, which is outside plate"
-                f" {', '.join(map(repr, missing))} of the site",
+                f"site {site.name!r}: {estimator}() cannot serve {what}, {where}",
                 got=f"{what} depends on {site.name!r} and sees all its elements at once",
                 expected="terms inside the site's plates, or an estimator of single draws",
                 fix=f'estimators={{"{site.name}": vi.Score()}}',

@@ -16,6 +16,7 @@ from vi_kit.cost import Cost
 from vi_kit.estimators import Estimator, Reparam
 from vi_kit.jumps import Jumps, refusal
 from vi_kit.language import Objective, iid
+from vi_kit.mixing import in_words
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan
 from vi_kit.programs import Program
@@ -258,6 +259,8 @@ def make_plan(
         degrees=findings.degrees,
         analytic=frozenset(findings.analytic),
         pathwise=frozenset(findings.pathwise),
+        apart=frozenset(findings.apart),
+        met=tuple(findings.met),
         tracked=any(c.estimator.acting.tracked for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
@@ -265,7 +268,10 @@ def make_plan(
         noisy=frozenset(findings.noisy),
         states=findings.states,
         table=tuple(findings.rows.values()),
-        notes=tuple(findings.notes(pattern for pattern, _ in plan.selection.patterns)),
+        notes=(
+            *findings.notes(pattern for pattern, _ in plan.selection.patterns),
+            *in_words(plan.joined),
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,13 @@ from numpyro.primitives import Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
 from vi_kit._errors import BackendError, refuse_settings
+from vi_kit._named import Axis
 from vi_kit.cost import kept_name, label
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
 from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
+from vi_kit.mixing import tested
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
     PARAMS,
@@ -43,6 +45,7 @@ from vi_kit.numpyro.degrees import (
 )
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
+from vi_kit.numpyro.mixing import find_mixed_in
 from vi_kit.numpyro.replay import NumPyroReplay
 from vi_kit.objectives import elbo
 from vi_kit.plan import Findings, Plan, Replan, explanation
@@ -106,7 +109,7 @@ class Loss(ELBO):
         self.settings = Settings.of(
             objective, estimators, num_samples, max_plate_nesting, vectorize
         )
-        self.known_jumps: dict[Any, Jumps] = {}
+        self.known: dict[Any, Any] = {}
         super().__init__(num_particles=num_samples, vectorize_particles=vectorize is not False)
 
     def __repr__(self) -> str:
@@ -150,9 +153,7 @@ class Loss(ELBO):
         """
         if not callable(model) or not callable(guide):
             raise of_other_library("NumPyro")
-        step = _Step(
-            self.settings, rng_key, param_map, model, guide, args, kwargs, self.known_jumps
-        )
+        step = _Step(self.settings, rng_key, param_map, model, guide, args, kwargs, self.known)
         plan, touched = step.plan()
         groups, run, backend = step.run(plan)
         loss = _total(groups, (None, "model"))
@@ -209,7 +210,7 @@ class Loss(ELBO):
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; nothing is computed."""
-        step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known_jumps)
+        step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known)
         plan = step.plan(has_state=True)[0]
         choices = plan.selection.resolved.items()
         labels = [label for label, c in choices if c.estimator.acting.keeps_state]
@@ -273,10 +274,10 @@ class _Step:
         guide: Callable,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        known_jumps: dict[Any, Jumps] | None = None,
+        known: dict[Any, Any] | None = None,
     ):
         self.settings = settings
-        self.known_jumps = {} if known_jumps is None else known_jumps
+        self.known = {} if known is None else known
         self.key = key
         self.params = params
         self.programs = (
@@ -385,15 +386,22 @@ class _Step:
                 provenance=provenance, nesting=run.plan.max_plate_nesting, jaxpr=dry_run.jaxpr
             )
 
-        draft = Plan(selection, UNKNOWN_NESTING, settings.vectorize is not False)
-        plan = make_plan(make_backend, draft, execute)
-        if plan.pathwise and takes_steps(found["jaxpr"]):
-            jumps = self.jumps(plan, found)
+        def made(draft: Plan) -> Plan:
+            plan = make_plan(make_backend, draft, execute)
+            if not plan.pathwise or not takes_steps(found["jaxpr"]):
+                return plan
 
             def remake(selection: Selection) -> Plan:
                 return make_plan(make_backend, replace(draft, selection=selection), execute)
 
-            plan = without_jumps(plan, jumps, remake)
+            return without_jumps(plan, self.jumps(plan, found), remake)
+
+        draft = Plan(selection, UNKNOWN_NESTING, settings.vectorize is not False)
+        plan = made(draft)
+        joined, assumed = tested(plan, lambda plates: self.mixed(plan, plates, found))
+        if joined:
+            plan = made(replace(draft, joined=joined, plates=plan.plates))
+        plan = replace(plan, notes=(*plan.notes, *assumed))
         plan = replace(plan, max_plate_nesting=found["nesting"], provenance=found["provenance"])
         plan = replace(plan, tracked=plan.tracked or plan.has_worlds)
         if plan.degrees:
@@ -437,54 +445,33 @@ class _Step:
     def jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
         """Which terms jump in the values of reparameterised sites."""
         key = str(found["jaxpr"]), plan.pathwise
-        if key not in self.known_jumps:
+        if key not in self.known:
             try:
-                self.known_jumps[key] = self._jumps(plan, found)
+                self.known[key] = self._jumps(plan, found)
             except Exception:  # the program may do what cannot be evaluated by itself
-                self.known_jumps[key] = Jumps.unknown(plan.pathwise)
-        return self.known_jumps[key]
+                self.known[key] = Jumps.unknown(plan.pathwise)
+        return self.known[key]
 
     def _jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
-        plain = replace(
-            plan,
-            num_slots=1,
-            tracked=False,
-            analytic=frozenset(),
-            max_plate_nesting=found["nesting"],
-            provenance=found["provenance"],
-        )
-        model, guide = self.programs
-        rng, declared = np.random.default_rng(0), dict(found["declared"])
-        declared.update((n, (v, declared.get(n, (v, real))[1])) for n, v in self.params.items())
-        params = {
-            name: jax.tree.map(lambda x, c=constraint: nearby(x, rng, c), value)
-            for name, (value, constraint) in declared.items()
-        }
-        leaves, tree = jax.tree.flatten((params, model.args, model.kwargs))
-        is_unknown = [not not_jax_tracer(leaf) for leaf in leaves]
-        of_params = len(jax.tree.leaves(params))
-        unknown = [i for i, open_ in enumerate(is_unknown) if open_ or i < of_params]
-        invents_data = any(is_unknown[of_params:])
+        plausibly = _Plausibly(self, plan, found)
 
         def execute(probe: DegreeProbe, inputs: list[Any]) -> None:
-            given = list(leaves)
-            for i, value in zip(unknown, inputs, strict=True):
-                given[i] = value
-            params, args, kwargs = jax.tree.unflatten(tree, given)
-            step = _Step(self.settings, key, params, model.fn, guide.fn, args, kwargs)
-            backend = NumPyroBackend(
-                key, params, provenance=plain.provenance, invents_data=invents_data
-            )
-            run = Run(backend, plain, findings=Findings(), probe=probe, with_gradient=False)
-            self.settings.execute(run, *step.programs)
+            plausibly.execute(probe, inputs)
 
         jumps = Jumps()
         for seed in range(1 + plan.draws_others()):  # which may hide a jump
-            with jax.ensure_compile_time_eval():
-                key = random.key(seed)
-            inputs = [plausible(leaves[i], rng) for i in unknown]
-            jumps = jumps.joined(find_jumps_in(plan, inputs, execute))
+            jumps = jumps.joined(find_jumps_in(plan, plausibly.inputs(seed), execute))
         return jumps
+
+    def mixed(
+        self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]
+    ) -> set[tuple[str, Axis]]:
+        """Which terms see several elements of which plates."""
+        key = str(found["jaxpr"]), tuple(plates)
+        if key not in self.known:
+            plausibly = _Plausibly(self, plan, found)
+            self.known[key] = find_mixed_in(plates, plausibly.inputs(0), plausibly.execute)
+        return self.known[key]
 
     def prove_degrees(self, plan: Plan) -> None:
         """Refuse terms of higher degree than their sites' estimators are exact for."""
@@ -520,3 +507,50 @@ class _Step:
         except Replan:
             return None
         return run.first_not_finite()
+
+
+class _Plausibly:
+    """Dry runs of a step with numbers for what is not known while it is traced, and with parameters moved a little."""
+
+    def __init__(self, step: _Step, plan: Plan, found: Mapping[str, Any]):
+        self.settings, (model, guide) = step.settings, step.programs
+        self.programs = model.fn, guide.fn
+        self.plan = replace(
+            plan,
+            num_slots=1,
+            tracked=False,
+            analytic=frozenset(),
+            max_plate_nesting=found["nesting"],
+            provenance=found["provenance"],
+        )
+        self.rng, declared = np.random.default_rng(0), dict(found["declared"])
+        declared.update((n, (v, declared.get(n, (v, real))[1])) for n, v in step.params.items())
+        params = {
+            name: jax.tree.map(lambda x, c=constraint: nearby(x, self.rng, c), value)
+            for name, (value, constraint) in declared.items()
+        }
+        self.leaves, self.tree = jax.tree.flatten((params, model.args, model.kwargs))
+        of_params = len(jax.tree.leaves(params))
+        is_open = [not not_jax_tracer(leaf) for leaf in self.leaves]
+        self.unknown = [i for i, open_ in enumerate(is_open) if open_ or i < of_params]
+        self.invents_data = any(is_open[of_params:])
+
+    def inputs(self, seed: int) -> list[Any]:
+        """Numbers for what is not known, and with them a random key for the runs."""
+        with jax.ensure_compile_time_eval():
+            self.key = random.key(seed)
+        return [plausible(self.leaves[i], self.rng) for i in self.unknown]
+
+    def execute(self, probe: DegreeProbe, inputs: list[Any]) -> Run:
+        """A dry run with a probe."""
+        given = list(self.leaves)
+        for i, value in zip(self.unknown, inputs, strict=True):
+            given[i] = value
+        params, args, kwargs = jax.tree.unflatten(self.tree, given)
+        step = _Step(self.settings, self.key, params, *self.programs, args, kwargs)
+        backend = NumPyroBackend(
+            self.key, params, provenance=self.plan.provenance, invents_data=self.invents_data
+        )
+        run = Run(backend, self.plan, findings=Findings(), probe=probe, with_gradient=False)
+        self.settings.execute(run, *step.programs)
+        return run

@@ -325,6 +325,7 @@ class _Solo:
         except ValueError:
             self._note(f"{what} alone has a batch dim in no plate")
             return
+        own = own.sum(a for a in axes if (what, a) in self.was.plan.joined)
         whole = self._in_slot(term)
         spread = _spread(detach_provenance(whole.array), whole.axes)
         for axis in [a for a in whole.axes if a.kind != PLATE]:

@@ -504,7 +504,7 @@ def find_jumps_in(
     def numbers(values: Iterable[Any]) -> list[np.ndarray]:
         return [_numpy(torch.as_tensor(v)) for v in values]
 
-    with _moved_a_little(leaves):
+    with moved_a_little(leaves):
         state = torch.random.get_rng_state()
         probe, reading = probe_at(0.0)
         made = probe.values()
@@ -561,7 +561,7 @@ def find_jumps_in(
 
 
 @contextmanager
-def _moved_a_little(leaves: Iterable[torch.Tensor]) -> Iterator[None]:
+def moved_a_little(leaves: Iterable[torch.Tensor]) -> Iterator[None]:
     """Parameters are moved, so that it does not matter where they start."""
     kept = [(p, p.detach().clone()) for p in leaves if p.is_floating_point()]
     try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import pyro.poutine as poutine
 import torch
 from pyro.infer import ELBO
@@ -21,18 +23,21 @@ from vi_kit._errors import (
     message,
     refuse_settings,
 )
+from vi_kit._named import Axis
 from vi_kit.arguments import described
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator, Score
 from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
+from vi_kit.mixing import MixingProbe, Outcome, find_mixed, tested
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
-from vi_kit.pyro.degrees import Watch, degree_probe, degrees_found, find_jumps_in
+from vi_kit.pyro.degrees import Watch, degree_probe, degrees_found, find_jumps_in, moved_a_little
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
+from vi_kit.pyro.noise import Generators
 from vi_kit.pyro.replay import PyroReplay
 from vi_kit.run import Run
 from vi_kit.settings import (
@@ -372,6 +377,11 @@ class Loss(ELBO):
 
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             plan = _without_jumps(draft, execute)
+            joined, assumed = tested(plan, lambda plates: _mixed(plan, plates, execute))
+            if joined:
+                draft = replace(draft, joined=joined, plates=plan.plates)
+                plan = _without_jumps(draft, execute)
+            plan = replace(plan, notes=(*plan.notes, *assumed))
             _prove_degrees(plan, execute)
             plan = _with_closed_forms(plan, execute)
             if in_turn:  # which statements are taken at which values is known by provenance alone
@@ -484,6 +494,44 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
     return without_jumps(
         plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
     )
+
+
+def _mixed(
+    plan: Plan, plates: Sequence[Axis], execute: Callable[[Run], None]
+) -> set[tuple[str, Axis]]:
+    """Which terms see several elements of which plates, found by dry runs."""
+    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
+    two: dict[tuple[str, int], Any] = {}
+    start = Generators.now()
+
+    def run(seconds: Mapping[Axis, np.ndarray]) -> list[Outcome]:
+        counts = Counter[str]()
+
+        def known(label: str, make: Callable[[], Any]) -> Any:
+            counts[label] += 1
+            key = label, counts[label]
+            if key not in two:
+                now = Generators.now()
+                torch.manual_seed(len(two))
+                two[key] = make()
+                now.restore()
+            return two[key]
+
+        start.restore()
+        at = {plate: torch.as_tensor(elements) for plate, elements in seconds.items()}
+        probe = MixingProbe({}, seconds=at, known=known)
+        run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
+        execute(run)
+        return [
+            Outcome(t.label, t.base.axes, t.base.array.detach().cpu().numpy()) for t in run.terms
+        ]
+
+    leaves = {id(p): p for known in plan.leaves.values() for p in known.values()}
+    with moved_a_little(leaves.values()):
+        try:
+            return find_mixed(plates, run)
+        finally:
+            start.restore()
 
 
 def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:

@@ -1,0 +1,237 @@
+"""Elements of a plate that see each other's values inside it: credited with all terms, never enumerated together."""
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests import oracles
+
+X, LOGITS = np.array([1.5, 0.2, -0.4]), np.array([0.4, -0.3, 0.1])
+
+FUNCTIONS = {
+    "roll": lambda xp, z: z + 0.8 * xp.roll(z, 1, -1),
+    "centred": lambda xp, z: z - 0.9 * z.mean(-1, keepdims=True),
+    "total": lambda xp, z: z + z.sum(-1)[..., None],
+    "first": lambda xp, z: z + 2.0 * z[..., :1],
+    "chain": lambda xp, z: z + xp.concatenate([xp.zeros_like(z[..., :1]), z[..., :-1]], -1),
+    "matrix": lambda xp, z: z @ xp.asarray([[1.0, 0.5, 0.0], [0.2, 1.0, 0.0], [0.0, -0.3, 1.0]]),
+    "maximum": lambda xp, z: z + xp.amax(z, -1)[..., None],
+    "minimum": lambda xp, z: z + xp.amin(z, -1)[..., None],
+    "order": lambda xp, z: xp.sort(z, -1)[0] if xp.__name__ == "torch" else xp.sort(z, -1),
+    "reverse": lambda xp, z: z - (xp.flip(z, (-1,)) if xp.__name__ == "torch" else xp.flip(z, -1)),
+}
+
+
+def programs(lib, fn):
+    def model():
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)))
+            loc = 2.0 * fn(lib.xp, lib.xp.asarray(z, dtype=lib.array(X).dtype))
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(X))
+
+    def guide():
+        logits = lib.theta(LOGITS)
+        with lib.plate("data", 3):
+            lib.sample("z", lib.dist.Bernoulli(logits=logits))
+
+    return model, guide
+
+
+def log_weights(theta, fn):
+    """Log densities of guide and model at every joint value."""
+    log_q, log_p = [], []
+    for z in np.ndindex(2, 2, 2):
+        z = np.array(z, float)
+        loc = fn(np, z)
+        log_q.append(oracles.log_bernoulli(theta, z).sum())
+        prior = oracles.log_bernoulli(np.log(0.3 / 0.7), z).sum()
+        log_p.append(prior + oracles.log_normal(X, 2.0 * loc, 1.0).sum())
+    return np.array(log_q), np.array(log_p)
+
+
+def negative_elbo(theta, fn):
+    log_q, log_p = log_weights(theta, fn)
+    return (np.exp(log_q) * (log_q - log_p)).sum()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_by_default(name, lib):
+    fn = FUNCTIONS[name]
+    loss = lib.Loss(num_samples=500)
+    found = lib.estimates(loss, *programs(lib, fn), LOGITS, 12, oracles.seed_of(name))
+    exact = [negative_elbo(LOGITS, fn), *oracles.gradient(lambda t: negative_elbo(t, fn), LOGITS)]
+    oracles.check_unbiased(found, np.array(exact))
+
+
+def negative_iwae(theta, fn, particles=2):
+    log_q, log_p = log_weights(theta, fn)
+    return -oracles.expected_log_mean_exp(log_q, log_p - log_q, particles)
+
+
+def test_a_bound_over_particles_is_one_over_all_elements(lib):
+    fn = FUNCTIONS["roll"]
+    loss = lib.Loss(vi.iwae(num_particles=2), num_samples=200)
+    found = lib.estimates(loss, *programs(lib, fn), LOGITS, 30, 1)
+    exact = [negative_iwae(LOGITS, fn), *oracles.gradient(lambda t: negative_iwae(t, fn), LOGITS)]
+    oracles.check_unbiased(found, np.real(exact))
+
+
+def normal_programs(lib):
+    """A model whose bound could be one for each element, were it not for the mean."""
+
+    def model():
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+            loc = z - 0.9 * z.mean(-1, keepdims=True)
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(X))
+
+    def guide():
+        with lib.plate("data", 3):
+            lib.sample("z", lib.dist.Normal(lib.theta(LOGITS), 1.0))
+
+    return model, guide
+
+
+def test_reparameterised_elements(lib):
+    """The bounds differ: that of everything is below the sum of what would be one for each element."""
+    model, guide = normal_programs(lib)
+    loss = lib.Loss(vi.iwae(num_particles=3))
+    assert "each element of plates none: one over everything" in loss.explain(model, guide)
+    assert "see each other's values" not in lib.Loss().explain(model, guide)
+
+
+ESTIMATORS = {
+    "score": vi.Score(vi.Constant()),
+    "disarm": vi.DisARM(),
+    "enumerate": vi.Enumerate(),
+    "measure_valued": vi.MeasureValued(),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_named_estimators(name, lib):
+    fn = FUNCTIONS["centred"]
+    loss = lib.Loss(estimators=ESTIMATORS[name], num_samples=200)
+    model, guide = programs(lib, fn)
+    if name != "score":
+        with pytest.raises(vi.EstimatorError, match="elements of plate 'data' see each other"):
+            lib.estimates(loss, model, guide, LOGITS, 1, 0)
+        return
+    exact = oracles.gradient(lambda t: negative_elbo(t, fn), LOGITS)
+    oracles.check_unbiased(lib.gradients(loss, model, guide, LOGITS, 100, 2), exact)
+
+
+def test_what_is_made_of_sites_that_are_drawn_given_several_elements(lib):
+    """`x` has one element of `b`, and `b` is drawn given all of `a`."""
+    scale, slope = 0.7, 1.2
+
+    def model():
+        with lib.plate("data", 2):
+            a = lib.sample("a", lib.dist.Bernoulli(lib.array(0.3)))
+            b = lib.sample("b", lib.dist.Normal(a * slope, 1.0))
+            lib.sample("x", lib.dist.Normal(b * 2.0, 1.0), obs=lib.array(X[:2]))
+
+    def guide():
+        logits = lib.theta(LOGITS[:2])
+        with lib.plate("data", 2):
+            a = lib.sample("a", lib.dist.Bernoulli(logits=logits))
+            a = lib.xp.asarray(a, dtype=lib.array(X).dtype)
+            lib.sample("b", lib.dist.Normal(lib.xp.roll(a, 1, -1) * slope, scale))
+
+    def loss(theta):
+        total = 0.0
+        for a in np.ndindex(2, 2):
+            a = np.array(a)
+            q = np.exp(oracles.log_bernoulli(theta, a).sum())
+            loc = np.roll(a, 1) * slope
+            entropy = np.log(scale) + 0.5 * np.log(2 * np.pi * np.e)
+            cost = oracles.log_bernoulli(theta, a) - oracles.log_bernoulli(np.log(0.3 / 0.7), a)
+            cost = cost - entropy + 0.5 * (np.log(2 * np.pi) + (loc - a * slope) ** 2 + scale**2)
+            cost = cost + 0.5 * (np.log(2 * np.pi) + (X[:2] - 2 * loc) ** 2 + 4 * scale**2)
+            total = total + q * cost.sum()
+        return total
+
+    found = lib.estimates(lib.Loss(num_samples=1000), model, guide, LOGITS[:2], 20, 3)
+    exact = [loss(LOGITS[:2]), *oracles.gradient(loss, LOGITS[:2])]
+    oracles.check_unbiased(found, np.array(exact))
+
+
+def test_minibatches_keep_their_scale(lib):
+    """Of the one minibatch that there is, twice as many data."""
+    fn = FUNCTIONS["roll"]
+
+    def model():
+        with lib.plate("data", 6, subsample_size=3):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)))
+            loc = 2.0 * fn(lib.xp, lib.xp.asarray(z, dtype=lib.array(X).dtype))
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(X))
+
+    def guide():
+        logits = lib.theta(LOGITS)
+        with lib.plate("data", 6, subsample_size=3):
+            lib.sample("z", lib.dist.Bernoulli(logits=logits))
+
+    exact = [negative_elbo(LOGITS, fn), *oracles.gradient(lambda t: negative_elbo(t, fn), LOGITS)]
+    found = lib.estimates(lib.Loss(num_samples=500), model, guide, LOGITS, 12, 4)
+    oracles.check_unbiased(found, 2.0 * np.array(exact))
+
+
+def test_weights_that_start_at_zero(lib):
+    """Mixing is found although nothing is mixed at first."""
+
+    def model():
+        weight = lib.theta(np.zeros(1), "weight")
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)))
+            loc = z + weight * z.sum(-1, keepdims=True)
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(X))
+
+    _, guide = programs(lib, None)
+    if lib.name == "pyro":  # in NumPyro parameters that are not known are not where they start
+        lib.Loss().loss(model, guide)
+    assert "model site 'x': elements of plate 'data'" in lib.Loss().explain(model, guide)
+
+
+def apart_programs(lib, name):
+    """Programs whose elements do not see each other."""
+    xp, dist = lib.xp, lib.dist
+    table = lib.array(np.arange(6.0).reshape(3, 2))
+
+    def model():
+        with lib.plate("data", 4):
+            z = lib.sample("z", dist.Categorical(lib.array(np.full(3, 1 / 3))))
+            if name == "embedding":
+                loc = table[z]
+            elif name == "one hot":
+                hot = xp.asarray(z[..., None] == xp.arange(3), dtype=table.dtype)
+                loc = xp.tanh(hot @ table) @ table.T[:, :2]
+            elif name == "softmax":
+                rows = table[z]
+                shifted = xp.exp(rows - xp.amax(rows, -1)[..., None])
+                loc = shifted / shifted.sum(-1)[..., None]
+            elif name == "order":
+                rows = xp.sort(table[z], -1)
+                loc = rows[0] if lib.name == "pyro" else rows
+            elif name == "layout":
+                rows = xp.stack([z, 2 * z], -1) * 1.0
+                loc = xp.concatenate([rows[..., :1], rows[..., 1:]], -1) + table[0]
+            else:  # data are no values of sites
+                data = lib.array(np.arange(4.0))
+                loc = (z * (data - data.mean()) / data.std())[..., None] + table[0]
+            lib.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=lib.array(np.ones((4, 2))))
+
+    def guide():
+        logits = lib.theta(np.zeros(12)).reshape(4, 3)
+        with lib.plate("data", 4):
+            lib.sample("z", dist.Categorical(logits=logits))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("name", ["embedding", "one hot", "softmax", "order", "layout", "data"])
+def test_no_false_alarm(name, lib, monkeypatch):
+    """In NumPyro nothing is evaluated to know it."""
+    if lib.name == "numpyro":
+        monkeypatch.setattr("vi_kit.numpyro.mixing.find_mixed", lambda *args: pytest.fail("asked"))
+    text = lib.Loss().explain(*apart_programs(lib, name))
+    assert "Enumerate" in text and "see each other" not in text

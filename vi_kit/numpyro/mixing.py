@@ -1,0 +1,314 @@
+"""Which JAX programs see several elements of a plate at once.
+
+Along which dim of an array the elements of a plate lie is read off the jaxpr, equation by equation. Where that is not
+clear, because they are mixed or by an operation that is not known, the program is evaluated (`vi_kit.mixing`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from vi_kit._named import Axis
+from vi_kit.mixing import MixingProbe, Outcome, find_mixed
+from vi_kit.numpyro.degrees import CALLS, Evaluation, plausible
+
+if TYPE_CHECKING:
+    from vi_kit.run import Run
+
+MIXED = -1
+
+Places = Mapping[int, int]
+"""By the number of each input on which an array depends, the dim along which its elements lie, or `MIXED`."""
+
+Rule = Callable[[Any, Sequence[int | None]], int]
+"""From an equation and the dims of its operands, `None` of those that do not depend on an input, to that of its
+results."""
+
+
+def find_mixed_in(
+    plates: Sequence[Axis], inputs: Sequence[Any], execute: Callable[[MixingProbe, list[Any]], Run]
+) -> set[tuple[str, Axis]]:
+    """Which terms see several elements of which plates.
+
+    Args:
+        plates: to be looked at.
+        inputs: numbers for what is not known while the step is traced.
+        execute: makes a dry run with a probe, given these.
+    """
+    kinds: list[tuple[str, tuple[Axis, ...]]] = []
+
+    def terms(seconds: list[Any], inputs: list[Any]) -> list[Any]:
+        by_plate = dict(zip(plates, seconds, strict=True))
+        probe = MixingProbe({}, seconds=by_plate, known=lambda label, make: make())
+        terms = execute(probe, inputs).terms
+        kinds[:] = [(t.label, t.base.axes) for t in terms]
+        return [t.base.array for t in terms]
+
+    none = [np.zeros(plate.size, bool) for plate in plates]
+    closed = jax.make_jaxpr(terms)(none, list(inputs))
+    leaves = jax.tree.leaves(inputs)
+    start: list[Places] = [{number: 0} for number in range(len(plates))]
+    found = places(closed.jaxpr, start + [{}] * len(leaves))
+    unclear = [
+        plate
+        for number, plate in enumerate(plates)
+        for (_, axes), of in zip(kinds, found, strict=True)
+        if plate in axes and of.get(number, axes.index(plate)) != axes.index(plate)
+    ]
+    if not unclear:
+        return set()
+    rng = np.random.default_rng(0)
+    consts = [plausible(c, rng) for c in closed.consts]
+
+    @jax.jit
+    def evaluated(seconds: list[Any], consts: list[Any], leaves: list[Any]) -> Sequence[Any]:
+        given = [*seconds, *leaves]
+        return Evaluation({}, {}).of(closed.jaxpr, consts, given, given)[0]
+
+    def run(seconds: Mapping[Axis, np.ndarray]) -> list[Outcome]:
+        given = [seconds.get(plate, n) for plate, n in zip(plates, none, strict=True)]
+        with jax.ensure_compile_time_eval():
+            arrays = evaluated(given, consts, leaves)
+        return [
+            Outcome(what, axes, np.asarray(array))
+            for (what, axes), array in zip(kinds, arrays, strict=True)
+        ]
+
+    return find_mixed(list(dict.fromkeys(unclear)), run)
+
+
+def places(jaxpr: Jaxpr, inputs: Sequence[Places]) -> list[Places]:
+    """Of the outputs, given those of the inputs."""
+    known: dict[Any, Places] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def of(atom: Any) -> Places:
+        return {} if isinstance(atom, Literal) else known.get(atom, {})
+
+    for equation in jaxpr.eqns:
+        operands = [of(atom) for atom in equation.invars]
+        if any(operands):
+            known.update(zip(equation.outvars, _results(equation, operands), strict=True))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _results(equation: Any, operands: Sequence[Places]) -> Sequence[Places]:
+    name, params = equation.primitive.name, equation.params
+    if name in CALLS and CALLS[name] in params:
+        body = params[CALLS[name]]
+        return places(body.jaxpr if isinstance(body, ClosedJaxpr) else body, operands)
+    if name == "cond" and not operands[0]:
+        return _joined(*(places(b.jaxpr, operands[1:]) for b in params["branches"]))
+    if name == "scan":
+        return _scanned(params, operands)
+    rule = RULES.get(name, _unknown)
+    inputs = {number: None for operand in operands for number in operand}
+    found: dict[int, int] = {}
+    for number in inputs:
+        dims = [operand.get(number) for operand in operands]
+        found[number] = MIXED if MIXED in dims else rule(equation, dims)
+    return [found] * len(equation.outvars)
+
+
+def _joined(*results: Sequence[Places]) -> list[Places]:
+    return [
+        {n: _one([p[n] for p in group if n in p]) for n in {n: None for p in group for n in p}}
+        for group in zip(*results, strict=True)
+    ]
+
+
+def _scanned(params: Mapping[str, Any], operands: Sequence[Places]) -> Sequence[Places]:
+    consts, carries = params["num_consts"], params["num_carry"]
+    fixed, carry = list(operands[:consts]), list(operands[consts : consts + carries])
+    xs = [_shifted(x, -1) for x in operands[consts + carries :]]
+    while True:  # each round, something is found that is joined
+        results = places(params["jaxpr"].jaxpr, [*fixed, *carry, *xs])
+        joined = _joined(carry, results[:carries])
+        if joined == carry:
+            return [*carry, *(_shifted(y, 1) for y in results[carries:])]
+        carry = joined
+
+
+def _shifted(of: Places, by: int) -> Places:
+    """Where there is a dim in front, or none any more: an element of a plate is then one step of the loop."""
+    return {n: MIXED if MIXED in (dim, dim + by) else dim + by for n, dim in of.items()}
+
+
+def _one(dims: Sequence[int | None]) -> int:
+    """The dim that all have."""
+    found = {dim for dim in dims if dim is not None}
+    return found.pop() if len(found) == 1 else MIXED
+
+
+def _unknown(equation: Any, dims: Sequence[int | None]) -> int:
+    del equation, dims
+    return MIXED
+
+
+def _elementwise(equation: Any, dims: Sequence[int | None]) -> int:
+    del equation
+    return _one(dims)
+
+
+def _outside(name: str) -> Rule:
+    """Of operations along the dims that a parameter names, which stay."""
+
+    def rule(equation: Any, dims: Sequence[int | None]) -> int:
+        along, dim = equation.params[name], _one(dims)
+        return MIXED if dim in (along if isinstance(along, tuple) else (along,)) else dim
+
+    return rule
+
+
+def _reduced(name: str) -> Rule:
+    """Of operations along the dims that a parameter names, which are gone."""
+
+    def rule(equation: Any, dims: Sequence[int | None]) -> int:
+        along, dim = equation.params[name], _one(dims)
+        return MIXED if dim in along else dim - sum(d < dim for d in along) if dim >= 0 else MIXED
+
+    return rule
+
+
+def _batched(equation: Any, dims: Sequence[int | None]) -> int:
+    """Of functions of matrices."""
+    dim = _one(dims)
+    return dim if dim < len(equation.invars[0].aval.shape) - 2 else MIXED
+
+
+def _reshaped(equation: Any, dims: Sequence[int | None]) -> int:
+    dim, old = _one(dims), equation.invars[0].aval.shape
+    new, before = equation.outvars[0].aval.shape, math.prod(old[:dim])
+    same = (d for d, n in enumerate(new) if n == old[dim] and math.prod(new[:d]) == before)
+    return MIXED if equation.params["dimensions"] is not None else next(same, MIXED)
+
+
+def _broadcast(equation: Any, dims: Sequence[int | None]) -> int:
+    return equation.params["broadcast_dimensions"][_one(dims)]
+
+
+def _unstacked(equation: Any, dims: Sequence[int | None]) -> int:
+    dim, axis = _one(dims), equation.params["axis"]
+    return MIXED if dim in (MIXED, axis) else dim - (dim > axis)
+
+
+def _stacked(equation: Any, dims: Sequence[int | None]) -> int:
+    dim = _one(dims)
+    return dim + (dim >= equation.params["axis"]) if dim >= 0 else MIXED
+
+
+def _transposed(equation: Any, dims: Sequence[int | None]) -> int:
+    return equation.params["permutation"].index(_one(dims))
+
+
+def _sliced(equation: Any, dims: Sequence[int | None]) -> int:
+    dim, size = _one(dims), equation.invars[0].aval.shape
+    return dim if equation.outvars[0].aval.shape[dim] == size[dim] else MIXED
+
+
+def _part(equation: Any, dims: Sequence[int | None]) -> int:
+    """Taken, or replaced, at indices."""
+    arrays = 2 if equation.primitive.name == "dynamic_update_slice" else 1
+    dim = _one(dims[:arrays]) if all(d is None for d in dims[arrays:]) else MIXED
+    part = equation.outvars[0] if arrays == 1 else equation.invars[1]
+    whole = equation.invars[0].aval.shape
+    return dim if dim >= 0 and part.aval.shape[dim] == whole[dim] else MIXED
+
+
+def _padded(equation: Any, dims: Sequence[int | None]) -> int:
+    dim = _one(dims[:1])
+    plain = dims[1] is None and equation.params["padding_config"][dim] == (0, 0, 0)
+    return dim if plain else MIXED
+
+
+def _product(equation: Any, dims: Sequence[int | None]) -> int:
+    contracted, batch = equation.params["dimension_numbers"]
+    found = []
+    for side, dim in enumerate(dims):
+        if dim is None:
+            continue
+        if dim in batch[side]:
+            found.append(batch[side].index(dim))
+        elif dim in contracted[side]:
+            return MIXED
+        else:
+            free = [
+                [d for d in range(len(v.aval.shape)) if d not in (*batch[s], *contracted[s])]
+                for s, v in enumerate(equation.invars)
+            ]
+            found.append(len(batch[0]) + len(free[0]) * side + free[side].index(dim))
+    return _one(found)
+
+
+def _convolved(equation: Any, dims: Sequence[int | None]) -> int:
+    numbers = equation.params["dimension_numbers"]
+    is_batch = dims[0] == numbers.lhs_spec[0] and dims[1] is None
+    plain = equation.params["batch_group_count"] == 1
+    return numbers.out_spec[0] if is_batch and plain else MIXED
+
+
+def _windows(equation: Any, dims: Sequence[int | None]) -> int:
+    dim, params = _one(dims), equation.params
+    names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
+    alone = all(params[name][dim] == 1 for name in names) and params["padding"][dim] == (0, 0)
+    return dim if alone else MIXED
+
+
+def _gathered(equation: Any, dims: Sequence[int | None]) -> int:
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    operand, indices = equation.invars[0].aval.shape, dims[1]
+    out = range(len(equation.outvars[0].aval.shape))
+    of_indices = [d for d in out if d not in numbers.offset_dims]
+    if dims[0] is None:
+        assert indices is not None
+        return of_indices[indices] if indices < len(of_indices) else MIXED
+    if dims[0] in numbers.operand_batching_dims:
+        place = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(dims[0])]
+        return of_indices[place] if indices in (None, place) else MIXED
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    if indices is not None or dims[0] in gone or sizes[dims[0]] != operand[dims[0]]:
+        return MIXED
+    kept = [d for d in range(len(operand)) if d not in gone]
+    return numbers.offset_dims[kept.index(dims[0])]
+
+
+def _named(names: str, rule: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
+
+
+RULES: Mapping[str, Rule] = {
+    **_named("add add_any sub mul div rem max min neg sign abs floor ceil round", _elementwise),
+    **_named("pow integer_pow square sqrt rsqrt cbrt exp exp2 expm1 log log1p", _elementwise),
+    **_named("sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh", _elementwise),
+    **_named("logistic erf erfc erf_inv lgamma digamma polygamma zeta", _elementwise),
+    **_named("igamma igammac regularized_incomplete_beta bessel_i0e bessel_i1e", _elementwise),
+    **_named("random_gamma_grad nextafter is_finite clamp select_n", _elementwise),
+    **_named("eq ne lt le gt ge and or xor not shift_left shift_right_logical", _elementwise),
+    **_named("convert_element_type reduce_precision stop_gradient copy", _elementwise),
+    **_named("vi_kit_term", _elementwise),
+    **_named("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or", _reduced("axes")),
+    **_named("argmax argmin", _reduced("axes")),
+    **_named("squeeze", _reduced("dimensions")),
+    **_named("cumsum cumprod cummax cummin cumlogsumexp split", _outside("axis")),
+    **_named("rev", _outside("dimensions")),
+    **_named("sort concatenate", _outside("dimension")),
+    **_named("cholesky triangular_solve lu eigh qr svd", _batched),
+    "reshape": _reshaped,
+    "broadcast_in_dim": _broadcast,
+    "stack": _stacked,
+    "unstack": _unstacked,
+    "transpose": _transposed,
+    "slice": _sliced,
+    **_named("dynamic_slice dynamic_update_slice", _part),
+    "pad": _padded,
+    "dot_general": _product,
+    "conv_general_dilated": _convolved,
+    **_named("reduce_window_sum reduce_window_max reduce_window_min", _windows),
+    "gather": _gathered,
+}
+"""By the name of the primitive."""
