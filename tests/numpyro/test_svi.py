@@ -191,4 +191,4 @@ def test_nothing_traced_outlives_its_trace(loss):
 
     params = {"loc": jnp.zeros(3), "logit": jnp.zeros(())}
     with jax.checking_leaks():
-        jax.grad(lambda p: loss.loss(jax.random.key(0), p, guide, guide))(params)
+        jax.make_jaxpr(jax.grad(lambda p: loss.loss(jax.random.key(0), p, guide, guide)))(params)
