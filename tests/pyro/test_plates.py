@@ -374,18 +374,23 @@ def test_a_guide_that_knows_the_minibatch_only(objective):
     ids=repr,
 )
 @pytest.mark.parametrize("estimator", [vi.Reparam(), vi.Score(vi.LeaveOneOut())], ids=repr)
-def test_a_plate_without_a_size_has_that_of_its_sites(objective, estimator):
+@pytest.mark.parametrize("local", [True, False])
+def test_a_plate_without_a_size_has_that_of_its_sites(objective, estimator, local):
+    """That of their distributions, or else of the data."""
+
     def value(*size):
         def model():
             loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
             with pyro.plate("data", *size):
-                z = pyro.sample("z", dist.Normal(loc + torch.zeros(6), 1.0))
-                pyro.sample("x", dist.Normal(z, 0.5), obs=X)
+                if local:
+                    loc = pyro.sample("z", dist.Normal(loc + torch.zeros(6), 1.0))
+                pyro.sample("x", dist.Normal(loc, 0.5), obs=X)
 
         def guide():
             pyro.sample("loc", dist.Normal(0.2, 0.7))
             with pyro.plate("data", *size):
-                pyro.sample("z", dist.Normal(pyro.param("a", torch.zeros(6)), 1.0))
+                if local:
+                    pyro.sample("z", dist.Normal(pyro.param("a", torch.zeros(6)), 1.0))
 
         pyro.set_rng_seed(1)
         return Loss(objective, estimator, num_samples=2).loss(model, guide)

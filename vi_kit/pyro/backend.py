@@ -648,8 +648,12 @@ class _Handler:
                 raise Replan
             size = int(frame.size)
             if size < 0:  # a plate without a size has that of its sites
-                batch = msg["fn"].batch_shape
-                size = batch[frame.dim] if len(batch) >= -frame.dim else 1
+                shape: Any = getattr(msg["value"], "shape", ())
+                both: Any = (
+                    msg["fn"].batch_shape,
+                    shape[: len(shape) - len(msg["fn"].event_shape)],
+                )
+                size = max((s[frame.dim] for s in both if len(s) >= -frame.dim), default=1)
             if size != 1 or frame.size == 1:
                 axes.append(_plate(frame, -frame.dim, size))
         return self.run.one_name(self.program.role, axes)
