@@ -99,6 +99,8 @@ class Run:
         self.opened: Site
         """Whose value is being made."""
         self.num_terms = 0
+        self.deepest_dim = 0
+        """Of the plates that were met, counted from the right."""
         self.dims: dict[Axis, int] = {}
         self.placed_dims = 0
         self._replicates = 0

@@ -42,6 +42,10 @@ def of_other_library(library: str) -> BackendError:
     )
 
 
+UNKNOWN_NESTING = 32
+"""Stands for the number of plate dims while it is being found."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of a `Loss`.

@@ -54,6 +54,7 @@ from vi_kit.run import STEP_KEY, Run
 from vi_kit.select import Selection
 from vi_kit.settings import (
     SETTINGS,
+    UNKNOWN_NESTING,
     Settings,
     make_plan,
     not_finite,
@@ -63,9 +64,6 @@ from vi_kit.settings import (
 )
 
 NOTHING = "no latent site of NumPyro: vi_kit.pyro.Loss is for Pyro's programs"
-
-UNKNOWN_NESTING = 32
-"""Stands for the number of plate dims while it is being found."""
 
 
 class Loss(ELBO):

@@ -644,6 +644,7 @@ class _Handler:
             if frame.name in replicates:
                 axes.append(replicates[frame.name])
                 continue
+            self.run.deepest_dim = max(self.run.deepest_dim, -frame.dim)
             if frame.dim < -self.run.plan.max_plate_nesting:
                 raise Replan
             size = int(frame.size)

@@ -10,10 +10,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import pyro.poutine as poutine
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.util import prune_subsample_sites
 
 from vi_kit._errors import (
     BackendError,
@@ -42,6 +40,7 @@ from vi_kit.pyro.replay import PyroReplay
 from vi_kit.run import Run
 from vi_kit.settings import (
     SETTINGS,
+    UNKNOWN_NESTING,
     Settings,
     make_plan,
     not_finite,
@@ -85,7 +84,7 @@ class Loss(ELBO):
         estimators: estimators by pattern of site names, or one for all; a site that no pattern matches
             takes `infer={"estimator": ...}` of its sample statement, else the default rule's.
         num_samples: independent estimates that are averaged.
-        max_plate_nesting: dims reserved for plates; found by running model and guide once if left out.
+        max_plate_nesting: dims reserved for plates; found by running model and guide if left out.
         vectorize: whether replicates are drawn in one pass, as batch dims in front of the program's own, or one after
             the other. Left out, the first step finds out: it runs model and guide by themselves at one or two of
             the replicates and of the values of enumerated sites, and compares every log density. A program that
@@ -359,21 +358,22 @@ class Loss(ELBO):
         known = self._plans.find((model, guide, rest), numbers)
         if known is not None and not again:
             return known
-        previous, nesting = previous or known, self.settings.max_plate_nesting
-        if nesting is None:
-            nesting = _plate_nesting(model, guide, args, kwargs)
+        previous, nesting, deepest = previous or known, self.settings.max_plate_nesting, 0
         selection = self.settings.selection if previous is None else previous.selection
         in_turn = "" if previous is None else previous.in_turn
         # nothing lies in front in a dry run
-        draft = Plan(selection, nesting, vectorize=False, in_turn=in_turn)
+        depth = UNKNOWN_NESTING if nesting is None else nesting
+        draft = Plan(selection, depth, vectorize=False, in_turn=in_turn)
 
         def execute(run: Run) -> None:
+            nonlocal deepest
             try:
                 self._execute(run, model, guide, args, kwargs)
             except Replan:
                 raise BackendError(
                     f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
                 ) from None
+            deepest = max(deepest, run.deepest_dim)
 
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             plan = _without_jumps(draft, execute)
@@ -387,7 +387,11 @@ class Loss(ELBO):
             if in_turn:  # which statements are taken at which values is known by provenance alone
                 plan = replace(plan, tracked=True, entangled=False)
             plan = replace(plan, provenance=_untraceable(plan, execute))
-        plan = replace(plan, vectorize=self.settings.vectorize is not False and not in_turn)
+        plan = replace(
+            plan,
+            max_plate_nesting=deepest if nesting is None else nesting,
+            vectorize=self.settings.vectorize is not False and not in_turn,
+        )
         self._plans.keep((model, guide, rest), numbers, plan)
         return plan
 
@@ -558,18 +562,3 @@ def _with_closed_forms(plan: Plan, execute: Callable[[Run], None]) -> Plan:
     plain = replace(plan, num_slots=1, tracked=False)
     execute(Run(PyroBackend(), plain, findings=Findings(), analysis=found, with_gradient=False))
     return with_closed_forms(plan, found)
-
-
-def _plate_nesting(model: Any, guide: Any, args: Any, kwargs: Any) -> int:
-    """How many dims the plates take, found by running guide and model once."""
-    with poutine.block(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
-            *args, **kwargs
-        )
-    nesting = 0
-    for trace in (model_trace, guide_trace):
-        for site in prune_subsample_sites(trace).nodes.values():
-            frames: Any = site.get("cond_indep_stack", ()) if site.get("type") == "sample" else ()
-            nesting = max([nesting, *(-frame.dim for frame in frames if frame.vectorized)])
-    return nesting
