@@ -251,12 +251,12 @@ class DistributionView(ABC):
         return values[0], values[-1]
 
     def two_values(self) -> tuple[Array, Array]:
-        """Two values, as far apart as the support tells."""
+        """Two values, of which no element is the same if the support is known."""
         one, ends = self.sample(), self.ends()
         xp = array_namespace(one)
         if ends is not None:
-            first, second = (xp.asarray(end, dtype=one.dtype) for end in ends)
-            return xp.broadcast_to(first, one.shape), xp.broadcast_to(second, one.shape)
+            first, last = (xp.asarray(end, dtype=one.dtype) for end in ends)
+            return xp.broadcast_to(first, one.shape), xp.where(one == first, last, one)
         if self.event_shape and self.is_discrete(self.fn):  # one hot, or counts
             return one, xp.roll(one, 1, axis=-1)
         return one, self.sample()

@@ -192,6 +192,21 @@ def test_weights_that_start_at_zero(lib):
     assert "model site 'x': elements of plate 'data'" in lib.Loss().explain(model, guide)
 
 
+def test_a_cost_that_is_the_same_at_both_ends_of_a_support(lib):
+    def model():
+        with lib.plate("data", 5):
+            z = lib.sample("z", lib.dist.Categorical(lib.array(np.full(3, 1 / 3))))
+            loc = lib.xp.asarray((z - 1) ** 2, dtype=lib.array(X).dtype).mean(-1, keepdims=True)
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(np.zeros(5)))
+
+    def guide():
+        logits = lib.theta(np.zeros(15)).reshape(5, 3)
+        with lib.plate("data", 5):
+            lib.sample("z", lib.dist.Categorical(logits=logits))
+
+    assert "model site 'x': elements of plate 'data'" in lib.Loss().explain(model, guide)
+
+
 def apart_programs(lib, name):
     """Programs whose elements do not see each other."""
     xp, dist = lib.xp, lib.dist
