@@ -26,7 +26,11 @@ class PyroWords:
         self.sample, self.plate, self.factor = pyro.sample, pyro.plate, pyro.factor
         self.guide_factor = functools.partial(pyro.factor, has_rsample=True)
         self.handlers = SimpleNamespace(
-            scale=poutine.scale, mask=poutine.mask, block=poutine.block, condition=poutine.condition
+            scale=poutine.scale,
+            mask=poutine.mask,
+            block=poutine.block,
+            condition=poutine.condition,
+            do=poutine.do,
         )
         self.Loss = Loss
         self.xp: Any = torch

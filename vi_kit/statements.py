@@ -45,6 +45,12 @@ class Statement:
         return (*batch, *self.dist.event_shape)
 
 
+def is_copy(message: Any) -> bool:
+    """Whether a message of either library is about what an intervention (`do`) leaves of a site, on which nothing
+    depends."""
+    return message.get("_intervener_id") is not None
+
+
 @dataclass(eq=False)
 class Simulation:
     """Offers every latent site of a program to its estimator."""
@@ -140,6 +146,10 @@ class Simulation:
             )
         )
 
+    def leaves_out(self, name: str) -> bool:
+        """Whether the copy that an intervention leaves of a site is no term."""
+        return False
+
     def relaxes(self, name: str) -> bool:
         """Whether the value of a site may lie outside its support."""
         return name in self.sites and _relaxes(self.run, self.sites[name])
@@ -231,6 +241,10 @@ class Replay:
             unscaled=unscaled,
         )
         self.terms.append(term)
+
+    def leaves_out(self, name: str) -> bool:
+        """See `Simulation.leaves_out`."""
+        return name not in self.draw
 
     def relaxes(self, name: str) -> bool:
         """See `Simulation.relaxes`."""

@@ -43,6 +43,7 @@ from vi_kit.statements import (
     Simulation,
     Statement,
     check_parameter,
+    is_copy,
     no_density,
     one_number,
     split_scale,
@@ -595,6 +596,8 @@ class _Handler:
         elif kind == "sample" and not msg["is_observed"]:
             if msg.get("_control_flow_done"):
                 self.came_out(msg)
+            elif msg["value"] is None and self.is_left_out(msg):
+                msg["value"] = jnp.zeros(msg["fn"].shape())
             elif msg["value"] is None:
                 self.latent(msg)
 
@@ -635,7 +638,7 @@ class _Handler:
                     of_estimator=False,
                 )
             self.backend.mutable[name] = msg["value"]
-        elif kind == "sample":
+        elif kind == "sample" and not self.is_left_out(msg):
             try:
                 self.sampled(msg)
             except NotImplementedError as error:
@@ -645,6 +648,9 @@ class _Handler:
     def plate_key(self, name: str) -> jax.Array:
         """The key of a minibatch: all replicates, programs and steps of a scan share it."""
         return random.fold_in(self.backend.shared_key, 2**31 + zlib.crc32(name.encode()) // 2)
+
+    def is_left_out(self, msg: Any) -> bool:
+        return is_copy(msg) and self.reading.leaves_out(msg["name"])
 
     def latent(self, msg: Any) -> None:
         fn, shape = msg["fn"], msg["kwargs"].get("sample_shape", ())

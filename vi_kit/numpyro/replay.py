@@ -16,6 +16,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.statements import is_copy
 from vi_kit.supports import edges
 from vi_kit.unbiased import Densities, Displaced
 
@@ -172,8 +173,10 @@ class NumPyroReplay:
         with _Constant():
             guide_trace = handlers.trace(guide).get_trace(*self.args, **self.kwargs)
         model = handlers.replay(handlers.substitute(self.model, data), guide_trace)
-        model_trace = handlers.trace(handlers.seed(model, key_model))
-        return model_trace.get_trace(*self.args, **self.kwargs), guide_trace
+        traced = handlers.trace(handlers.seed(model, key_model))
+        trace = traced.get_trace(*self.args, **self.kwargs)
+        kept = {n: site for n, site in trace.items() if n in guide_trace or not is_copy(site)}
+        return kept, guide_trace
 
 
 class _Constant(Messenger):

@@ -47,6 +47,7 @@ from vi_kit.statements import (
     Simulation,
     Statement,
     check_parameter,
+    is_copy,
     one_number,
     outside_support,
     split_scale,
@@ -568,6 +569,9 @@ class _Handler:
             return
         if _is_silent(msg) or msg["done"]:
             return
+        if is_copy(msg) and self.reading.leaves_out(name):
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+            return
         if msg["is_observed"]:
             # what transforms remember of the data is older than the parameters
             if isinstance(msg["value"], torch.Tensor) and msg["value"].grad_fn is None:
@@ -592,6 +596,8 @@ class _Handler:
                 self.noise.after_site(name)
             return
         if _is_silent(msg) or (msg["is_observed"] and _runs_model_in_guide()):
+            return
+        if is_copy(msg) and self.reading.leaves_out(name):
             return
         if getattr(fn, "has_rsample", True) is False and type(fn).__name__ == "Unit":
             if self.program.role == "guide" and self.run.findings is not None:

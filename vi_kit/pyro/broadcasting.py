@@ -336,6 +336,9 @@ class _Solo:
             own = own.broadcast(whole.axes)
         self._compare(what, own.array, whole.array, spread)
 
+    def leaves_out(self, name: str) -> bool:
+        return self.original.leaves_out(name)
+
     def relaxes(self, name: str) -> bool:
         return self.original.relaxes(name)
 

@@ -142,6 +142,9 @@ class Turns:
             arrays["factor"] = factor()
         self._note(sheet, arrays)
 
+    def leaves_out(self, name: str) -> bool:
+        return self.reading.leaves_out(name)
+
     def relaxes(self, name: str) -> bool:
         return self.reading.relaxes(name)
 

@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 
 from vi_kit.pyro.distributions import PyroDistribution
+from vi_kit.statements import is_copy
 from vi_kit.supports import edges
 from vi_kit.unbiased import Densities, Displaced
 
@@ -171,7 +172,10 @@ class PyroReplay:
         with _Given(values):
             guide = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
         model = poutine.trace(poutine.replay(self.model, trace=guide))
-        return model.get_trace(*self.args, **self.kwargs), guide
+        trace = model.get_trace(*self.args, **self.kwargs)
+        for name in [n for n, site in trace.nodes.items() if n not in guide and is_copy(site)]:
+            trace.remove_node(name)
+        return trace, guide
 
 
 class _Given(poutine.messenger.Messenger):
