@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from array_api_compat import array_namespace
+
 from vi_kit._errors import message
 
 if TYPE_CHECKING:
@@ -84,10 +86,33 @@ POLES = {"div": 1, "reciprocal": 0, "rsqrt": 0, "addcdiv": 2, "pow": 0, "integer
 """Operations that are infinite where an operand is zero, and may have another limit on either side; which operand, by
 any library's name. Powers are if their exponent is negative."""
 
+
+def negative_directions(matrix: Any) -> Any:
+    """What changes where a matrix is singular and may have another inverse on either side: how many eigenvalues are
+    negative, without those that are by rounding; if it is not symmetric, the sign of its determinant."""
+    xp = array_namespace(matrix)
+    if matrix.shape[-1] != matrix.shape[-2]:
+        return xp.zeros_like(matrix)
+    a = xp.where(xp.isfinite(matrix), matrix, xp.zeros_like(matrix))
+    even, eps = (a + a.mT) / 2, float(xp.finfo(a.dtype).eps)
+    values, size = xp.linalg.eigvalsh(even), xp.max(xp.abs(a), axis=(-2, -1))
+    least = 4.0 * a.shape[-1] * eps * size
+    is_even = xp.max(xp.abs(a - even), axis=(-2, -1)) <= eps**0.5 * size
+    below = xp.sum(xp.astype(values < -least[..., None], a.dtype), axis=-1)
+    return xp.where(is_even, below, xp.linalg.slogdet(a)[0])
+
+
+INVERSES = frozenset(
+    "inv solve _solve slogdet pinv linalg_inv_ex linalg_solve_ex linalg_slogdet linalg_pinv".split()
+)
+"""Operations that jump where their first operand is a singular matrix, by any library's name."""
+
 SIDES: Mapping[str, Callable[..., Any]] = {
-    "atan2": lambda y, x: (x < 0) & (y < 0),
+    "atan2": lambda y, x: y < 0,
     "tan": lambda x: (x / math.pi + 0.5) // 1,
     "copysign": lambda x, y: y < 0,
+    "signbit": lambda x: x < 0,
+    **dict.fromkeys(INVERSES, lambda matrix, *others: negative_directions(matrix)),
 }
 """Other operations that jump between values of their operands, and what changes there."""
 

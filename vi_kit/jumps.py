@@ -14,6 +14,7 @@ are read off, and without a derivative: then the program makes something else of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vi_kit._errors import message
-from vi_kit.degrees import CONSTANT, POLES, SIDES, Cut, DegreeProbe
+from vi_kit.degrees import CONSTANT, INVERSES, POLES, SIDES, Cut, DegreeProbe
 
 if TYPE_CHECKING:
     from vi_kit.backend import Distribution
@@ -35,11 +36,25 @@ NUM_DRAWS = 6
 PLACES = (0.0, 1.0, -1.0, 2.5, -2.0, 6.0, -5.0, 20.0, -20.0)
 """Where on the way a program is evaluated, in steps as far as draws are apart."""
 
+Aside = tuple[float, ...]
+
+HERE: Aside = (0.0,) * (NUM_DRAWS - 2)
+
+ASIDE = [(*HERE[:i], by, *HERE[i + 1 :]) for by in (5.0, -5.0) for i in range(len(HERE))]
+"""How far beside this way others are, towards further draws, on which an operation is looked at that jumps at some
+values of several operands together."""
+
 MAX_CHANGES = 3
 """How many changes of an operation's result are looked at."""
 
 MAX_RUNS = 4
 """How often the program is run once more, to see what it does on either side of an `if`."""
+
+SLOPE_PLACES = (0.0, 0.7, -1.3)
+"""Where a derivative is compared with differences."""
+
+WIDTHS = (0.03, 0.005)
+"""Of these, and of half of each."""
 
 READ_PLACES = (1.0, -1.0, 6.0, -5.0)
 """Where a program that reads values is compared with the operations that were followed."""
@@ -152,21 +167,25 @@ class Jumps:
 def find_jumps(
     sources: Sequence[str],
     degrees: Sequence[Degrees],
-    at: Callable[[float], Snapshot],
+    at: Callable[[float, Aside], Snapshot],
     again: Again | None = None,
     branches: frozenset[Cut] = frozenset(),
     reads: frozenset[Cut] = frozenset(),
+    stops: frozenset[Cut] = frozenset(),
+    slopes: Slopes | None = None,
 ) -> Jumps:
     """Test every operation that takes steps and reaches a term.
 
     Args:
         sources: by `JumpProbe.sources`.
         degrees: of `JumpProbe.values`.
-        at: evaluates the program, as it was traced, at a place.
+        at: evaluates the program, as it was traced, at a place, so far aside of the way.
         again: runs the program itself there, and evaluates it as it was traced, where all sites have moved or, given a
             label, one; `None` where it cannot be run.
         branches: the operations by which it chooses its way, so that it has to be run.
         reads: where it reads a value that it may use without a derivative.
+        stops: where it says that a value has none.
+        slopes: derivatives of the terms, and their differences; `None` if there are none.
     """
     terms: dict[Cut, dict[int, None]] = {}
     labels: dict[Cut, dict[str, None]] = {}
@@ -177,10 +196,11 @@ def find_jumps(
                 labels.setdefault(cut, {})[label] = None
     found: dict[str, dict[str, None]] = {}
     assumed: dict[str, dict[str, None]] = {}
-    way = _Way(at, again, branches)
+    ways = [_Way(lambda place, a=a: at(place, a), again, branches) for a in (HERE, *ASIDE)]
+    way = ways[0]
     lost: dict[str, dict[str, None]] = {}
     read = [cut for cut in sorted(terms) if cut in reads]
-    verdicts = way.unfollowed(list(dict.fromkeys(k for cut in read for k in labels[cut])))
+    verdicts = _by_label(way.differing, [k for cut in read for k in labels[cut]])
     for cut in read:
         for label in labels[cut]:
             if verdicts[label] is None:
@@ -188,8 +208,23 @@ def find_jumps(
             for i in verdicts[label] or ():
                 if cut in degrees[i].get(label, CONSTANT).cuts:
                     lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
-    for cut in sorted(terms.keys() - reads):
-        verdict = way.jumping(cut, list(terms[cut]))
+    stopping = [cut for cut in sorted(terms) if cut in stops]
+    stopped = [k for cut in stopping for k in labels[cut] if k not in lost]
+    verdicts = _by_label(functools.partial(_broken, slopes), stopped)
+    for cut in stopping:
+        for label in verdicts.keys() & labels[cut].keys():
+            if verdicts[label] is None:
+                assumed.setdefault(label, {})[str(cut)] = None
+            for i in verdicts[label] or ():
+                if cut in degrees[i].get(label, CONSTANT).cuts:
+                    lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
+    for cut in sorted(terms.keys() - reads - stops):
+        verdict = None
+        for one in ways if cut.name in SIDES else ways[:1]:
+            new = one.jumping(cut, list(terms[cut]))
+            verdict = verdict if new is None else new
+            if verdict:
+                break
         for label in labels[cut]:
             if verdict is None and not way.is_calm(cut):
                 assumed.setdefault(label, {})[str(cut)] = None
@@ -204,6 +239,55 @@ def find_jumps(
 
 
 Again = Callable[[float, str | None], tuple[Snapshot, Snapshot] | None]
+
+Sums = tuple[np.ndarray, np.ndarray]
+"""Of each term a weighted sum over its elements, and by how much it may be rounded."""
+
+Slopes = Callable[[float, str | None], tuple[np.ndarray, Callable[[float], Sums]]]
+"""At a place, where all sites move or, given a label, one: the derivatives of sums, and the sums somewhat further."""
+
+Verdict = list[int] | None
+
+
+def _by_label(find: Callable[[str | None], Verdict], labels: Iterable[str]) -> dict[str, Verdict]:
+    """What is found for each site, where it is found for all together."""
+    labels = list(dict.fromkeys(labels))
+    together = find(None) if labels else []
+    if not together or len(labels) == 1:
+        return dict.fromkeys(labels, together)
+    alone = {label: find(label) for label in labels}
+    return alone if any(alone.values()) else dict.fromkeys(labels, together)
+
+
+def _broken(slopes: Slopes | None, label: str | None) -> Verdict:
+    """Which terms change otherwise than their derivative says, where all sites or one move; `None` if that cannot be
+    compared."""
+    found: dict[int, None] = {}
+    seen = False
+    if slopes is None:
+        return None
+    for place in SLOPE_PLACES:
+        try:
+            slope, sums = slopes(place, label)
+            is_off = np.logical_and.reduce([_is_off(slope, sums, width) for width in WIDTHS])
+        except Exception:  # the program may refuse values, or have no derivative
+            continue
+        seen = seen or bool(np.isfinite(slope).any())
+        found.update(dict.fromkeys(np.flatnonzero(is_off).tolist()))
+    return list(found) if seen else None
+
+
+def _is_off(slope: np.ndarray, sums: Callable[[float], Sums], width: float) -> np.ndarray:
+    """Whether derivatives are none, by differences of two widths: what these differ by is their error."""
+    wide, narrow = (_difference(sums, w) for w in (width, width / 2.0))
+    best = narrow[0] + (narrow[0] - wide[0]) / 3.0
+    error = 3.0 * np.abs(narrow[0] - wide[0]) + narrow[1]
+    return np.abs(slope - best) > error + 1e-5 * (np.abs(slope) + np.abs(best))
+
+
+def _difference(sums: Callable[[float], Sums], width: float) -> Sums:
+    (above, noise), (below, _) = sums(width), sums(-width)
+    return (above - below) / (2.0 * width), noise / width
 
 
 class _Way:
@@ -236,14 +320,6 @@ class _Way:
                 return None
             self.runs[place] = made[0]
         return self.runs[place]
-
-    def unfollowed(self, labels: Sequence[str]) -> dict[str, list[int] | None]:
-        """Which terms sites reach by ways that were not followed; `None` where it was not found out."""
-        together = self.differing(None) if labels else []
-        if not together or len(labels) == 1:
-            return dict.fromkeys(labels, together)
-        alone = {label: self.differing(label) for label in labels}
-        return alone if any(alone.values()) else dict.fromkeys(labels, together)
 
     def differing(self, label: str | None) -> list[int] | None:
         """Which terms the program makes otherwise than the operations that were followed, where all sites or one have
@@ -302,7 +378,8 @@ class _Way:
         kinds = {below.terms[i].dtype for i in terms if below.terms[i].dtype.kind == "f"}
         # nearer than this, one operation may have two results in one compiled program
         width = 64.0 * max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
-        width = max(width, POLE_WIDTH) if cut.name in POLES else width
+        is_pole = cut.name in POLES or cut.name in INVERSES
+        width = max(width, POLE_WIDTH) if is_pole else width
         for _ in range(80):
             middle = 0.5 * (low + high)
             if middle in (low, high) or abs(high - low) <= width * max(1.0, abs(middle)):
@@ -331,7 +408,7 @@ class _Way:
         elif above.is_elsewhere:
             return None
         sides = []
-        for factor in (1.0, 3.0, 8.0) if cut.name in POLES else (8.0,):  # 0 / 0 is rounded
+        for factor in (1.0, 3.0, 8.0) if is_pole else (8.0,):  # 0 / 0 is rounded
             step = factor * (high - low)
             sides.append((below, self.at(low - step)))
             if cut not in self.branches:
@@ -407,3 +484,18 @@ def refusal(label: str, estimator: Any, found: Sequence[str], lost: Sequence[str
         " MeasureValued() or Score()",
         fix=f'estimators={{"{site}": vi.MeasureValued()}}, or vi.{name}(..., biased=True)',
     )
+
+
+def weighted(terms: Sequence[Any], asarray: Callable[[Any], Any]) -> list[Any]:
+    """Sums over the elements of terms, with weights that let none cancel another."""
+    rng, sums = np.random.default_rng(0), []
+    for term in terms:
+        sums.append((term * asarray(rng.uniform(1.0, 2.0, tuple(term.shape)))).sum())
+    return sums
+
+
+def rounded(terms: Sequence[np.ndarray]) -> np.ndarray:
+    """By how much such sums may be rounded."""
+    eps = [float(np.finfo(t.dtype).eps) if t.dtype.kind == "f" else 0.0 for t in terms]
+    sizes = [2.0 * np.abs(t.astype(float)).sum() for t in terms]
+    return 8.0 * np.array(eps) * (1.0 + np.array(sizes))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
+from tests import oracles
 from tests.libraries import NumPyroWords, PyroWords
 
 VALUES = np.array([0.3, -0.2, 0.5])
@@ -116,6 +117,16 @@ def euler(lib, z):
     return y
 
 
+def gram(lib, z):
+    return z[:, None] * z[None, :] + lib.xp.eye(3)
+
+
+def stable(lib, z):
+    """A constant is taken out and put back, which cancels."""
+    largest = lib.detach(z.max())
+    return lib.xp.log(lib.xp.exp(z - largest).sum()) + largest
+
+
 def masked(lib, z):
     mask = lib.array([0.3, -0.1, 2.0]) > 0.0
     return where(lib, mask, z, 0.0 * z).sum()
@@ -151,6 +162,11 @@ KINKS = {
     "rational": lambda lib, z: z[1] / (1.0 + z[0] ** 2),
     "unguarded_sinc": lambda lib, z: lib.xp.sin(z[0]) / z[0],
     "same_on_both_sides": lambda lib, z: lib.xp.arctan(1.0 / z[0] ** 2),
+    "direction": lambda lib, z: lib.xp.cos(lib.xp.arctan2(z[0], z[1] + 1.0)),
+    "copied_sign": lambda lib, z: lib.xp.copysign(z[0], z[0] * lib.array(1.0)),
+    "inverse": lambda lib, z: lib.xp.linalg.inv(gram(lib, z)).sum(),
+    "solution": lambda lib, z: lib.xp.linalg.solve(gram(lib, z), z[:, None]).sum(),
+    "stable": stable,
     "unit_vector": lambda lib, z: (z / lib.xp.sqrt((z**2).sum()))[0],
 }
 
@@ -186,6 +202,10 @@ def recursion(lib, z):
     return y
 
 
+def hankel(lib, z):
+    return lib.xp.stack([z[:2], z[1:]])
+
+
 def changed(lib, z):
     """Written into a copy."""
     if lib.name == "numpyro":
@@ -218,6 +238,13 @@ JUMPS = {
     "kept_from_zero": lambda lib, z: z[0] / lib.xp.clip(lib.xp.sqrt(z[0] ** 2), 1e-12, 9.0),
     "two_limits": lambda lib, z: lib.xp.exp(-lib.xp.exp(-1.0 / (z[0] - 4.0))),
     "angle": lambda lib, z: lib.xp.arctan2(z[0], 0.0 * z[0] - 1.0),
+    "angle_of_both": lambda lib, z: lib.xp.arctan2(z[0], z[1] + 2.0),
+    "copied_sign": lambda lib, z: lib.xp.copysign(lib.array(1.3), z[0]) + z[1],
+    "inverse_of_one": lambda lib, z: lib.xp.arctan(lib.xp.linalg.inv(z[:1, None])[0, 0]),
+    "inverse_of_two": lambda lib, z: lib.xp.arctan(lib.xp.linalg.inv(hankel(lib, z)))[0, 0],
+    "solution": lambda lib, z: lib.xp.arctan(
+        lib.xp.linalg.solve(hankel(lib, z), lib.array([[1.0], [0.3]]))
+    ).sum(),
     "tangent": lambda lib, z: lib.xp.arctan(lib.xp.tan(z[0])),
 }
 
@@ -418,6 +445,95 @@ def test_values_that_are_read_have_no_path(case):
     text = r"site 'z': Reparam\(\) is biased if a cost has the value of 'z' without a derivative\n"
     with pytest.raises(vi.EstimatorError, match=rf"{text}  got:      {reason}"):
         lib.Loss(vi.elbo(), vi.Reparam()).explain(model, guide_of(lib))
+
+
+def without_gradient(lib, z):
+    if lib.name == "numpyro":
+        return lib.detach(z[0]) * z[1]
+    with lib.xp.no_grad():
+        return z[0] * 2.0
+
+
+def straight(lib, z):
+    """A function with a derivative of its own, which is wrong."""
+    if lib.name == "numpyro":
+        import jax
+
+        exp = jax.custom_jvp(lambda x: lib.xp.exp(x))
+        exp.defjvp(lambda x, dx: (lib.xp.exp(x[0]), dx[0]))
+        return exp(z[0])
+
+    class Exp(lib.xp.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.exp()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    return Exp.apply(z[0])
+
+
+STOPS = {
+    "detach": lambda lib, z: lib.detach(z[0]) + z[1],
+    "part": lambda lib, z: z[0] * lib.xp.exp(-lib.detach(z).sum()),
+    "without_gradient": without_gradient,
+    "straight": straight,
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_values_that_are_detached_have_no_path(case, lib):
+    model = model_of(lib, STOPS[case])
+    reason = r"model site 'x', because of (detach|stop_gradient|no_grad|custom_jvp)"
+    reason += r" \(\w+.py:\d+\)"
+    told = row(lib, model, guide_of(lib))
+    assert "Score(" in told and re.search(rf"the path is broken: {reason}", told)
+    text = r"site 'z': Reparam\(\) is biased if a cost has the value of 'z' without a derivative\n"
+    with pytest.raises(vi.EstimatorError, match=rf"{text}  got:      {reason}"):
+        lib.Loss(vi.elbo(), vi.Reparam()).explain(model, guide_of(lib))
+    meant = lib.Loss(vi.elbo(), vi.Reparam(biased=True))
+    assert "Reparam(biased=True)" in row(lib, model, guide_of(lib), loss=meant)
+
+
+def test_detached_values_that_reach_no_cost_change_nothing(lib):
+    """Of one site none does, in the distribution of another it does."""
+    seen = []
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        y = lib.sample("y", lib.dist.Normal(0.0, 1.0))
+        seen.append(lib.detach(z) + lib.detach(y))
+        lib.sample("x", lib.dist.Normal(z + y, 1.0), obs=lib.array(0.7))
+
+    def guide():
+        theta = lib.theta(VALUES)
+        z = lib.sample("z", lib.dist.Normal(theta[0], 1.0))
+        lib.sample("y", lib.dist.Normal(theta[1] + lib.detach(z), 1.0))
+
+    told = row(lib, model, guide)
+    assert "the path is broken: guide site 'y'" in told
+    told = row(lib, model, guide, "y")
+    assert "Reparam()" in told and "assumed" not in told
+
+
+def test_a_detached_value_gets_the_gradient_of_the_cost(lib):
+    """E[(z - 1.88)^2 + z^2] / 2 has the derivative -1.28, of which the path sees 0.3."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.sample("x", lib.dist.Normal(lib.detach(z), 1.0), obs=lib.array(1.88))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.theta(VALUES)[0], 1.0))
+
+    loss = lib.Loss(num_samples=100)
+    draws = lib.gradients(loss, model, guide, VALUES, 100, oracles.seed_of("detached"))
+    oracles.check_unbiased(draws, np.array([-1.28, 0.0, 0.0]))
+    biased = lib.Loss(estimators=vi.Reparam(biased=True), num_samples=100)
+    draws = lib.gradients(biased, model, guide, VALUES, 10, 0)
+    np.testing.assert_allclose(draws.mean(0)[0], 0.3, atol=0.2)
 
 
 def test_reads_that_reach_no_cost_change_nothing():

@@ -13,13 +13,14 @@ import numpy as np
 import numpyro.distributions
 from jax import lax
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from numpyro.distributions import Independent, TransformedDistribution, biject_to
 from numpyro.distributions.constraints import real
 from numpyro.util import not_jax_tracer
 
 import vi_kit
 from vi_kit.degrees import (
+    INVERSES,
     JUMPS,
     POLES,
     SIDES,
@@ -47,7 +48,18 @@ from vi_kit.degrees import (
     stepped,
     unknown,
 )
-from vi_kit.jumps import NUM_DRAWS, JumpProbe, Jumps, Snapshot, find_jumps
+from vi_kit.jumps import (
+    HERE,
+    NUM_DRAWS,
+    Aside,
+    JumpProbe,
+    Jumps,
+    Snapshot,
+    Sums,
+    find_jumps,
+    rounded,
+    weighted,
+)
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.plan import Plan
 
@@ -106,6 +118,25 @@ def line(equation: Any) -> str:
     return where.rsplit(":", 1)[0]
 
 
+def is_stop(equation: Any, where: str) -> bool:
+    """Whether a program says that a value has no derivative, or which one; JAX itself does so where others make up for
+    it."""
+    name = equation.primitive.name
+    if where.startswith(OWN):
+        return False
+    if name.startswith("custom_") and CALLS.get(name) in equation.params:
+        body = equation.params[CALLS[name]]
+        info = (body.jaxpr if isinstance(body, ClosedJaxpr) else body).debug_info
+        return f"at {JAX}" not in info.func_src_info
+    if name != "stop_gradient":
+        return False
+    traceback = equation.source_info.traceback
+    frames = [] if traceback is None else traceback.frames
+    outside = [i for i, frame in enumerate(frames) if frame.function_name == "stop_gradient"]
+    callers = frames[outside[0] + 1 :] if outside else []
+    return bool(callers) and not callers[0].file_name.startswith(JAX)
+
+
 class Reading:
     """Reads what the values of a jaxpr are in each site.
 
@@ -114,11 +145,13 @@ class Reading:
 
     Attributes:
         cuts: the equations that take steps, by their identity.
+        stops: those whose result has no derivative because the program says so.
     """
 
     def __init__(self, poles: bool = False) -> None:
         self.poles = poles
         self.cuts: dict[int, Cut] = {}
+        self.stops: dict[int, Cut] = {}
 
     def read(self, jaxpr: Jaxpr, inputs: Sequence[Degrees], where: str = "") -> list[Degrees]:
         """What the outputs are, given what the inputs are."""
@@ -135,6 +168,16 @@ class Reading:
         return [of(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, operands: list[Degrees], where: str) -> Sequence[Degrees]:
+        """What its results are."""
+        made = self._results(equation, operands, where)
+        if not (self.poles and is_stop(equation, where)):
+            return made
+        number = len(self.stops)
+        cut = Cut(Path(where).name, equation.primitive.name.removesuffix("_call"), -1 - number)
+        cut = self.stops.setdefault(id(equation), cut)
+        return [parted(one, one, cut) for one in made]
+
+    def _results(self, equation: Any, operands: list[Degrees], where: str) -> Sequence[Degrees]:
         name, params = equation.primitive.name, equation.params
         if params.get("name") == vi_kit_constant.__name__:
             return [{} for _ in equation.outvars]
@@ -186,6 +229,16 @@ class Reading:
         info = jaxpr.debug_info
         own = info.func_name
         is_jax = f"at {JAX}" in info.func_src_info
+        if is_jax and own in SIDES and self.poles and not where.startswith(OWN):
+            made = derive(own, moved, operands)
+            of = operands[0] if own in INVERSES else made
+            cut = Cut(Path(where).name, own, self._number(equation))
+            if of:
+                self.cuts[id(equation)] = cut
+            return [
+                parted(made, of, cut) if _is_float(v) else stepped(made, cut) if of else made
+                for v in equation.outvars
+            ]
         continuous = is_jax and own not in JUMPS and (is_custom or own in CONTINUOUS_FUNCTIONS)
         if not (is_custom or continuous):
             return self.read(jaxpr, operands, where)
@@ -248,13 +301,15 @@ def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
         if own.startswith(OWN):
             continue
         name, params = equation.primitive.name, equation.params
-        if name in JUMPS:
+        if name in JUMPS or is_stop(equation, own):
             return True
         if name in CALLS and CALLS[name] in params:
             body = params[CALLS[name]]
             inner = body.jaxpr if isinstance(body, ClosedJaxpr) else body
             is_jax = f"at {JAX}" in inner.debug_info.func_src_info
             own_name = inner.debug_info.func_name
+            if is_jax and own_name in SIDES:
+                return True
             if is_jax and (name.startswith("custom_") or own_name in CONTINUOUS_FUNCTIONS):
                 if own_name in JUMPS:
                     return True
@@ -303,8 +358,9 @@ def on_the_way(label: str, dist: NumPyroDistribution, t: jax.Array) -> Any:
     draws = fn.sample(dist.new_key(), (NUM_DRAWS,))
     one, *others = constant(bijection.inv(draws))
     steps = jnp.stack(others) - one
-    step = constant(jnp.sign(steps[0]) * jnp.sqrt(jnp.mean(steps**2, 0)))
-    value = bijection(one + t.astype(one.dtype) * step)
+    step = jnp.sign(steps[0]) * jnp.sqrt(jnp.mean(steps**2, 0))
+    directions = constant(jnp.stack([step, *steps[1:]]))
+    value = bijection(one + jnp.tensordot(t.astype(one.dtype), directions, 1))
     dist.intermediates = []
     for transform in transforms:
         noise = value
@@ -331,8 +387,8 @@ def find_jumps_in(
         sources[:] = probe.sources()
         return [jnp.asarray(value) for value in probe.values()]
 
-    zero, rng = np.zeros((), jnp.result_type(float)), np.random.default_rng(0)
-    closed = jax.make_jaxpr(values)([zero] * len(labels), list(inputs))
+    start_of, rng = np.zeros(1 + len(HERE), jnp.result_type(float)), np.random.default_rng(0)
+    closed = jax.make_jaxpr(values)([start_of] * len(labels), list(inputs))
     reading = Reading(poles=True)
     moving: list[Degrees] = [{label: start(None)} for label in labels]
     degrees = reading.read(closed.jaxpr, moving + [{}] * len(jax.tree.leaves(inputs)))
@@ -341,7 +397,7 @@ def find_jumps_in(
     consts = [plausible(c, rng) for c in closed.consts]
 
     def run(place: Any, origin: Any, consts: Any, inputs: Any) -> Any:
-        base, moved = ([t] * len(labels) + jax.tree.leaves(inputs) for t in (origin, place))
+        base, moved = ([*t, *jax.tree.leaves(inputs)] for t in (origin, place))
         for i in range(len(labels), len(base)):
             moved[i] = base[i]
         results: dict[Cut, list[Any]] = {}
@@ -353,7 +409,7 @@ def find_jumps_in(
         if not any(cut.name in POLES for cut in reading.cuts.values()):
             return run(place, *given)
         (results, terms), (slopes, _) = jax.jvp(
-            lambda t: run(t, *given), (place,), (jnp.ones_like(place),)
+            lambda t: run(t, *given), (place,), (jnp.zeros_like(place).at[:, 0].set(1.0),)
         )
         for key in results:
             if key[1] in POLES:
@@ -363,9 +419,13 @@ def find_jumps_in(
 
     unknown = {cut: None for cut in reading.cuts.values()}
 
-    def at(place: float) -> Snapshot:
+    def places(place: float, only: str | None = None, aside: Aside = HERE) -> np.ndarray:
+        moved = [place if only in (None, label) else 0.0 for label in labels]
+        return np.array([[x, *aside] for x in moved], start_of.dtype)
+
+    def at(place: float, aside: Aside) -> Snapshot:
         with jax.ensure_compile_time_eval():
-            made = evaluated(np.asarray(place, zero.dtype), zero, consts, list(inputs))
+            made = evaluated(places(place, aside=aside), places(0.0), consts, list(inputs))
         results, terms = jax.tree.map(np.asarray, made)
         found = {
             Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
@@ -373,7 +433,37 @@ def find_jumps_in(
         }
         return Snapshot({**unknown, **found}, terms)
 
-    return find_jumps(sources, degrees, at)
+    @jax.jit
+    def terms_at(place: Any, origin: Any, *given: Any) -> Any:
+        return run(place, origin, *given)[1]
+
+    @jax.jit
+    def derivatives(place: Any, consts: Any, inputs: Any) -> Any:
+        def sums(place: Any) -> Any:
+            arguments = [*place, *jax.tree.leaves(inputs)]
+            terms = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*arguments)
+            return jnp.stack(weighted(terms, jnp.asarray))
+
+        return jax.jacrev(sums)(place)[..., 0]
+
+    def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
+        """By JAX, and by evaluations of the program that see the same held values."""
+        start = places(place)
+        with jax.ensure_compile_time_eval():
+            by_site = np.asarray(derivatives(start, consts, list(inputs)))
+
+        def sums(by: float) -> Sums:
+            with jax.ensure_compile_time_eval():
+                moved = start + places(by, only)
+                terms = terms_at(moved, start, consts, list(inputs))
+            terms = [np.asarray(t) for t in terms]
+            return np.array(weighted(terms, np.asarray)), rounded(terms)
+
+        chosen = [only in (None, label) for label in labels]
+        return by_site[:, chosen].sum(1), sums
+
+    stops = frozenset(reading.stops.values())
+    return find_jumps(sources, degrees, at, stops=stops, slopes=slopes)
 
 
 def plausible(leaf: Any, rng: np.random.Generator, constraint: Any = real) -> Any:
@@ -471,6 +561,9 @@ class Evaluation:
             return self._cond(params["branches"], base, moved)
         if name in CALLS and CALLS[name] in params:
             body = params[CALLS[name]]
+            if id(equation) in self.cuts:
+                cut = self.cuts[id(equation)]
+                self.results.setdefault(cut, []).append(SIDES[cut.name](*moved))
             if isinstance(body, ClosedJaxpr):
                 return self.of(body.jaxpr, body.consts, base, moved)
             return self.of(body, (), base, moved)

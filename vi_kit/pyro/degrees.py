@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_iter, tree_map
 import vi_kit
 from vi_kit.degrees import (
     CONTINUOUS,
+    INVERSES,
     JUMPS,
     POLES,
     SIDES,
@@ -51,7 +52,18 @@ from vi_kit.degrees import (
     stepped,
     unknown,
 )
-from vi_kit.jumps import NUM_DRAWS, JumpProbe, Jumps, Snapshot, find_jumps
+from vi_kit.jumps import (
+    HERE,
+    NUM_DRAWS,
+    Aside,
+    JumpProbe,
+    Jumps,
+    Snapshot,
+    Sums,
+    find_jumps,
+    rounded,
+    weighted,
+)
 from vi_kit.plan import Plan
 from vi_kit.pyro.distributions import is_validation
 
@@ -108,6 +120,7 @@ class Reading:
         results: how to find the result of an operation that takes steps, from all values by number.
         branches: the operations that told the program a value of which it is known where it changes.
         reads: those that told it another.
+        stops: those whose result has no derivative because the program says so.
         is_whole: whether all else is followed.
         steps: all operations on values that depend on sites, if they are to be repeated.
         plain: all values by number.
@@ -121,6 +134,7 @@ class Reading:
     results: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
     branches: set[Cut] = field(default_factory=set)
     reads: set[Cut] = field(default_factory=set)
+    stops: set[Cut] = field(default_factory=set)
     is_whole: bool = True
     steps: list[Step] = field(default_factory=list)
     plain: list[torch.Tensor] = field(default_factory=list)
@@ -252,6 +266,11 @@ class Traced(torch.Tensor):
         numbered: Any = tree_map(_numbered, (args, kwargs))
         if reading.repeats and not (by_distribution or steps):
             degrees = _parted(cut, args, numbered[0], degrees, reading)
+        is_stop = name == "detach" or not torch.is_grad_enabled()
+        if is_stop and reading.repeats and not (by_distribution or is_own(frame)):
+            stop = cut if torch.is_grad_enabled() else replace(cut, name="no_grad")
+            reading.stops.add(stop)
+            degrees = parted(degrees, degrees, stop)
         if func._schema.is_mutable:
             return _written(
                 cut, args, kwargs, degrees, reading, Step(func, numbered[0], numbered[1], [])
@@ -329,8 +348,10 @@ def _parted(cut: Cut, args: Any, numbered: Any, degrees: Degrees, reading: Readi
             known = (values[x.of] if isinstance(x, Number) else x for x in numbered)
             return _numpy(SIDES[cut.name](*known))
 
-        reading.results[cut] = side
-        return parted(degrees, degrees, cut)
+        of = _of(args[0]) if cut.name in INVERSES else degrees
+        if of:
+            reading.results[cut] = side
+        return parted(degrees, of, cut)
     return degrees
 
 
@@ -377,6 +398,18 @@ def _line(frame: Any) -> str:
             return f"{Path(name).name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def is_own(frame: Any) -> bool:
+    """Whether this library does something, and not a program."""
+    torch_folder, _, own_folder = LIBRARIES
+    while frame is not None:
+        code = frame.f_code
+        passes_on = code.co_name in ("__torch_function__", "__torch_dispatch__")
+        if not (passes_on or code.co_filename.startswith(torch_folder)):
+            return code.co_filename.startswith(own_folder)
+        frame = frame.f_back
+    return False
 
 
 def _written(
@@ -426,15 +459,16 @@ class Watch(TorchDispatchMode):
         operand = pole(name, args)
         divides = operand is not None and isinstance(args[operand], torch.Tensor)
         tells = name == "local_scalar_dense"
-        if name in JUMPS or name in SIDES or divides or whole or tells:
+        stops = not torch.is_grad_enabled() and not is_own(sys._getframe(1))
+        if name in JUMPS or name in SIDES or divides or whole or tells or stops:
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             self.found = of and not is_validation(sys._getframe(1))
         return result
 
 
 class Reads(TorchFunctionMode):
-    """Notices whether values are read without an operation. What a program makes of a list of tensors, it makes of a
-    list of numbers here.
+    """Notices whether values are read without an operation, or detached. What a program makes of a list of tensors,
+    it makes of a list of numbers here.
 
     Attributes:
         found: whether they are.
@@ -447,6 +481,7 @@ class Reads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.found |= func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist)
+        self.found |= func in DETACHING and not is_own(sys._getframe(1))
         if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
             listed = [x for x in tree_iter(args[0]) if isinstance(x, torch.Tensor)]
             self.found |= bool(listed)
@@ -454,6 +489,14 @@ class Reads(TorchFunctionMode):
                 kwargs = {"dtype": listed[0].dtype, **kwargs}
                 args = (tree_map(_listed, args[0]), *args[1:])
         return func(*args, **kwargs)
+
+
+DETACHING = (
+    torch.detach,
+    torch.Tensor.detach,
+    torch.Tensor.detach_,
+    torch.Tensor.data.__get__,  # type: ignore[attr-defined]
+)
 
 
 def _listed(x: Any) -> Any:
@@ -474,13 +517,18 @@ def find_jumps_in(
     held: dict[Any, torch.Tensor] = {}
     labels = sorted(plan.pathwise)
 
-    def places(place: float, only: str | None = None) -> list[torch.Tensor]:
+    def places(place: float, only: str | None = None, aside: Aside = HERE) -> list[torch.Tensor]:
         moved = (place if only in (None, label) else 0.0 for label in labels)
-        return [torch.tensor(x, dtype=torch.float64) for x in moved]
+        return [torch.tensor([x, *aside], dtype=torch.float64) for x in moved]
 
-    def probe_at(place: float, only: str | None = None) -> tuple[JumpProbe, Reading]:
+    def probe_with(
+        starts: Sequence[torch.Tensor],
+        reading: Reading,
+        leaf: Callable[[str, torch.Tensor], Any],
+        cut: Callable[[torch.Tensor], torch.Tensor],
+    ) -> JumpProbe:
         torch.random.set_rng_state(state)
-        reading, counts = Reading(repeats=True), Counter[str]()
+        counts = Counter[str]()
 
         def known(label: str, value: torch.Tensor) -> torch.Tensor:
             counts[label] += 1
@@ -494,12 +542,52 @@ def find_jumps_in(
         def draw(label: str, dist: Any, t: torch.Tensor) -> Any:
             return _on_the_way(dist.fn, t, reading, functools.partial(known, label))
 
-        leaves = zip(labels, places(place, only), strict=True)
-        zeros = {label: reading.leaf(label, start, None) for label, start in leaves}
-        probe = JumpProbe(zeros, draw=draw, cut=_cut, known=sampled)
+        zeros = {label: leaf(label, start) for label, start in zip(labels, starts, strict=True)}
+        probe = JumpProbe(zeros, draw=draw, cut=cut, known=sampled)
         with Reads():
             execute(probe)
-        return probe, reading
+        return probe
+
+    def probe_at(place: float, only: str | None = None) -> tuple[JumpProbe, Reading]:
+        reading = Reading(repeats=True)
+
+        def leaf(label: str, start: torch.Tensor) -> Traced:
+            return reading.leaf(label, start, None)
+
+        return probe_with(places(place, only), reading, leaf, _cut), reading
+
+    def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
+        """By torch, and by runs of the program that see the same held values."""
+        kept: list[torch.Tensor] = []
+
+        def keeping(value: torch.Tensor) -> torch.Tensor:
+            kept.append(_cut(value))
+            return kept[-1]
+
+        def terms_at(starts: Sequence[torch.Tensor], cut: Any) -> list[torch.Tensor]:
+            values = probe_with(starts, Reading(), lambda label, start: start, cut).values()
+            return [torch.as_tensor(v) for v in values]
+
+        with torch.enable_grad():
+            starts = [start.requires_grad_() for start in places(place)]
+            totals = weighted(terms_at(starts, keeping), torch.as_tensor)
+        moving = [start for k, start in zip(labels, starts, strict=True) if only in (None, k)]
+        found = np.zeros(len(totals))
+        for i, total in enumerate(totals):
+            if total.requires_grad:
+                grads = torch.autograd.grad(total, moving, retain_graph=True, allow_unused=True)
+                found[i] = sum(g[0].item() for g in grads if g is not None)
+
+        def sums(by: float) -> Sums:
+            again = iter(kept)
+            shifted = places(by, only)
+            starts = [a + b for a, b in zip(places(place), shifted, strict=True)]
+            terms = terms_at(starts, lambda value: next(again))
+            return np.array([t.item() for t in weighted(terms, torch.as_tensor)]), rounded(
+                numbers(terms)
+            )
+
+        return found, sums
 
     def numbers(values: Iterable[Any]) -> list[np.ndarray]:
         return [_numpy(torch.as_tensor(v)) for v in values]
@@ -511,10 +599,10 @@ def find_jumps_in(
         base = {cut: reading.results[cut](reading.plain) for cut in reading.branches}
         numbered = tree_map(_numbered, made)
 
-        def at(place: float, only: str | None = None) -> Snapshot:
+        def at(place: float, aside: Aside = HERE, only: str | None = None) -> Snapshot:
             results: dict[Cut, Any]
             with forward_ad.dual_level():
-                values = reading.repeated([dual(leaf) for leaf in places(place, only)])
+                values = reading.repeated([dual(leaf) for leaf in places(place, only, aside)])
                 results = {cut: result(values) for cut, result in reading.results.items()}
                 terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
             if not has_slopes:
@@ -527,7 +615,7 @@ def find_jumps_in(
                 return leaf
             with warnings.catch_warnings():  # of what torch loads the first time
                 warnings.simplefilter("ignore")
-                return forward_ad.make_dual(leaf, torch.ones_like(leaf))
+                return forward_ad.make_dual(leaf, torch.tensor([1.0, *HERE], dtype=leaf.dtype))
 
         has_slopes = any(cut.name in POLES for cut in reading.results)
         if has_slopes:
@@ -541,7 +629,7 @@ def find_jumps_in(
                 values = probe_at(place, only)[0].values()
             except Exception:  # the program may refuse values that are far from a draw
                 return None
-            there = at(place, only)
+            there = at(place, only=only)
             there = replace(there, is_elsewhere=there.is_elsewhere or not reading.is_whole)
             return Snapshot({}, numbers(_plain(values))), there
 
@@ -553,10 +641,12 @@ def find_jumps_in(
             return find_jumps(
                 sources,
                 degrees,
-                at if same else lambda _: nowhere,
+                at if same else lambda place, aside: nowhere,
                 again if same else None,
                 frozenset(reading.branches),
                 frozenset(reading.reads),
+                frozenset(reading.stops),
+                slopes,
             )
 
 
@@ -595,7 +685,8 @@ def _on_the_way(
         one, *others = known(free)
     steps = torch.stack([other - one for other in others])
     step = torch.sign(steps[0]) * (steps**2).mean(0).sqrt()
-    return bijection((one + t * step).to(draws[0].dtype))
+    moved_by = torch.tensordot(t, torch.stack([step, *steps[1:]]), 1)
+    return bijection((one + moved_by).to(draws[0].dtype))
 
 
 def _of(x: Any) -> dict[str, Form]:
