@@ -46,9 +46,9 @@ class Statement:
 
 
 def is_copy(message: Any) -> bool:
-    """Whether a message of either library is about what an intervention (`do`) leaves of a site, on which nothing
-    depends."""
-    return message.get("_intervener_id") is not None
+    """Whether a message of either library is about what an intervention (`do`) leaves of a latent site, on which
+    nothing depends; what it leaves of an observed one is a term."""
+    return message.get("_intervener_id") is not None and not message["is_observed"]
 
 
 @dataclass(eq=False)

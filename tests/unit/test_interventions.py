@@ -67,3 +67,18 @@ def test_check_unbiased_leaves_it_out_too(lib):
     loss = lib.Loss(estimators=vi.Analytic())
     found = vi.check_unbiased(loss, model, guide, num_draws=50, **params)
     assert "BIASED" not in str(found)
+
+
+def test_what_an_intervention_leaves_of_an_observed_site_is_a_term(lib):
+    def model():
+        a = lib.sample("a", lib.dist.Normal(lib.array(0.0), 1.0))
+        x = lib.sample("x", lib.dist.Normal(a, 1.0), obs=lib.array(X))
+        lib.sample("y", lib.dist.Normal(x + a, 1.0), obs=lib.array(1.0))
+
+    def guide():
+        lib.sample("a", lib.dist.Delta(lib.array(VALUES[0])))
+
+    log_p = oracles.log_normal(VALUES[0], 0.0, 1.0) + oracles.log_normal(X, VALUES[0], 1.0)
+    log_p += oracles.log_normal(1.0, SET + VALUES[0], 1.0)
+    intervened = lib.handlers.do(model, data={"x": lib.array(SET)})
+    assert lib.value(lib.Loss(), intervened, guide, 0) == pytest.approx(-log_p)
