@@ -40,8 +40,8 @@ class Distribution(Protocol):
 
     def sample(self) -> Array: ...
     def rsample(self) -> Array: ...
-    def two_values(self) -> tuple[Array, Array]:
-        """Two values, of which no element is the same if the support is known."""
+    def one_of_many(self, number: Any, far: Callable[[], Array]) -> Array:
+        """A value like others, which have other numbers; `far` makes a continuous one."""
         ...
 
     def shown(self, value: Array) -> Array:

@@ -250,16 +250,24 @@ class DistributionView(ABC):
         values = values.reshape(values.shape[0], *fn.event_shape)
         return values[0], values[-1]
 
-    def two_values(self) -> tuple[Array, Array]:
-        """Two values, of which no element is the same if the support is known."""
-        one, ends = self.sample(), self.ends()
-        xp = array_namespace(one)
-        if ends is not None:
-            first, last = (xp.asarray(end, dtype=one.dtype) for end in ends)
-            return xp.broadcast_to(first, one.shape), xp.where(one == first, last, one)
-        if self.event_shape and self.is_discrete(self.fn):  # one hot, or counts
-            return one, xp.roll(one, 1, axis=-1)
-        return one, self.sample()
+    def one_of_many(self, number: Any, far: Callable[[], Array]) -> Array:
+        """A value like others, which have other numbers: of the first two no element is the same, if the support is
+        known.
+
+        Args:
+            number: of the value.
+            far: makes a continuous one.
+        """
+        if not self.is_discrete(self.fn):
+            return far()
+        draw, ends = self.sample(), self.ends()
+        if ends is None:
+            return draw
+        xp = array_namespace(draw)
+        first, last = (xp.asarray(end, dtype=draw.dtype) for end in ends)
+        number = xp.asarray(number)
+        draw = xp.where((number == 1) & (draw == first), last, draw)
+        return xp.where(number == 0, first, draw)
 
     def support_probs(self) -> Array | None:
         elements = self.elementary()

@@ -3,14 +3,15 @@
 A plate says that they do not, and estimators credit an element with its own terms only, or take all elements at one of
 their values at once. So it is tested: every site in the plate has one of two values, or some of its elements have one
 and the rest the other. A log density must then be, for each element, what it is where all elements have the value of
-this one. Where it is not, the term counts as one over the plate.
+this one. Where it is not, the term counts as one over the plate. Several pairs of values are tried, and every two
+elements are parted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from vi_kit.estimators import Estimator
     from vi_kit.plan import Plan
 
-Two = tuple[Array, Array]
-
 Joined = frozenset[tuple[str, Axis]]
 """Terms, by where they come from, and the plates of which they see several elements."""
+
+AWAY = (0.0, 1.0, 6.0, -2.5, 2.0, -1.0, 12.0)
+"""How far from draws values of continuous sites are, by their number, in steps as far as draws are apart."""
 
 
 @dataclass(eq=False)
@@ -36,17 +38,17 @@ class MixingProbe(DegreeProbe):
 
     Attributes:
         seconds: by plate, which elements have the second value.
-        known: the two values of a site, from its label and what makes them.
+        two_values: of a site, from its label and distribution.
     """
 
     seconds: Mapping[Axis, Array] = field(kw_only=True)
-    known: Callable[[str, Callable[[], Two]], Two] = field(kw_only=True)
+    two_values: Callable[[str, Any], tuple[Array, Array]] = field(kw_only=True)
 
     def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Array:
         del estimator
         if dist.name == "Delta":
             return dist.rsample()
-        value, other = self.known(site.label, dist.two_values)
+        value, other = self.two_values(site.label, dist)
         for axis in site.axes:
             if axis in self.seconds:
                 second = self.seconds[axis]
@@ -60,13 +62,14 @@ class MixingProbe(DegreeProbe):
         del label, dist, log_prob
 
 
-def some_of(size: int) -> np.ndarray:
-    """Elements that part every division of `size` elements into groups of one size: as many as a prime number says of
-    which it is no multiple."""
-    primes = (n for n in range(size // 2, 1, -1) if all(n % d for d in range(2, int(n**0.5) + 1)))
-    count = next((n for n in primes if size % n), 1)
-    chosen = np.random.default_rng(0).permutation(size)[:count]
-    return np.isin(np.arange(size), chosen)
+def parts(size: int, number: int) -> list[np.ndarray]:
+    """Parts of a plate: of the first values such that every two elements are told apart, of others one at random."""
+    elements = np.arange(size)
+    if number:
+        rng = np.random.default_rng(number)
+        return [rng.permutation(elements) < max(1, size // 2)]
+    by_digit = [(elements >> digit) % 2 == 1 for digit in range((size - 1).bit_length())]
+    return [*by_digit, ~by_digit[0]]  # one of them is in no order
 
 
 @dataclass(frozen=True)
@@ -85,30 +88,31 @@ class Outcome:
 
 
 def find_mixed(
-    plates: Sequence[Axis], run: Callable[[Mapping[Axis, np.ndarray]], Sequence[Outcome]]
+    plates: Sequence[Axis],
+    run: Callable[[int, Mapping[Axis, np.ndarray]], Sequence[Outcome]],
+    num_values: int,
 ) -> set[tuple[str, Axis]]:
     """Which terms see several elements of which plates.
 
     Args:
         plates: to be tested, one after the other.
-        run: the terms, where these elements have their second value.
+        run: the terms at the value of a number, where these elements have the next one.
+        num_values: how many values there are; a comparison may come out the same for two of them.
     """
     found: set[tuple[str, Axis]] = set()
-    firsts = run({})
-    for plate in plates:
-        chosen = some_of(plate.size)
-        seconds = run({plate: np.ones_like(chosen)})
-        for second in (chosen, ~chosen):  # one of them is in no order
-            mixed = run({plate: second})
-            if not _alike(firsts, seconds, mixed):  # a program that takes another way sees all
-                found |= {(t.what, plate) for t in (*firsts, *seconds, *mixed) if plate in t.axes}
-                break
-            of_plate = (o for o in zip(firsts, seconds, mixed, strict=True) if plate in o[0].axes)
-            found |= {
-                (both.what, plate)
-                for one, other, both in of_plate
-                if not _is_made_of(both, plate, second, one, other)
-            }
+    for number in range(num_values - 1):
+        firsts = run(number, {})
+        for plate in plates:
+            seconds = run(number, {plate: np.ones(plate.size, bool)})
+            for part in parts(plate.size, number):
+                mixed = run(number, {plate: part})
+                runs = [[t for t in r if plate in t.axes] for r in (firsts, seconds, mixed)]
+                if not _alike(firsts, seconds, mixed):  # a program that takes another way sees all
+                    found |= {(t.what, plate) for terms in runs for t in terms}
+                    break
+                for one, other, both in zip(*runs, strict=True):
+                    if not _is_made_of(both, plate, part, one, other):
+                        found.add((both.what, plate))
     return found
 
 
@@ -152,14 +156,19 @@ def tested(
 
 
 def _with_those_below(mixed: set[tuple[str, Axis]], plan: Plan) -> Joined:
-    """These terms; and where a site is drawn given several elements, all that is made of it and of them: its elements
-    are no longer those of the plate."""
-    joined = set(mixed)
+    """These terms; and where a site is drawn given several elements, all that is made of it: its elements are no longer
+    those of the plate. So it is if the site is outside the plate."""
+    joined, plates_of = set(mixed), {m.draw: m.plates for m in plan.met if m.draw}
     for i, met in enumerate(plan.met):
-        if met.is_draw:
-            for plate in (a for what, a in mixed if what == met.what):
-                below = (m for m in plan.met[i:] if met.upstream & m.upstream)
-                joined |= {(m.what, plate) for m in below if plate in m.plates}
+        if not met.draw:
+            continue
+        lost = {a for k in met.upstream for a in plates_of.get(k, ()) if a not in met.plates}
+        later = plan.met[i + 1 :]
+        followed = any(met.draw in m.upstream for m in later)
+        above = {met.draw} if followed else met.upstream
+        below = [m for m in later if above & m.upstream]
+        for plate in lost | {a for what, a in mixed if what == met.what}:
+            joined |= {(m.what, plate) for m in below if plate in m.plates}
     return frozenset(joined)
 
 

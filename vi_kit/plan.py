@@ -30,13 +30,13 @@ class Met:
         what: where it comes from.
         plates: in which it is.
         upstream: labels of the sites on which it depends.
-        is_draw: whether it is that of a draw, under the program that drew it.
+        draw: label of the site, if it is that of a draw, under the program that drew it.
     """
 
     what: str
     plates: frozenset[Axis]
     upstream: frozenset[str]
-    is_draw: bool
+    draw: str = ""
 
 
 @dataclass(frozen=True)

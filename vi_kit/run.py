@@ -360,7 +360,7 @@ class Run:
         if self.findings is not None:
             plates = frozenset(a for a in axes if a.kind == PLATE)
             labels = frozenset(s.label for s in upstream)
-            self.findings.met.append(Met(what, plates, labels, is_draw=own is not None))
+            self.findings.met.append(Met(what, plates, labels, own.label if own else ""))
         joined = {a for a in axes if counts and (what, a) in self.plan.joined}
         if joined:
             named, drawn_here = named.sum(joined), None
@@ -481,7 +481,7 @@ class Run:
                 where = f"in which elements of plate {names} see each other's values"
             text = message(
                 f"site {site.name!r}: {estimator}() cannot serve {what}, {where}",
-                got=f"{what} depends on {site.name!r} and sees all its elements at once",
+                got=f"{what} depends on {site.name!r} and is one for all its elements",
                 expected="terms inside the site's plates, or an estimator of single draws",
                 fix=f'estimators={{"{site.name}": vi.Score()}}',
             )

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.special
 
 import vi_kit as vi
 from tests import oracles
+from tests.libraries import LIBRARIES
 
 X, LOGITS = np.array([1.5, 0.2, -0.4]), np.array([0.4, -0.3, 0.1])
 
@@ -250,3 +252,169 @@ def test_no_false_alarm(name, lib, monkeypatch):
         monkeypatch.setattr("vi_kit.numpyro.mixing.find_mixed", lambda *args: pytest.fail("asked"))
     text = lib.Loss().explain(*apart_programs(lib, name))
     assert "Enumerate" in text and "see each other" not in text
+
+
+def relu(z):
+    return z * (z > 0)
+
+
+def as_float(xp, z):
+    return xp.asarray(z, dtype=xp.float64)
+
+
+SEEN = {  # family, elements, what the datum of an element sees
+    "swapped": ("bernoulli", 3, lambda xp, z: z[..., [1, 0, 2]]),
+    "one reads one": ("bernoulli", 8, lambda xp, z: z * z[..., [0, 1, 2, 6, 4, 5, 6, 7]]),
+    "first": ("bernoulli", 4, lambda xp, z: z[..., [0, 1, 2, 0]]),
+    "two of three": ("three", 3, lambda xp, z: (z == 1) & (xp.roll(z, 1, -1) == 2)),
+    "one of four": ("four", 4, lambda xp, z: (z == 2).sum(-1)[..., None] + 0 * z),
+    "two of four": ("four", 4, lambda xp, z: (z == 2) & (xp.roll(z, 1, -1) == 3)),
+    "count": ("bernoulli", 7, lambda xp, z: (z.sum(-1) == 2)[..., None] & (z < 2)),
+    "greater": ("normal", 4, lambda xp, z: z > xp.roll(z, 1, -1)),
+    "above the mean": ("normal", 4, lambda xp, z: z > z.mean(-1)[..., None]),
+    "largest": ("normal", 4, lambda xp, z: z == xp.amax(z, -1)[..., None]),
+    "floor": ("normal", 4, lambda xp, z: z + xp.floor(z.mean(-1))[..., None]),
+    "kink": ("normal", 4, lambda xp, z: z + 3.0 * relu(z.mean(-1) - 0.6)[..., None]),
+    "far kink": ("normal", 4, lambda xp, z: relu(z - 1.5) * relu(xp.roll(z, 1, -1) - 1.5)),
+}
+
+
+def seen_programs(lib, name, data=None):
+    family, size, fn = SEEN[name]
+    values = {"bernoulli": 2, "three": 3, "four": 4}.get(family)
+    data = lib.array(np.linspace(-1.0, 1.0, size)) if data is None else data
+
+    def model(data=data):
+        with lib.plate("data", size):
+            if values is None:
+                z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+            else:
+                probs = lib.array(np.full(values, 1 / values))
+                z = lib.sample("z", lib.dist.Categorical(probs))
+            loc = as_float(lib.xp, fn(lib.xp, z))
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=data)
+
+    def guide(data=data):
+        theta = lib.theta(np.zeros(size * (values or 1)))
+        with lib.plate("data", size):
+            if values is None:
+                lib.sample("z", lib.dist.Normal(theta, 1.0))
+            else:
+                lib.sample("z", lib.dist.Categorical(logits=theta.reshape(size, values)))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_is_found(name, lib):
+    loss = lib.Loss(estimators={"z": vi.Score()})
+    told = loss.explain(*seen_programs(lib, name))
+    assert "model site 'x': elements of plate 'data' see each other's values" in told
+
+
+@pytest.mark.parametrize("name", ["swapped", "above the mean"])
+def test_data_that_are_arguments_of_a_compiled_step(name):
+    """What is not known is made up, and not anew for other values of the sites."""
+    import jax
+
+    lib = LIBRARIES["numpyro"]()
+    model, guide = seen_programs(lib, name)
+    texts = []
+
+    def step(data):
+        texts.append(lib.Loss(estimators={"z": vi.Score()}).explain(model, guide, data))
+        return data
+
+    jax.jit(step)(np.linspace(-1.0, 1.0, SEEN[name][1]))
+    assert "see each other's values" in texts[0]
+
+
+def test_other_arguments_than_at_the_first_call(lib):
+    """Whether elements see each other may be said by the arguments."""
+    order = np.arange(3)
+
+    def model(order):
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)))
+            loc = as_float(lib.xp, z)[..., order]
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(X))
+
+    def guide(order):
+        programs(lib, None)[1]()
+
+    loss = lib.Loss(estimators={"z": vi.Score()})
+    if lib.name == "numpyro":
+        assert "see each other" not in loss.explain(model, guide, lib.array(order))
+        assert "see each other" in loss.explain(model, guide, lib.array(order[::-1].copy()))
+    else:  # plans are kept by the kinds of arguments: what else they say must not change
+        told = lib.Loss(estimators={"z": vi.Score()})
+        assert "see each other" in told.explain(model, guide, lib.array(order[::-1].copy()))
+
+
+def log_odds(p):
+    return np.log(p / (1 - p))
+
+
+def test_a_site_outside_the_plate_that_is_drawn_given_its_elements(lib):
+    """`u` is drawn given all of `z`, and each element of `z` has a term with `u` in the model."""
+    weights = np.array([1.0, 2.0, -1.0])
+
+    def model():
+        u = lib.sample("u", lib.dist.Bernoulli(lib.array(0.2)))
+        with lib.plate("data", 3):
+            lib.sample("z", lib.dist.Bernoulli(logits=3.0 * u - 1.0))
+
+    def guide():
+        logits = lib.theta(LOGITS)
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(logits=logits))
+        total = (as_float(lib.xp, z) * lib.array(weights)).sum(-1, keepdims=True)
+        lib.sample("u", lib.dist.Bernoulli(logits=2.0 * total - 1.0))
+
+    def loss(theta):
+        total = 0.0
+        for *z, u in np.ndindex(2, 2, 2, 2):
+            z = np.array(z)
+            log_q = oracles.log_bernoulli(theta, z).sum()
+            log_q = log_q + oracles.log_bernoulli(2.0 * (weights * z).sum() - 1.0, u)
+            log_p = oracles.log_bernoulli(log_odds(0.2), u)
+            log_p = log_p + oracles.log_bernoulli(3.0 * u - 1.0, z).sum()
+            total = total + np.exp(log_q) * (log_q - log_p)
+        return total
+
+    found = lib.estimates(lib.Loss(num_samples=1000), model, guide, LOGITS, 20, 5)
+    oracles.check_unbiased(found, np.array([loss(LOGITS), *oracles.gradient(loss, LOGITS)]))
+
+
+def test_a_jump_beside_an_enumerated_site(lib):
+    """A term that jumps in one site, and has the values of another."""
+    means, loc, scale = np.array([0.3, 0.5]), 1.2, 0.7
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+        b = lib.sample("b", lib.dist.Bernoulli(lib.array(0.4)))
+        sign = lib.xp.where(z > 0, lib.array(1.0), lib.array(-1.0))
+        lib.sample("y", lib.dist.Normal(sign + b, 1.0), obs=lib.array(loc))
+
+    def guide():
+        theta = lib.theta(means)
+        lib.sample("z", lib.dist.Normal(theta[0], scale))
+        lib.sample("b", lib.dist.Bernoulli(logits=theta[1]))
+
+    def loss(theta):
+        above = scipy.special.ndtr(theta[0] / scale)
+        total = 0.5 * (theta[0] ** 2 + scale**2 - 1.0) - np.log(scale)
+        for b in (0, 1):
+            q = np.exp(oracles.log_bernoulli(theta[1], b))
+            fit = sum(
+                p * oracles.log_normal(loc, sign + b, 1.0)
+                for sign, p in ((1.0, above), (-1.0, 1.0 - above))
+            )
+            prior = oracles.log_bernoulli(log_odds(0.4), b)
+            total = total + q * (oracles.log_bernoulli(theta[1], b) - prior - fit)
+        return total
+
+    found = lib.estimates(lib.Loss(num_samples=1000), model, guide, means, 20, 6)
+    oracles.check_unbiased(found, np.array([loss(means), *oracles.gradient(loss, means)]))
+    with pytest.raises(vi.EstimatorError, match="biased if a cost jumps"):
+        lib.estimates(lib.Loss(estimators={"z": vi.Reparam()}), model, guide, means, 1, 0)

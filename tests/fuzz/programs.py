@@ -39,6 +39,14 @@ FEATURES = {
     "stack": lambda xp, z: xp.stack([z, 2 * z]).sum(),
     "loop": lambda xp, z: sum(z[i] * (i + 0.5) for i in range(len(z))),
 }
+LINKS = {
+    "own": lambda xp, z: 0.6 * z,
+    "next": lambda xp, z: 0.6 * z - 0.5 * xp.roll(z, 1, -1),
+    "centred": lambda xp, z: z - 0.8 * z.mean(-1, keepdims=True),
+    "total": lambda xp, z: 0.4 * z * z.sum(-1)[..., None],
+}
+"""What a datum of each element of a plate sees: its own value, or others too."""
+DATUM = 0.4
 OF_A_NUMBER = {
     "bernoulli": ("itself", "branch"),
     "categorical": ("itself", "branch"),
@@ -79,6 +87,7 @@ class Site:
         masked: whether every second element has a mask, "inside" the distribution or "outside", or none ("").
         scale: of its log densities.
         estimator: a key of `ESTIMATORS`.
+        link: in a plate what the datum of each element sees, a key of `LINKS`; none, if there is no such datum.
     """
 
     kind: str
@@ -88,6 +97,7 @@ class Site:
     masked: str
     scale: float
     estimator: str
+    link: str = ""
 
     @property
     def size(self) -> int:
@@ -155,6 +165,7 @@ def specs(draw: Any, all_default: bool | None = None) -> Spec:
                 draw(st.sampled_from(masks.get(layout, ["", "", "inside", "outside"]))),
                 draw(st.sampled_from([1.0, 1.0, 1.0, 2.0])),
                 "default" if plain else draw(st.sampled_from(own)),
+                draw(st.sampled_from(["", *LINKS])) if layout in ("plate", "nested") else "",
             )
         )
     most = MOST["iwae" if objective == "iwae" else "elbo"]
@@ -225,9 +236,16 @@ class Program:
                 if site.masked == "outside":
                     stack.enter_context(lib.handlers.mask(mask=lib.array(MASK)))
                 z = lib.sample(f"z{i}", fn.to_event(1) if site.layout == "event" else fn)
+                if prior and site.link:
+                    y = lib.array(np.full(own.shape, DATUM))
+                    lib.sample(f"y{i}", self.linked(lib.xp, site, 1.0 * z, lib.dist.Normal), obs=y)
             before = self.feature(lib, site, 1.0 * z)
             total = total + before
         return total
+
+    @staticmethod
+    def linked(xp: Any, site: Site, z: Any, normal: Any) -> Any:
+        return normal(LINKS[site.link](xp, z), 0.9)
 
     def distribution(self, site: Site, own: Any, prior: bool) -> Any:
         dist = self.lib.dist
@@ -266,7 +284,7 @@ class Program:
                 for z, m, log_q in self.nodes(site, own):
                     keep = np.resize(MASK, site.size) if site.masked else np.ones(site.size, bool)
                     log_p = self.log_density(site, prior, z, True)
-                    gain = site.scale * np.sum((log_p - log_q) * keep)
+                    gain = site.scale * (np.sum((log_p - log_q) * keep) + self.data(site, z))
                     f = self.feature(NUMPY, site, z[0] if site.layout == "scalar" else z)
                     following.append((mass + m, ratio + gain, total + f, f))
             states = following
@@ -276,6 +294,14 @@ class Program:
             log_mass.append(mass)
             log_w.append(ratio + fit)
         return -float(oracles.expected_bound(np.array(log_mass), np.array(log_w), particles))
+
+    def data(self, site: Site, z: np.ndarray) -> float:
+        """The log density of what each element of a plate observes."""
+        if not site.link:
+            return 0.0
+        z = z.reshape(SIZE, SIZE) if site.layout == "nested" else z
+        log_p = self.linked(np, site, z, lambda *at: oracles.log_normal(DATUM, *at))
+        return float((log_p * (MASK if site.masked == "outside" else 1.0)).sum())
 
     def local(self, theta: np.ndarray, loc: float) -> float:
         """The bound of all rows, given the location that they share."""

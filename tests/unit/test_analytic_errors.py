@@ -423,3 +423,28 @@ def test_a_support_that_is_random():
 
     with pytest.raises(vi.AnalyticError, match=r"no closed form for \w+ at"):
         gradients(lib, model, guide)
+
+
+def test_moments_in_a_program_that_is_run_in_turn():
+    """In Pyro: `loc[k]` finds the replicates of `k` where the plate should be."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    from vi_kit.pyro import Loss
+
+    def model():
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", 3):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(loc[k], 1.0), obs=torch.zeros(3))
+
+    def guide():
+        pyro.sample("loc", dist.Normal(torch.zeros(2), 0.5).to_event(1))
+        with pyro.plate("data", 3):
+            pyro.sample("k", dist.Categorical(logits=torch.zeros(3, 2)))
+
+    estimators = {"loc": vi.Analytic(fallback=vi.Reparam()), "k": vi.Enumerate()}
+    with pytest.raises(vi.EstimatorError, match="one value of its sites after the other") as error:
+        Loss(estimators=estimators, num_samples=4).loss(model, guide)
+    assert "site 'loc' has moments" in str(error.value)

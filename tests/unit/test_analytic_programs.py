@@ -127,3 +127,20 @@ def test_a_link_that_changes_behind_the_arguments():
     exact = -(w / w.sum() * oracles.log_normal(1.0, np.tanh(z), 1.0)).sum()
     draws = np.array([[loss.loss(model, guide)] for _ in range(1000)])
     oracles.check_unbiased(draws, np.array([exact]))
+
+
+def test_a_bernoulli_value_beside_a_number(lib):
+    """The number is made one of the kind of the value, which is no whole one."""
+    p, x, scale = 0.4, 0.3, 0.8
+
+    def model():
+        z = lib.sample("z", lib.dist.Bernoulli(0.5))
+        lib.sample("x", lib.dist.Normal(z, scale), obs=lib.array(x))
+
+    def guide():
+        lib.sample("z", lib.dist.Bernoulli(lib.array(p)))
+
+    fit = sum(q * oracles.log_normal(x, z, scale) for z, q in ((1.0, p), (0.0, 1 - p)))
+    entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
+    found = lib.value(lib.Loss(estimators=vi.Analytic()), model, guide, 0)
+    np.testing.assert_allclose(found, -(fit + np.log(0.5) + entropy), rtol=1e-10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -440,9 +441,17 @@ class _Step:
                 raise refuse_in_the_dark(error) from error
             return {keys[i]: names for i, names in by_number.items()}, depth
 
+    def digest(self) -> str:
+        """Of the numbers among the arguments, as far as they are known."""
+        leaves = jax.tree.leaves((self.programs[0].args, self.programs[0].kwargs))
+        numbers = (int, float, np.ndarray, np.generic, jax.Array)
+        known = [x for x in leaves if isinstance(x, numbers) and not_jax_tracer(x)]
+        known = [x for x in known if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)]
+        return hashlib.blake2b(b"".join(np.asarray(x).tobytes() for x in known)).hexdigest()
+
     def jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
         """Which terms jump in the values of reparameterised sites."""
-        key = str(found["jaxpr"]), plan.pathwise
+        key = str(found["jaxpr"]), self.digest(), plan.pathwise
         if key not in self.known:
             try:
                 self.known[key] = self._jumps(plan, found)
@@ -465,7 +474,7 @@ class _Step:
         self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]
     ) -> set[tuple[str, Axis]]:
         """Which terms see several elements of which plates."""
-        key = str(found["jaxpr"]), tuple(plates)
+        key = str(found["jaxpr"]), self.digest(), tuple(plates)
         if key not in self.known:
             plausibly = _Plausibly(self, plan, found)
             self.known[key] = find_mixed_in(plates, plausibly.inputs(0), plausibly.execute)
@@ -516,6 +525,7 @@ class _Plausibly:
         self.plan = replace(
             plan,
             num_slots=1,
+            has_worlds=False,
             tracked=False,
             analytic=frozenset(),
             max_plate_nesting=found["nesting"],

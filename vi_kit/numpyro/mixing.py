@@ -11,17 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from vi_kit._named import Axis
-from vi_kit.mixing import MixingProbe, Outcome, find_mixed
-from vi_kit.numpyro.degrees import CALLS, Evaluation, plausible
+from vi_kit.jumps import HERE
+from vi_kit.mixing import AWAY, MixingProbe, Outcome, find_mixed
+from vi_kit.numpyro.degrees import CALLS, Evaluation, on_the_way, plausible
+from vi_kit.numpyro.distributions import NumPyroDistribution
 
 if TYPE_CHECKING:
     from vi_kit.run import Run
 
 MIXED = -1
+
+NUM_VALUES = 4 * len(AWAY)
+"""How many values sites have where the program is evaluated."""
 
 Places = Mapping[int, int]
 """By the number of each input on which an array depends, the dim along which its elements lie, or `MIXED`."""
@@ -43,18 +49,27 @@ def find_mixed_in(
     """
     kinds: list[tuple[str, tuple[Axis, ...]]] = []
 
-    def terms(seconds: list[Any], inputs: list[Any]) -> list[Any]:
+    def terms(number: Any, seconds: list[Any], inputs: list[Any]) -> list[Any]:
+        def two_values(label: str, dist: Any) -> Any:
+            key = dist.new_key()
+            return [value(dist, jax.random.fold_in(key, n), n) for n in (number, number + 1)]
+
+        def value(dist: Any, key: Any, number: Any) -> Any:
+            away = jnp.stack([jnp.asarray(AWAY)[number % len(AWAY)], *jnp.zeros(len(HERE))])
+            other = NumPyroDistribution(dist.fn, key)
+            return other.one_of_many(number, lambda: on_the_way("", other, away))
+
         by_plate = dict(zip(plates, seconds, strict=True))
-        probe = MixingProbe({}, seconds=by_plate, known=lambda label, make: make())
+        probe = MixingProbe({}, seconds=by_plate, two_values=two_values)
         terms = execute(probe, inputs).terms
         kinds[:] = [(t.label, t.base.axes) for t in terms]
         return [t.base.array for t in terms]
 
     none = [np.zeros(plate.size, bool) for plate in plates]
-    closed = jax.make_jaxpr(terms)(none, list(inputs))
+    closed = jax.make_jaxpr(terms)(0, none, list(inputs))
     leaves = jax.tree.leaves(inputs)
     start: list[Places] = [{number: 0} for number in range(len(plates))]
-    found = places(closed.jaxpr, start + [{}] * len(leaves))
+    found = places(closed.jaxpr, [{}, *start, *({} for _ in leaves)])
     unclear = [
         plate
         for number, plate in enumerate(plates)
@@ -67,20 +82,20 @@ def find_mixed_in(
     consts = [plausible(c, rng) for c in closed.consts]
 
     @jax.jit
-    def evaluated(seconds: list[Any], consts: list[Any], leaves: list[Any]) -> Sequence[Any]:
-        given = [*seconds, *leaves]
-        return Evaluation({}, {}).of(closed.jaxpr, consts, given, given)[0]
+    def evaluated(number: Any, seconds: list[Any], consts: list[Any], leaves: list[Any]) -> Any:
+        base, given = [number, *none, *leaves], [number, *seconds, *leaves]
+        return Evaluation({}, {}).of(closed.jaxpr, consts, base, given)[1]
 
-    def run(seconds: Mapping[Axis, np.ndarray]) -> list[Outcome]:
+    def run(number: int, seconds: Mapping[Axis, np.ndarray]) -> list[Outcome]:
         given = [seconds.get(plate, n) for plate, n in zip(plates, none, strict=True)]
         with jax.ensure_compile_time_eval():
-            arrays = evaluated(given, consts, leaves)
+            arrays = evaluated(number, given, consts, leaves)
         return [
             Outcome(what, axes, np.asarray(array))
             for (what, axes), array in zip(kinds, arrays, strict=True)
         ]
 
-    return find_mixed(list(dict.fromkeys(unclear)), run)
+    return find_mixed(list(dict.fromkeys(unclear)), run, NUM_VALUES)
 
 
 def places(jaxpr: Jaxpr, inputs: Sequence[Places]) -> list[Places]:

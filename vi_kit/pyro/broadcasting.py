@@ -27,7 +27,7 @@ from vi_kit.drawing import by_moments
 from vi_kit.programs import Draw
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
-from vi_kit.pyro.front import Position, at, fitted, in_words, with_one_of_each
+from vi_kit.pyro.front import Position, Uneven, at, fitted, in_words, with_one_of_each
 from vi_kit.run import Run
 from vi_kit.statements import Evaluation, Replay, Simulation, Statement, realigned
 
@@ -201,6 +201,15 @@ def _is_constant(named: Named, axis: Axis) -> bool:
 def refused(run: Run, reason: str, error: Exception | None) -> Exception:
     """The error about a program that cannot be run at one value of its sites after the other either."""
     sites = [s for s in run.sites if s.world is not None or s in run.slots]
+    if isinstance(error, Uneven) and not sites:
+        return EstimatorError(
+            message(
+                "a program that does not broadcast cannot be run at one value of its sites after the other",
+                got=reason,
+                expected="sites of single draws: Reparam() or Score()",
+                fix="another estimator for the site it names, or operations that keep what is in front of plates",
+            )
+        )
     if not sites or isinstance(error, ViKitError):
         return error or BackendError(reason)
     names = ", ".join(repr(s.name) for s in sites)

@@ -92,7 +92,9 @@ def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch
     made = started(moments.kind, arrays, site, LIBRARY, _frames())
     if isinstance(made, Value):
         pushed = moments.push(known(made, None))
-        return Random(pushed.value, draw, pushed.shape, pushed.dtype, pushed.device)
+        is_float = moments.kind == "bernoulli"  # draws are, and numbers beside them are made so
+        dtype = pushed.value.like.dtype if is_float else pushed.dtype
+        return Random(pushed.value, draw, pushed.shape, dtype, pushed.device)
     if draw is None:
         raise made.error()
     return _blocked(made, draw())

@@ -27,12 +27,20 @@ from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator, Score
 from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
-from vi_kit.mixing import MixingProbe, Outcome, find_mixed, tested
+from vi_kit.mixing import AWAY, MixingProbe, Outcome, find_mixed, tested
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
-from vi_kit.pyro.degrees import Watch, degree_probe, degrees_found, find_jumps_in, moved_a_little
+from vi_kit.pyro.degrees import (
+    Watch,
+    away_from_a_draw,
+    degree_probe,
+    degrees_found,
+    find_jumps_in,
+    moved_a_little,
+)
+from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.noise import Generators
@@ -500,30 +508,37 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
     )
 
 
+NUM_VALUES = len(AWAY)
+"""How many values sites have, to find whether elements of plates see each other."""
+
+
 def _mixed(
     plan: Plan, plates: Sequence[Axis], execute: Callable[[Run], None]
 ) -> set[tuple[str, Axis]]:
     """Which terms see several elements of which plates, found by dry runs."""
     plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
-    two: dict[tuple[str, int], Any] = {}
+    known: dict[tuple[str, int, int], torch.Tensor] = {}
     start = Generators.now()
 
-    def run(seconds: Mapping[Axis, np.ndarray]) -> list[Outcome]:
+    def run(number: int, seconds: Mapping[Axis, np.ndarray]) -> list[Outcome]:
         counts = Counter[str]()
 
-        def known(label: str, make: Callable[[], Any]) -> Any:
-            counts[label] += 1
-            key = label, counts[label]
-            if key not in two:
-                now = Generators.now()
-                torch.manual_seed(len(two))
-                two[key] = make()
+        def value(label: str, dist: PyroDistribution, number: int) -> torch.Tensor:
+            key = label, counts[label], number
+            if key not in known:
+                now, away = Generators.now(), AWAY[number % len(AWAY)]
+                torch.manual_seed(len(known))
+                known[key] = dist.one_of_many(number, lambda: away_from_a_draw(dist.fn, away))
                 now.restore()
-            return two[key]
+            return known[key]
+
+        def two_values(label: str, dist: PyroDistribution) -> Any:
+            counts[label] += 1
+            return value(label, dist, number), value(label, dist, number + 1)
 
         start.restore()
         at = {plate: torch.as_tensor(elements) for plate, elements in seconds.items()}
-        probe = MixingProbe({}, seconds=at, known=known)
+        probe = MixingProbe({}, seconds=at, two_values=two_values)
         run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
         execute(run)
         return [
@@ -533,7 +548,7 @@ def _mixed(
     leaves = {id(p): p for known in plan.leaves.values() for p in known.values()}
     with moved_a_little(leaves.values()):
         try:
-            return find_mixed(plates, run)
+            return find_mixed(plates, run, NUM_VALUES)
         finally:
             start.restore()
 
