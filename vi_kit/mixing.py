@@ -91,6 +91,7 @@ def find_mixed(
     plates: Sequence[Axis],
     run: Callable[[int, Mapping[Axis, np.ndarray]], Sequence[Outcome]],
     num_values: int,
+    suspects: set[tuple[str, Axis]] | None = None,
 ) -> set[tuple[str, Axis]]:
     """Which terms see several elements of which plates.
 
@@ -98,9 +99,12 @@ def find_mixed(
         plates: to be tested, one after the other.
         run: the terms at the value of a number, where these elements have the next one.
         num_values: how many values there are; a comparison may come out the same for two of them.
+        suspects: those of which it is not known; all, if left out.
     """
     found: set[tuple[str, Axis]] = set()
     for number in range(num_values - 1):
+        if suspects is not None and suspects <= found:
+            break
         firsts = run(number, {})
         for plate in plates:
             seconds = run(number, {plate: np.ones(plate.size, bool)})
@@ -113,7 +117,7 @@ def find_mixed(
                 for one, other, both in zip(*runs, strict=True):
                     if not _is_made_of(both, plate, part, one, other):
                         found.add((both.what, plate))
-    return found
+    return found if suspects is None else found & suspects
 
 
 def _is_made_of(

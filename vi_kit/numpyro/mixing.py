@@ -70,12 +70,12 @@ def find_mixed_in(
     leaves = jax.tree.leaves(inputs)
     start: list[Places] = [{number: 0} for number in range(len(plates))]
     found = places(closed.jaxpr, [{}, *start, *({} for _ in leaves)])
-    unclear = [
-        plate
+    unclear = {
+        (what, plate)
         for number, plate in enumerate(plates)
-        for (_, axes), of in zip(kinds, found, strict=True)
+        for (what, axes), of in zip(kinds, found, strict=True)
         if plate in axes and of.get(number, axes.index(plate)) != axes.index(plate)
-    ]
+    }
     if not unclear:
         return set()
     rng = np.random.default_rng(0)
@@ -95,7 +95,8 @@ def find_mixed_in(
             for (what, axes), array in zip(kinds, arrays, strict=True)
         ]
 
-    return find_mixed(list(dict.fromkeys(unclear)), run, NUM_VALUES)
+    left = [plate for plate in plates if any(plate == of for _, of in unclear)]
+    return find_mixed(left, run, NUM_VALUES, unclear)
 
 
 def places(jaxpr: Jaxpr, inputs: Sequence[Places]) -> list[Places]:
