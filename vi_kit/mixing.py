@@ -69,7 +69,8 @@ def parts(size: int, number: int) -> list[np.ndarray]:
         rng = np.random.default_rng(number)
         return [rng.permutation(elements) < max(1, size // 2)]
     by_digit = [(elements >> digit) % 2 == 1 for digit in range((size - 1).bit_length())]
-    return [*by_digit, ~by_digit[0]]  # one of them is in no order
+    # one of both halves is in no order; and there are conditions on how many have a value
+    return [*by_digit, ~by_digit[0], elements < 1, elements < 2]
 
 
 @dataclass(frozen=True)
