@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/python -m models.digits_vae --demo --lib $(LIB)
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: setup  # random programs, and every idiom with every estimator
 	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_IDIOMS=all $(BIN)/python -m pytest -n 2 -rP tests/fuzz tests/conformance/test_idioms.py
