@@ -243,15 +243,17 @@ class DistributionView(ABC):
 
     def ends(self) -> tuple[Array, Array] | None:
         """The first and the last value of each element, if its values can be counted off."""
+        values = self._listed()
+        return None if values is None else (values[0], values[-1])
+
+    def _listed(self) -> Array | None:
+        """The values of each element, if they can be counted off."""
         fn, _, transforms = self._elements()
         values = None if transforms or not fn.has_enumerate_support else self._values(fn)
-        if values is None:
-            return None
-        values = values.reshape(values.shape[0], *fn.event_shape)
-        return values[0], values[-1]
+        return None if values is None else values.reshape(values.shape[0], *fn.event_shape)
 
     def one_of_many(self, number: Any, far: Callable[[], Array]) -> Array:
-        """A value like others, which have other numbers: of the first two no element is the same, if the support is
+        """A value like others, which have other numbers: of the first ones all elements are the same, if the support is
         known.
 
         Args:
@@ -260,14 +262,14 @@ class DistributionView(ABC):
         """
         if not self.is_discrete(self.fn):
             return far()
-        draw, ends = self.sample(), self.ends()
-        if ends is None:
-            return draw
-        xp = array_namespace(draw)
-        first, last = (xp.asarray(end, dtype=draw.dtype) for end in ends)
-        number = xp.asarray(number)
-        draw = xp.where((number == 1) & (draw == first), last, draw)
-        return xp.where(number == 0, first, draw)
+        value, listed = self.sample(), self._listed()
+        if listed is None:
+            return value
+        xp = array_namespace(value)
+        listed, number = xp.asarray(listed, dtype=value.dtype), xp.asarray(number)
+        for i, same in enumerate((listed[0], listed[-1], *listed[1:2])[: listed.shape[0]]):
+            value = xp.where(number == i, same, value)
+        return value
 
     def support_probs(self) -> Array | None:
         elements = self.elementary()

@@ -270,6 +270,7 @@ SEEN = {  # family, elements, what the datum of an element sees
     "one of four": ("four", 4, lambda xp, z: (z == 2).sum(-1)[..., None] + 0 * z),
     "two of four": ("four", 4, lambda xp, z: (z == 2) & (xp.roll(z, 1, -1) == 3)),
     "one only": ("bernoulli", 6, lambda xp, z: (z.sum(-1) == 1)[..., None] & (z < 2)),
+    "all last": ("four", 3, lambda xp, z: (z == 3).all(-1)[..., None] & (z < 4)),
     "count": ("bernoulli", 7, lambda xp, z: (z.sum(-1) == 2)[..., None] & (z < 2)),
     "greater": ("normal", 4, lambda xp, z: z > xp.roll(z, 1, -1)),
     "above the mean": ("normal", 4, lambda xp, z: z > z.mean(-1)[..., None]),
