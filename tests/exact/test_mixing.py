@@ -281,10 +281,10 @@ SEEN = {  # family, elements, what the datum of an element sees
 }
 
 
-def seen_programs(lib, name, data=None):
+def seen_programs(lib, name):
     family, size, fn = SEEN[name]
     values = {"bernoulli": 2, "three": 3, "four": 4}.get(family)
-    data = lib.array(np.linspace(-1.0, 1.0, size)) if data is None else data
+    data = lib.array(np.linspace(-1.0, 1.0, size))
 
     def model(data=data):
         with lib.plate("data", size):
@@ -329,6 +329,33 @@ def test_data_that_are_arguments_of_a_compiled_step(name):
 
     jax.jit(step)(np.linspace(-1.0, 1.0, SEEN[name][1]))
     assert "see each other's values" in texts[0]
+
+
+def test_a_program_that_refuses_other_values(lib):
+    """What cannot be tested is said to be assumed."""
+
+    def strict(z):
+        if z.min() != z.max():
+            raise ValueError("values that are not the same")
+        return z
+
+    def model():
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.5)))
+            if lib.name == "numpyro":
+                import jax
+
+                loc = jax.pure_callback(strict, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
+            else:
+                loc = strict(z)
+            lib.sample("x", lib.dist.Normal(loc, 1.0), obs=lib.array(X))
+
+    def guide():
+        with lib.plate("data", 3):
+            lib.sample("z", lib.dist.Bernoulli(logits=lib.array(np.full(3, 40.0))))
+
+    told = lib.Loss(estimators=vi.Score()).explain(model, guide)
+    assert "assumed: elements of plates 'data' do not see each other's values" in told
 
 
 def test_other_arguments_than_at_the_first_call(lib):

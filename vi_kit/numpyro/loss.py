@@ -208,7 +208,7 @@ class Loss(ELBO):
         return with_state
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
-        """Which estimator each latent site has, the rule that chose it, and why; nothing is computed."""
+        """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
         step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known)
         plan = step.plan(has_state=True)[0]
         choices = plan.selection.resolved.items()
@@ -345,7 +345,7 @@ class _Step:
     def plan(self, *, has_state: bool = False) -> tuple[Plan, dict[str, set[str]]]:
         """Choose the estimators, find the provenance, and check everything; and who has which parameters.
 
-        Nothing is computed: the program is traced for its shapes.
+        The program is traced for its shapes, and evaluated only where its operations leave something open.
 
         Args:
             has_state: whether there will be room for all that is kept from step to step.

@@ -8,8 +8,6 @@ come out the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from vi_kit.blocked import settled
 from vi_kit.cost import Site, Term
 from vi_kit.drawing import by_moments
 from vi_kit.programs import Draw
+from vi_kit.pyro.degrees import moved_a_little
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.front import Position, Uneven, at, fitted, in_words, with_one_of_each
@@ -158,7 +157,7 @@ def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None
     again.backend, again.terms, again.dims = backend, [], dict(one.dims)
     again.num_terms = one.num_terms
     replay = one.again(again, replace(draw, by_name=values))
-    with _moved(_params_of(run)):
+    with moved_a_little(_params_of(run)):
         token = _current.set(again)
         try:
             with torch.enable_grad(), backend.session(again):
@@ -178,19 +177,6 @@ def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None
 def _params_of(run: Run) -> list[torch.Tensor]:
     backend: Any = run.backend
     return [p for known in backend.params.values() for p in known.values()]
-
-
-@contextmanager
-def _moved(leaves: list[torch.Tensor]) -> Iterator[None]:
-    """Parameters a little elsewhere, as far as graphs do not see it."""
-    were = {p: p.data for p in leaves if p.is_floating_point()}
-    try:
-        for p, was in were.items():
-            p.data = was + 0.1 * torch.randn_like(was)
-        yield
-    finally:
-        for p, was in were.items():
-            p.data = was
 
 
 def _is_constant(named: Named, axis: Axis) -> bool:
