@@ -15,8 +15,10 @@ are read off, and without a derivative: then the program makes something else of
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +48,9 @@ values of several operands together."""
 
 MAX_CHANGES = 3
 """How many changes of an operation's result are looked at."""
+
+MAX_WAYS = 8
+"""How many of the ways are looked at that a program may choose by what does not depend on the sites."""
 
 MAX_RUNS = 4
 """How often the program is run once more, to see what it does on either side of an `if`."""
@@ -155,6 +160,10 @@ class Jumps:
             )
         ]
         return Jumps(*both)
+
+    def of_all(self, labels: Iterable[str]) -> bool:
+        """Whether something was found in each of these sites."""
+        return all(label in self.found or label in self.lost for label in labels)
 
     def reasons(self) -> dict[str, str]:
         """Why sites must not be differentiated, by label."""
@@ -288,6 +297,26 @@ def _is_off(slope: np.ndarray, sums: Callable[[float], Sums], width: float) -> n
 def _difference(sums: Callable[[float], Sums], width: float) -> Sums:
     (above, noise), (below, _) = sums(width), sums(-width)
     return (above - below) / (2.0 * width), noise / width
+
+
+def ways(sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """What may be chosen among so many each: everything, if that is not too much."""
+    if not sizes:
+        return []
+    if math.prod(sizes) <= MAX_WAYS:
+        return list(itertools.product(*map(range, sizes)))
+    ways = np.random.default_rng(0).integers(0, sizes, (MAX_WAYS, len(sizes)))
+    equal = np.minimum(np.arange(min(max(sizes), MAX_WAYS))[:, None], np.array(sizes) - 1)
+    ways[: len(equal)] = equal
+    return [tuple(way) for way in ways.tolist()]
+
+
+def with_cuts(degrees: Sequence[Degrees], cuts: Collection[Cut]) -> list[Degrees]:
+    """Of what values are, that because of which they may jump at some operations."""
+    return [
+        {label: replace(form, cuts=form.cuts & frozenset(cuts)) for label, form in of.items()}
+        for of in degrees
+    ]
 
 
 class _Way:

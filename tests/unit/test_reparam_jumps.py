@@ -268,6 +268,68 @@ def test_levels_that_start_alike_are_seen(lib):
     assert "Score(" in row(lib, model, guide_of(lib))
 
 
+def chosen(lib, predicate, one, other, z):
+    if lib.name == "pyro":
+        return where(lib, predicate, one(z), other(z))
+    import jax
+
+    return jax.lax.cond(predicate, one, other, z)
+
+
+def gated(lib, z, p):
+    """All three have their part in it."""
+    y = where(lib, p > 0.5, z[0], step(lib, z))
+    return where(lib, p > 0.6, z[1], where(lib, p < 0.4, z[2], y))
+
+
+def step(lib, z):
+    return where(lib, z[0] > 0.0, 1.0, 0.0)
+
+
+HIDDEN = {
+    "chosen": lambda lib, z, p: chosen(lib, p > 0.5, lambda z: step(lib, z), lambda z: z[0], z),
+    "by_where": lambda lib, z, p: where(lib, p > 0.5, step(lib, z), z[0]),
+    "by_elements": lambda lib, z, p: where(lib, lib.xp.stack([p, p]) > 0.5, step(lib, z), z[0])[0],
+    "factor": lambda lib, z, p: (p > 0.5) * step(lib, z) + z[0],
+    "dead": lambda lib, z, p: fn(lib, "relu")(p - 0.5) * step(lib, z) + z[0],
+    "several": gated,
+    "masked": None,
+}
+"""By a parameter that starts at 0.3."""
+UNHIDDEN = {
+    "either_kink": lambda lib, z, p: where(lib, p > 0.5, fn(lib, "relu")(z[0]), abs(z[1])),
+    "only_masked": lambda lib, z, p: where(lib, p > 9.0, lib.xp.sqrt(abs(z[0])), 0.0 * z[0]),
+    "dead_kinks": lambda lib, z, p: (fn(lib, "relu")(p - 0.5) * abs(z)).sum(),
+}
+
+
+def hiding(lib, case):
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.xp.zeros(3), 1.0).to_event(1))
+        p = lib.theta(np.array([0.3]), "p")[0]
+        if case is None:
+            with lib.handlers.mask(mask=p > 0.5):
+                lib.sample("x", lib.dist.Normal(step(lib, z), 1.0), obs=lib.array(0.7))
+        else:
+            lib.sample("x", lib.dist.Normal(case(lib, z, p), 1.0), obs=lib.array(0.7))
+
+    return model
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_jumps_that_a_parameter_hides_at_first(case, lib):
+    model = hiding(lib, HIDDEN[case])
+    assert "a cost jumps: model site 'x', because of" in row(lib, model, guide_of(lib))
+    with pytest.raises(vi.EstimatorError, match="is biased if a cost jumps"):
+        lib.Loss(vi.elbo(), vi.Reparam()).explain(model, guide_of(lib))
+
+
+@pytest.mark.parametrize("case", UNHIDDEN)
+def test_kinks_that_a_parameter_hides_at_first(case, lib):
+    told = row(lib, hiding(lib, UNHIDDEN[case]), guide_of(lib))
+    assert "Reparam()" in told and "assumed" not in told
+
+
 def likelihoods(lib, z):
     """Of distributions whose densities look at their parameters."""
     d, zero = lib.dist, 0.0 * z

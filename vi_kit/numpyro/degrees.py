@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpyro.distributions
 from jax import lax
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from numpyro.distributions import Independent, TransformedDistribution, biject_to
 from numpyro.distributions.constraints import real
 from numpyro.util import not_jax_tracer
@@ -58,7 +58,9 @@ from vi_kit.jumps import (
     Sums,
     find_jumps,
     rounded,
+    ways,
     weighted,
+    with_cuts,
 )
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.plan import Plan
@@ -137,6 +139,10 @@ def is_stop(equation: Any, where: str) -> bool:
     return bool(callers) and not callers[0].file_name.startswith(JAX)
 
 
+Inside = tuple[int, ...]
+"""Equations by their identity, each inside the one before."""
+
+
 class Reading:
     """Reads what the values of a jaxpr are in each site.
 
@@ -146,12 +152,20 @@ class Reading:
     Attributes:
         cuts: the equations that take steps, by their identity.
         stops: those whose result has no derivative because the program says so.
+        choices: those by which something constant chooses whether such results are seen: which operand does, and among
+            how many; by their identity and that of all around them.
+        around: these, and those that have one inside.
+        chosen: what may not be seen.
     """
 
     def __init__(self, poles: bool = False) -> None:
         self.poles = poles
         self.cuts: dict[int, Cut] = {}
         self.stops: dict[int, Cut] = {}
+        self.choices: dict[Inside, tuple[int, int]] = {}
+        self.around: set[Inside] = set()
+        self.chosen: set[Cut] = set()
+        self._path: Inside = ()
 
     def read(self, jaxpr: Jaxpr, inputs: Sequence[Degrees], where: str = "") -> list[Degrees]:
         """What the outputs are, given what the inputs are."""
@@ -169,7 +183,15 @@ class Reading:
 
     def _equation(self, equation: Any, operands: list[Degrees], where: str) -> Sequence[Degrees]:
         """What its results are."""
+        outside, self._path = self._path, (*self._path, id(equation))
         made = self._results(equation, operands, where)
+        choice = chosen_among(equation, operands)
+        cuts = {cut for of in made for form in of.values() for cut in form.cuts}
+        if choice and cuts:
+            self.choices[self._path] = choice
+            self.chosen |= cuts
+            self.around.update(self._path[: i + 1] for i in range(len(self._path)))
+        self._path = outside
         if not (self.poles and is_stop(equation, where)):
             return made
         number = len(self.stops)
@@ -330,6 +352,17 @@ def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
     return False
 
 
+def chosen_among(equation: Any, operands: Sequence[Degrees]) -> tuple[int, int] | None:
+    """Which operand chooses that does not depend on the sites, and among how many. A factor that is zero does."""
+    name = equation.primitive.name
+    pairs = enumerate(zip(equation.invars, operands, strict=True))
+    constant = [i for i, (atom, of) in pairs if not (of or isinstance(atom, Literal))]
+    if name == "mul" and constant:
+        return constant[0], 1
+    sizes = {"cond": len(equation.params.get("branches", ())), "select_n": len(operands) - 1}
+    return (0, sizes[name]) if name in sizes and 0 in constant else None
+
+
 def _is_float(atom: Any) -> bool:
     return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
 
@@ -396,13 +429,18 @@ def find_jumps_in(
         return Jumps()
     consts = [plausible(c, rng) for c in closed.consts]
 
-    def run(place: Any, origin: Any, consts: Any, inputs: Any) -> Any:
+    def run(place: Any, origin: Any, way: Any, consts: Any, inputs: Any) -> Any:
         base, moved = ([*t, *jax.tree.leaves(inputs)] for t in (origin, place))
         for i in range(len(labels), len(base)):
             moved[i] = base[i]
         results: dict[Cut, list[Any]] = {}
-        _, terms = Evaluation(reading.cuts, results).of(closed.jaxpr, consts, base, moved)
+        evaluation = Evaluation(reading.cuts, results, along(way), reading.around)
+        _, terms = evaluation.of(closed.jaxpr, consts, base, moved)
         return {(c.where, c.name, c.key): arrays for c, arrays in results.items()}, terms
+
+    def along(way: Any) -> dict[Inside, tuple[int, Any]]:
+        pairs = zip(reading.choices.items(), way, strict=True)
+        return {inside: (operand, index) for (inside, (operand, _)), index in pairs}
 
     @jax.jit
     def evaluated(place: Any, *given: Any) -> Any:
@@ -423,47 +461,61 @@ def find_jumps_in(
         moved = [place if only in (None, label) else 0.0 for label in labels]
         return np.array([[x, *aside] for x in moved], start_of.dtype)
 
-    def at(place: float, aside: Aside) -> Snapshot:
-        with jax.ensure_compile_time_eval():
-            made = evaluated(places(place, aside=aside), places(0.0), consts, list(inputs))
-        results, terms = jax.tree.map(np.asarray, made)
-        found = {
-            Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
-            for key, arrays in results.items()
-        }
-        return Snapshot({**unknown, **found}, terms)
+    def found_on(way: tuple[int, ...] | None, degrees: Sequence[Degrees]) -> Jumps:
+        """With `Reading.choices` as a way says; without one, as the program makes them."""
+        indices = (-1,) * len(reading.choices) if way is None else way
+
+        def at(place: float, aside: Aside) -> Snapshot:
+            with jax.ensure_compile_time_eval():
+                moved = places(place, aside=aside)
+                made = evaluated(moved, places(0.0), indices, consts, list(inputs))
+            results, terms = jax.tree.map(np.asarray, made)
+            found = {
+                Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
+                for key, arrays in results.items()
+            }
+            return Snapshot({**unknown, **found}, terms)
+
+        def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
+            """By JAX, and by evaluations of the program that see the same held values."""
+            start = places(place)
+            with jax.ensure_compile_time_eval():
+                by_site = np.asarray(derivatives(start, way, consts, list(inputs)))
+
+            def sums(by: float) -> Sums:
+                with jax.ensure_compile_time_eval():
+                    moved = start + places(by, only)
+                    terms = terms_at(moved, start, indices, consts, list(inputs))
+                terms = [np.asarray(t) for t in terms]
+                return np.array(weighted(terms, np.asarray)), rounded(terms)
+
+            chosen = [only in (None, label) for label in labels]
+            return by_site[:, chosen].sum(1), sums
+
+        return find_jumps(sources, degrees, at, stops=stops, slopes=slopes)
 
     @jax.jit
     def terms_at(place: Any, origin: Any, *given: Any) -> Any:
         return run(place, origin, *given)[1]
 
     @jax.jit
-    def derivatives(place: Any, consts: Any, inputs: Any) -> Any:
+    def derivatives(place: Any, way: Any, consts: Any, inputs: Any) -> Any:
         def sums(place: Any) -> Any:
             arguments = [*place, *jax.tree.leaves(inputs)]
-            terms = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*arguments)
+            around = reading.around if way else ()
+            evaluation = Evaluation({}, {}, along(way) if way else None, around)
+            terms, _ = evaluation.of(closed.jaxpr, consts, arguments, arguments)
             return jnp.stack(weighted(terms, jnp.asarray))
 
         return jax.jacrev(sums)(place)[..., 0]
 
-    def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
-        """By JAX, and by evaluations of the program that see the same held values."""
-        start = places(place)
-        with jax.ensure_compile_time_eval():
-            by_site = np.asarray(derivatives(start, consts, list(inputs)))
-
-        def sums(by: float) -> Sums:
-            with jax.ensure_compile_time_eval():
-                moved = start + places(by, only)
-                terms = terms_at(moved, start, consts, list(inputs))
-            terms = [np.asarray(t) for t in terms]
-            return np.array(weighted(terms, np.asarray)), rounded(terms)
-
-        chosen = [only in (None, label) for label in labels]
-        return by_site[:, chosen].sum(1), sums
-
     stops = frozenset(reading.stops.values())
-    return find_jumps(sources, degrees, at, stops=stops, slopes=slopes)
+    found = found_on(None, degrees)
+    of_chosen = with_cuts(degrees, reading.chosen)
+    for way in ways([size for _, size in reading.choices.values()]):
+        if not found.of_all(labels):
+            found = found.joined(found_on(way, of_chosen))
+    return found
 
 
 def plausible(leaf: Any, rng: np.random.Generator, constraint: Any = real) -> Any:
@@ -520,11 +572,22 @@ class Evaluation:
     Args:
         cuts: the equations that take steps, by their identity.
         results: takes up their results.
+        way: which operand of each of `Reading.choices` chooses, and what; below zero, what the program does.
+        around: `Reading.around`.
     """
 
-    def __init__(self, cuts: Mapping[int, Cut], results: dict[Cut, list[Any]]):
+    def __init__(
+        self,
+        cuts: Mapping[int, Cut],
+        results: dict[Cut, list[Any]],
+        way: Mapping[Inside, tuple[int, Any]] | None = None,
+        around: Collection[Inside] = (),
+    ):
         self.cuts = cuts
         self.results = results
+        self.way = way or {}
+        self.around = around
+        self._path: Inside = ()
 
     def of(
         self, jaxpr: Jaxpr, consts: Sequence[Any], base: Sequence[Any], moved: Sequence[Any]
@@ -547,8 +610,29 @@ class Evaluation:
     def _equation(
         self, equation: Any, base: list[Any], moved: list[Any]
     ) -> tuple[Sequence[Any], Sequence[Any]]:
+        outside, self._path = self._path, (*self._path, id(equation))
+        if self._path in self.way:
+            base, moved = (self._turned(equation.primitive.name, x) for x in (base, moved))
+        results = self._results(equation, base, moved)
+        self._path = outside
+        return results
+
+    def _turned(self, name: str, operands: list[Any]) -> list[Any]:
+        """The operands, of which the constant one chooses as the way says."""
+        which, index = self.way[self._path]
+        old = operands[which]
+        if name == "mul":
+            new = jnp.where((index >= 0) & jnp.all(old == 0), jnp.ones_like(old), old)
+        else:
+            new = jnp.where(index < 0, old, jnp.asarray(index, old.dtype))
+        return [*operands[:which], new, *operands[which + 1 :]]
+
+    def _results(
+        self, equation: Any, base: list[Any], moved: list[Any]
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
         name, params = equation.primitive.name, equation.params
-        if all(x is y for x, y in zip(base, moved, strict=True)):
+        is_whole = self._path not in self.around or name.startswith("custom_")
+        if is_whole and all(x is y for x, y in zip(base, moved, strict=True)):
             same = bound(equation, base)
             return same, same
         if params.get("name") == vi_kit_constant.__name__:
@@ -608,9 +692,11 @@ class Evaluation:
         consts, carries = params["num_consts"], params["num_carry"]
         closed, first_x = params["jaxpr"], params["num_consts"] + params["num_carry"]
         cuts: list[tuple[Cut, int]] = []
+        path = self._path
 
         def body(carry: Any, xs: Any) -> Any:
-            inner = Evaluation(self.cuts, {})
+            inner = Evaluation(self.cuts, {}, self.way, self.around)
+            inner._path = path
             given = [
                 (*fixed[:consts], *c, *x)
                 for fixed, c, x in zip((base, moved), carry, xs, strict=True)

@@ -62,7 +62,9 @@ from vi_kit.jumps import (
     Sums,
     find_jumps,
     rounded,
+    ways,
     weighted,
+    with_cuts,
 )
 from vi_kit.plan import Plan
 from vi_kit.pyro.distributions import is_validation
@@ -123,6 +125,9 @@ class Reading:
         stops: those whose result has no derivative because the program says so.
         is_whole: whether all else is followed.
         steps: all operations on values that depend on sites, if they are to be repeated.
+        choices: those by which something constant chooses whether the result of one of `results` is seen: which
+            argument does, and among how many.
+        chosen: what may not be seen.
         plain: all values by number.
         leaves: the numbers of those from which all others are made.
         sharing: the tensors of each storage, which a write into one of them changes.
@@ -137,6 +142,8 @@ class Reading:
     stops: set[Cut] = field(default_factory=set)
     is_whole: bool = True
     steps: list[Step] = field(default_factory=list)
+    choices: dict[int, tuple[int, int]] = field(default_factory=dict)
+    chosen: set[Cut] = field(default_factory=set)
     plain: list[torch.Tensor] = field(default_factory=list)
     leaves: list[int] = field(default_factory=list)
     sharing: dict[int, list[Traced]] = field(default_factory=dict)
@@ -172,8 +179,17 @@ class Reading:
                 made = Form(is_continuous=True, cuts=cuts | {cut})
             self.leaks[label] = made
 
-    def repeated(self, leaves: Sequence[torch.Tensor]) -> list[Any]:
-        """All values by number, for other values of the leaves."""
+    def step(self, step: Step, degrees: Degrees) -> None:
+        """Note an operation, and what it made."""
+        choice = chosen_among(step.func._schema.name.removeprefix("aten::"), step.args)
+        cuts = {cut for form in degrees.values() for cut in form.cuts}
+        if choice and cuts:
+            self.choices[len(self.steps)] = choice
+            self.chosen |= cuts
+        self.steps.append(step)
+
+    def repeated(self, leaves: Sequence[torch.Tensor], way: Sequence[int] = ()) -> list[Any]:
+        """All values by number, for other values of the leaves, and with `choices` as a way says."""
         values: list[Any] = [None] * len(self.plain)
         for number, leaf in zip(self.leaves, leaves, strict=True):
             values[number] = leaf.clone()
@@ -181,8 +197,14 @@ class Reading:
         def known(x: Any) -> Any:
             return values[x.of] if isinstance(x, Number) else x
 
-        for step in self.steps:
-            result = step.func(*tree_map(known, step.args), **tree_map(known, step.kwargs))
+        indices = dict(zip(self.choices, way, strict=True)) if way else {}
+        for place, step in enumerate(self.steps):
+            args = list(step.args)
+            if place in indices:
+                which, _ = self.choices[place]
+                is_factor = step.func._schema.name == "aten::mul"
+                args[which] = torch.full_like(args[which], is_factor or indices[place])
+            result = step.func(*tree_map(known, args), **tree_map(known, step.kwargs))
             made = [x for x in tree_iter(result) if isinstance(x, torch.Tensor)]
             for number, value in zip(step.made, made, strict=True):
                 values[number] = value
@@ -292,7 +314,7 @@ class Traced(torch.Tensor):
             made = [x for x in tree_iter(wrapped) if isinstance(x, cls)]
             numbers = [x.number for x in made if x.number is not None]
             func = aten.alias.default if func is aten.detach.default else func
-            reading.steps.append(Step(func, numbered[0], numbered[1], numbers))
+            reading.step(Step(func, numbered[0], numbered[1], numbers), degrees)
             stepping = [x.number for x in made if steps or not _is_inexact(x)]
             if stepping and not is_known:
                 reading.results[cut] = _result(name, numbered[0], stepping)
@@ -359,6 +381,15 @@ def pole(name: str, args: Any) -> int | None:
     """Which operand of an operation has a pole at zero."""
     is_power = name == "pow" and not (isinstance(args[1], int | float) and args[1] < 0)
     return None if is_power else POLES.get(name)
+
+
+def chosen_among(name: str, args: Any) -> tuple[int, int] | None:
+    """Which argument chooses that does not depend on the sites, and among how many. A factor that is zero does."""
+    if name == "mul":
+        factors = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor) and not x.any()]
+        return (factors[0], 1) if factors else None
+    which = {"where": 0, "masked_fill": 1}.get(name)
+    return (which, 2) if which is not None and isinstance(args[which], torch.Tensor) else None
 
 
 def _growth(x: torch.Tensor) -> np.ndarray:
@@ -599,10 +630,13 @@ def find_jumps_in(
         base = {cut: reading.results[cut](reading.plain) for cut in reading.branches}
         numbered = tree_map(_numbered, made)
 
-        def at(place: float, aside: Aside = HERE, only: str | None = None) -> Snapshot:
+        def at(
+            place: float, aside: Aside = HERE, only: str | None = None, way: Sequence[int] = ()
+        ) -> Snapshot:
             results: dict[Cut, Any]
             with forward_ad.dual_level():
-                values = reading.repeated([dual(leaf) for leaf in places(place, only, aside)])
+                starts = [dual(leaf) for leaf in places(place, only, aside)]
+                values = reading.repeated(starts, way)
                 results = {cut: result(values) for cut, result in reading.results.items()}
                 terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
             if not has_slopes:
@@ -638,7 +672,7 @@ def find_jumps_in(
             start, plain = at(0.0).terms, numbers(_plain(made))
             same = all(np.allclose(a, b, equal_nan=True) for a, b in zip(start, plain, strict=True))
             nowhere = Snapshot({}, start)  # the program is not what was traced
-            return find_jumps(
+            found = find_jumps(
                 sources,
                 degrees,
                 at if same else lambda place, aside: nowhere,
@@ -648,6 +682,13 @@ def find_jumps_in(
                 frozenset(reading.stops),
                 slopes,
             )
+            of_chosen = with_cuts(degrees, reading.chosen - reading.stops - reading.reads)
+            for way in ways([size for _, size in reading.choices.values()]) if same else ():
+                if not found.of_all(labels):
+                    found = found.joined(
+                        find_jumps(sources, of_chosen, functools.partial(at, way=way))
+                    )
+            return found
 
 
 @contextmanager
