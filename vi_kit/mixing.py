@@ -1,17 +1,19 @@
 """Whether elements of a plate see each other's values inside it, as with `z.roll(1)` or batch normalisation.
 
 A plate says that they do not, and estimators credit an element with its own terms only, or take all elements at one of
-their values at once. So it is tested: every site in the plate has one of two values, or some of its elements have one
-and the rest the other. A log density must then be, for each element, what it is where all elements have the value of
-this one. Where it is not, the term counts as one over the plate. Several pairs of values are tried, and every two
-elements are parted.
+their values at once. So the operations of the program are read: along which dim of an array the elements of a plate
+lie. A term in which several of them have met counts as one over the plate.
+
+Where the operations leave it open, it is tested: every site in the plate has one of two values, or some of its
+elements have one and the rest the other. A log density must then be, for each element, what it is where all elements
+have the value of this one. Several pairs of values are tried, and every two elements are parted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -24,6 +26,73 @@ if TYPE_CHECKING:
     from vi_kit.cost import Site
     from vi_kit.estimators import Estimator
     from vi_kit.plan import Plan
+
+Key = TypeVar("Key", bound=Hashable)
+
+SEVERAL = -1
+"""In the place of a dim: several elements have met in one entry of the array."""
+
+UNCLEAR = -2
+"""In the place of a dim: it is not known where the elements lie."""
+
+Places = Mapping[int, int]
+"""By the number of each plate of whose elements an array is made, the dim along which they lie, `SEVERAL`, or
+`UNCLEAR`."""
+
+
+def common(dims: Iterable[int | None]) -> int:
+    """The dim of what is made entry by entry of arrays that have these."""
+    found = {dim for dim in dims if dim is not None}
+    for lost in (SEVERAL, UNCLEAR):
+        if lost in found:
+            return lost
+    return found.pop() if len(found) == 1 else SEVERAL
+
+
+def joined(places: Sequence[Mapping[Key, int]]) -> Mapping[Key, int]:
+    """Of what is made entry by entry of several arrays, or is one of them."""
+    keys = {key: None for of in places for key in of}
+    return {key: common(of.get(key) for of in places) for key in keys}
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Terms, by where they come from, with a plate.
+
+    Attributes:
+        found: those that see several of its elements.
+        assumed: those of which only tests say that they do not.
+    """
+
+    found: frozenset[tuple[str, Axis]]
+    assumed: frozenset[tuple[str, Axis]] = frozenset()
+
+
+def read(
+    plates: Sequence[Axis],
+    terms: Iterable[tuple[str, tuple[Axis, ...], Places]],
+    test: Callable[[Sequence[Axis], set[tuple[str, Axis]]], set[tuple[str, Axis]]],
+) -> Mixing:
+    """What is known of terms from where the elements of plates lie in them.
+
+    Args:
+        plates: by their numbers.
+        terms: where they come from, their axes and what is read of them.
+        test: finds which of some terms see several elements of some plates, where that was not read.
+    """
+    found, unclear = set(), set()
+    for what, axes, of in terms:
+        for number, plate in enumerate(plates):
+            own = axes.index(plate) if plate in axes else None
+            dim = of.get(number, own)
+            if own is not None and dim != own:
+                (unclear if dim == UNCLEAR else found).add((what, plate))
+    unclear -= found
+    if unclear:
+        met = test([plate for plate in plates if any(plate == of for _, of in unclear)], unclear)
+        found, unclear = found | met, unclear - met
+    return Mixing(frozenset(found), frozenset(unclear))
+
 
 Joined = frozenset[tuple[str, Axis]]
 """Terms, by where they come from, and the plates of which they see several elements."""
@@ -92,7 +161,7 @@ def find_mixed(
     plates: Sequence[Axis],
     run: Callable[[int, Mapping[Axis, np.ndarray]], Sequence[Outcome]],
     num_values: int,
-    suspects: set[tuple[str, Axis]] | None = None,
+    suspects: set[tuple[str, Axis]],
 ) -> set[tuple[str, Axis]]:
     """Which terms see several elements of which plates.
 
@@ -100,11 +169,11 @@ def find_mixed(
         plates: to be tested, one after the other.
         run: the terms at the value of a number, where these elements have the next one.
         num_values: how many values there are; a comparison may come out the same for two of them.
-        suspects: those of which it is not known; all, if left out.
+        suspects: those of which it is not known.
     """
     found: set[tuple[str, Axis]] = set()
     for number in range(num_values - 1):
-        if suspects is not None and suspects <= found:
+        if suspects <= found:
             break
         firsts = run(number, {})
         for plate in plates:
@@ -118,7 +187,7 @@ def find_mixed(
                 for one, other, both in zip(*runs, strict=True):
                     if not _is_made_of(both, plate, part, one, other):
                         found.add((both.what, plate))
-    return found if suspects is None else found & suspects
+    return found & suspects
 
 
 def _is_made_of(
@@ -143,24 +212,37 @@ def _same(x: np.ndarray, y: np.ndarray) -> bool:
     return bool((close | (x == y) | (np.isnan(x) & np.isnan(y))).all())
 
 
-def tested(
-    plan: Plan, find: Callable[[Sequence[Axis]], set[tuple[str, Axis]]]
+def looked_at(
+    plan: Plan, find: Callable[[Sequence[Axis]], Mixing]
 ) -> tuple[Joined, tuple[str, ...]]:
-    """Terms that see several elements of plates, and what `explain` says if it could not be found out.
+    """Terms that see several elements of plates, and what `explain` says of what could not be found out.
 
     Args:
         plan: of the program.
-        find: looks at plates; see `find_mixed`.
+        find: looks at plates.
     """
     plates = sorted(plan.apart, key=lambda a: a.key)
+    if not plates:
+        return frozenset(), ()
     try:
-        return _with_those_below(find(plates) if plates else set(), plan), ()
+        mixing = find(plates)
     except Exception:  # the program may refuse values that were not drawn
         names = ", ".join(repr(a.name) for a in plates)
-        return frozenset(), (f"assumed: elements of plates {names} do not see each other's values",)
+        note = (
+            f"it could not be found out whether elements of plates {names} see each other's values"
+        )
+        return frozenset((m.what, plate) for m in plan.met for plate in m.plates & plan.apart), (
+            note,
+        )
+    assumed = sorted(mixing.assumed, key=lambda item: (item[0], item[1].key))
+    notes = [
+        f"assumed: {what} has one element of plate {plate.name!r} at a time, as it had where it was tested"
+        for what, plate in assumed
+    ]
+    return _with_those_below(mixing.found, plan), tuple(notes)
 
 
-def _with_those_below(mixed: set[tuple[str, Axis]], plan: Plan) -> Joined:
+def _with_those_below(mixed: Joined, plan: Plan) -> Joined:
     """These terms; and where a site is drawn given several elements, all that is made of it: its elements are no longer
     those of the plate. So it is if the site is outside the plate."""
     joined, plates_of = set(mixed), {m.draw: m.plates for m in plan.met if m.draw}

@@ -27,7 +27,7 @@ from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
 from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
-from vi_kit.mixing import tested
+from vi_kit.mixing import Mixing, looked_at
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
     PARAMS,
@@ -397,7 +397,7 @@ class _Step:
 
         draft = Plan(selection, UNKNOWN_NESTING, settings.vectorize is not False)
         plan = made(draft)
-        joined, assumed = tested(plan, lambda plates: self.mixed(plan, plates, found))
+        joined, assumed = looked_at(plan, lambda plates: self.mixed(plan, plates, found))
         if joined:
             plan = made(replace(draft, joined=joined, plates=plan.plates))
         plan = replace(plan, notes=(*plan.notes, *assumed))
@@ -470,9 +470,7 @@ class _Step:
             jumps = jumps.joined(find_jumps_in(plan, plausibly.inputs(seed), execute))
         return jumps
 
-    def mixed(
-        self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]
-    ) -> set[tuple[str, Axis]]:
+    def mixed(self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]) -> Mixing:
         """Which terms see several elements of which plates."""
         key = str(found["jaxpr"]), self.digest(), tuple(plates)
         if key not in self.known:

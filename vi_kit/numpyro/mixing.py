@@ -1,7 +1,7 @@
 """Which JAX programs see several elements of a plate at once.
 
 Along which dim of an array the elements of a plate lie is read off the jaxpr, equation by equation. Where that is not
-clear, because they are mixed or by an operation that is not known, the program is evaluated (`vi_kit.mixing`).
+clear, the program is evaluated (`vi_kit.mixing`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from vi_kit._named import Axis
 from vi_kit.jumps import HERE
-from vi_kit.mixing import AWAY, MixingProbe, Outcome, find_mixed
+from vi_kit.mixing import (
+    AWAY,
+    SEVERAL,
+    UNCLEAR,
+    Mixing,
+    MixingProbe,
+    Outcome,
+    Places,
+    common,
+    find_mixed,
+    joined,
+    read,
+)
 from vi_kit.numpyro.degrees import CALLS, Evaluation, on_the_way, plausible
 from vi_kit.numpyro.distributions import NumPyroDistribution
 
 if TYPE_CHECKING:
     from vi_kit.run import Run
 
-MIXED = -1
-
 NUM_VALUES = 4 * len(AWAY)
 """How many values sites have where the program is evaluated."""
-
-Places = Mapping[int, int]
-"""By the number of each input on which an array depends, the dim along which its elements lie, or `MIXED`."""
 
 Rule = Callable[[Any, Sequence[int | None]], int]
 """From an equation and the dims of its operands, `None` of those that do not depend on an input, to that of its
@@ -39,7 +46,7 @@ results."""
 
 def find_mixed_in(
     plates: Sequence[Axis], inputs: Sequence[Any], execute: Callable[[MixingProbe, list[Any]], Run]
-) -> set[tuple[str, Axis]]:
+) -> Mixing:
     """Which terms see several elements of which plates.
 
     Args:
@@ -70,14 +77,6 @@ def find_mixed_in(
     leaves = jax.tree.leaves(inputs)
     start: list[Places] = [{number: 0} for number in range(len(plates))]
     found = places(closed.jaxpr, [{}, *start, *({} for _ in leaves)])
-    unclear = {
-        (what, plate)
-        for number, plate in enumerate(plates)
-        for (what, axes), of in zip(kinds, found, strict=True)
-        if plate in axes and of.get(number, axes.index(plate)) != axes.index(plate)
-    }
-    if not unclear:
-        return set()
     rng = np.random.default_rng(0)
     consts = [plausible(c, rng) for c in closed.consts]
 
@@ -95,8 +94,8 @@ def find_mixed_in(
             for (what, axes), array in zip(kinds, arrays, strict=True)
         ]
 
-    left = [plate for plate in plates if any(plate == of for _, of in unclear)]
-    return find_mixed(left, run, NUM_VALUES, unclear)
+    of_terms = [(what, axes, of) for (what, axes), of in zip(kinds, found, strict=True)]
+    return read(plates, of_terms, lambda left, terms: find_mixed(left, run, NUM_VALUES, terms))
 
 
 def places(jaxpr: Jaxpr, inputs: Sequence[Places]) -> list[Places]:
@@ -119,7 +118,7 @@ def _results(equation: Any, operands: Sequence[Places]) -> Sequence[Places]:
         body = params[CALLS[name]]
         return places(body.jaxpr if isinstance(body, ClosedJaxpr) else body, operands)
     if name == "cond" and not operands[0]:
-        return _joined(*(places(b.jaxpr, operands[1:]) for b in params["branches"]))
+        return _of_branches([places(b.jaxpr, operands[1:]) for b in params["branches"]])
     if name == "scan":
         return _scanned(params, operands)
     rule = RULES.get(name, _unknown)
@@ -127,15 +126,15 @@ def _results(equation: Any, operands: Sequence[Places]) -> Sequence[Places]:
     found: dict[int, int] = {}
     for number in inputs:
         dims = [operand.get(number) for operand in operands]
-        found[number] = MIXED if MIXED in dims else rule(equation, dims)
+        is_lost = any(dim is not None and dim < 0 for dim in dims)
+        found[number] = common(dims) if is_lost else rule(equation, dims)
     return [found] * len(equation.outvars)
 
 
-def _joined(*results: Sequence[Places]) -> list[Places]:
-    return [
-        {n: _one([p[n] for p in group if n in p]) for n in {n: None for p in group for n in p}}
-        for group in zip(*results, strict=True)
-    ]
+def _of_branches(branches: Sequence[Sequence[Places]]) -> list[Places]:
+    """Of what one of several branches makes. What is not clear of one counts as seen: an evaluation takes another."""
+    results = [joined(group) for group in zip(*branches, strict=True)]
+    return [{n: SEVERAL if dim == UNCLEAR else dim for n, dim in of.items()} for of in results]
 
 
 def _scanned(params: Mapping[str, Any], operands: Sequence[Places]) -> Sequence[Places]:
@@ -144,39 +143,33 @@ def _scanned(params: Mapping[str, Any], operands: Sequence[Places]) -> Sequence[
     xs = [_shifted(x, -1) for x in operands[consts + carries :]]
     while True:  # each round, something is found that is joined
         results = places(params["jaxpr"].jaxpr, [*fixed, *carry, *xs])
-        joined = _joined(carry, results[:carries])
-        if joined == carry:
+        both = [joined(pair) for pair in zip(carry, results[:carries], strict=True)]
+        if both == carry:
             return [*carry, *(_shifted(y, 1) for y in results[carries:])]
-        carry = joined
+        carry = both
 
 
 def _shifted(of: Places, by: int) -> Places:
     """Where there is a dim in front, or none any more: an element of a plate is then one step of the loop."""
-    return {n: MIXED if MIXED in (dim, dim + by) else dim + by for n, dim in of.items()}
-
-
-def _one(dims: Sequence[int | None]) -> int:
-    """The dim that all have."""
-    found = {dim for dim in dims if dim is not None}
-    return found.pop() if len(found) == 1 else MIXED
+    return {n: dim if dim < 0 else dim + by if dim + by >= 0 else UNCLEAR for n, dim in of.items()}
 
 
 def _unknown(equation: Any, dims: Sequence[int | None]) -> int:
     del equation, dims
-    return MIXED
+    return UNCLEAR
 
 
 def _elementwise(equation: Any, dims: Sequence[int | None]) -> int:
     del equation
-    return _one(dims)
+    return common(dims)
 
 
-def _outside(name: str) -> Rule:
+def _outside(name: str, lost: int = SEVERAL) -> Rule:
     """Of operations along the dims that a parameter names, which stay."""
 
     def rule(equation: Any, dims: Sequence[int | None]) -> int:
-        along, dim = equation.params[name], _one(dims)
-        return MIXED if dim in (along if isinstance(along, tuple) else (along,)) else dim
+        along, dim = equation.params[name], common(dims)
+        return lost if dim in (along if isinstance(along, tuple) else (along,)) else dim
 
     return rule
 
@@ -185,61 +178,61 @@ def _reduced(name: str) -> Rule:
     """Of operations along the dims that a parameter names, which are gone."""
 
     def rule(equation: Any, dims: Sequence[int | None]) -> int:
-        along, dim = equation.params[name], _one(dims)
-        return MIXED if dim in along else dim - sum(d < dim for d in along) if dim >= 0 else MIXED
+        along, dim = equation.params[name], common(dims)
+        return SEVERAL if dim in along or dim < 0 else dim - sum(d < dim for d in along)
 
     return rule
 
 
 def _batched(equation: Any, dims: Sequence[int | None]) -> int:
     """Of functions of matrices."""
-    dim = _one(dims)
-    return dim if dim < len(equation.invars[0].aval.shape) - 2 else MIXED
+    dim = common(dims)
+    return dim if dim < len(equation.invars[0].aval.shape) - 2 else SEVERAL
 
 
 def _reshaped(equation: Any, dims: Sequence[int | None]) -> int:
-    dim, old = _one(dims), equation.invars[0].aval.shape
+    dim, old = common(dims), equation.invars[0].aval.shape
     new, before = equation.outvars[0].aval.shape, math.prod(old[:dim])
     same = (d for d, n in enumerate(new) if n == old[dim] and math.prod(new[:d]) == before)
-    return MIXED if equation.params["dimensions"] is not None else next(same, MIXED)
+    return UNCLEAR if equation.params["dimensions"] is not None else next(same, UNCLEAR)
 
 
 def _broadcast(equation: Any, dims: Sequence[int | None]) -> int:
-    return equation.params["broadcast_dimensions"][_one(dims)]
+    return equation.params["broadcast_dimensions"][common(dims)]
 
 
 def _unstacked(equation: Any, dims: Sequence[int | None]) -> int:
-    dim, axis = _one(dims), equation.params["axis"]
-    return MIXED if dim in (MIXED, axis) else dim - (dim > axis)
+    dim, axis = common(dims), equation.params["axis"]
+    return UNCLEAR if dim == axis else dim - (dim > axis)
 
 
 def _stacked(equation: Any, dims: Sequence[int | None]) -> int:
-    dim = _one(dims)
-    return dim + (dim >= equation.params["axis"]) if dim >= 0 else MIXED
+    dim = common(dims)
+    return dim + (dim >= equation.params["axis"]) if dim >= 0 else SEVERAL
 
 
 def _transposed(equation: Any, dims: Sequence[int | None]) -> int:
-    return equation.params["permutation"].index(_one(dims))
+    return equation.params["permutation"].index(common(dims))
 
 
 def _sliced(equation: Any, dims: Sequence[int | None]) -> int:
-    dim, size = _one(dims), equation.invars[0].aval.shape
-    return dim if equation.outvars[0].aval.shape[dim] == size[dim] else MIXED
+    dim, size = common(dims), equation.invars[0].aval.shape
+    return dim if equation.outvars[0].aval.shape[dim] == size[dim] else UNCLEAR
 
 
 def _part(equation: Any, dims: Sequence[int | None]) -> int:
     """Taken, or replaced, at indices."""
     arrays = 2 if equation.primitive.name == "dynamic_update_slice" else 1
-    dim = _one(dims[:arrays]) if all(d is None for d in dims[arrays:]) else MIXED
+    dim = common(dims[:arrays]) if all(d is None for d in dims[arrays:]) else UNCLEAR
     part = equation.outvars[0] if arrays == 1 else equation.invars[1]
     whole = equation.invars[0].aval.shape
-    return dim if dim >= 0 and part.aval.shape[dim] == whole[dim] else MIXED
+    return dim if dim < 0 or part.aval.shape[dim] == whole[dim] else UNCLEAR
 
 
 def _padded(equation: Any, dims: Sequence[int | None]) -> int:
-    dim = _one(dims[:1])
+    dim = common(dims[:1])
     plain = dims[1] is None and equation.params["padding_config"][dim] == (0, 0, 0)
-    return dim if plain else MIXED
+    return dim if plain else UNCLEAR
 
 
 def _product(equation: Any, dims: Sequence[int | None]) -> int:
@@ -251,28 +244,28 @@ def _product(equation: Any, dims: Sequence[int | None]) -> int:
         if dim in batch[side]:
             found.append(batch[side].index(dim))
         elif dim in contracted[side]:
-            return MIXED
+            return SEVERAL
         else:
             free = [
                 [d for d in range(len(v.aval.shape)) if d not in (*batch[s], *contracted[s])]
                 for s, v in enumerate(equation.invars)
             ]
             found.append(len(batch[0]) + len(free[0]) * side + free[side].index(dim))
-    return _one(found)
+    return common(found)
 
 
 def _convolved(equation: Any, dims: Sequence[int | None]) -> int:
     numbers = equation.params["dimension_numbers"]
     is_batch = dims[0] == numbers.lhs_spec[0] and dims[1] is None
     plain = equation.params["batch_group_count"] == 1
-    return numbers.out_spec[0] if is_batch and plain else MIXED
+    return numbers.out_spec[0] if is_batch and plain else UNCLEAR
 
 
 def _windows(equation: Any, dims: Sequence[int | None]) -> int:
-    dim, params = _one(dims), equation.params
+    dim, params = common(dims), equation.params
     names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
     alone = all(params[name][dim] == 1 for name in names) and params["padding"][dim] == (0, 0)
-    return dim if alone else MIXED
+    return dim if alone else SEVERAL
 
 
 def _gathered(equation: Any, dims: Sequence[int | None]) -> int:
@@ -282,13 +275,13 @@ def _gathered(equation: Any, dims: Sequence[int | None]) -> int:
     of_indices = [d for d in out if d not in numbers.offset_dims]
     if dims[0] is None:
         assert indices is not None
-        return of_indices[indices] if indices < len(of_indices) else MIXED
+        return of_indices[indices] if indices < len(of_indices) else UNCLEAR
     if dims[0] in numbers.operand_batching_dims:
         place = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(dims[0])]
-        return of_indices[place] if indices in (None, place) else MIXED
+        return of_indices[place] if indices in (None, place) else UNCLEAR
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     if indices is not None or dims[0] in gone or sizes[dims[0]] != operand[dims[0]]:
-        return MIXED
+        return UNCLEAR
     kept = [d for d in range(len(operand)) if d not in gone]
     return numbers.offset_dims[kept.index(dims[0])]
 
@@ -310,9 +303,11 @@ RULES: Mapping[str, Rule] = {
     **_named("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or", _reduced("axes")),
     **_named("argmax argmin", _reduced("axes")),
     **_named("squeeze", _reduced("dimensions")),
-    **_named("cumsum cumprod cummax cummin cumlogsumexp split", _outside("axis")),
+    **_named("cumsum cumprod cummax cummin cumlogsumexp", _outside("axis")),
     **_named("rev", _outside("dimensions")),
-    **_named("sort concatenate", _outside("dimension")),
+    **_named("sort", _outside("dimension")),
+    "split": _outside("axis", lost=UNCLEAR),
+    "concatenate": _outside("dimension", lost=UNCLEAR),
     **_named("cholesky triangular_solve lu eigh qr svd", _batched),
     "reshape": _reshaped,
     "broadcast_in_dim": _broadcast,

@@ -502,24 +502,32 @@ class Reads(TorchFunctionMode):
     it makes of a list of numbers here.
 
     Attributes:
-        found: whether they are.
+        found: those that are read.
+        detaches: whether values are detached.
+        is_checking: whether an operation reads a value to check it, of which the program is not told.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = False
+        self.found: list[torch.Tensor] = []
+        self.detaches = self.is_checking = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.found |= func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist)
-        self.found |= func in DETACHING and not is_own(sys._getframe(1))
+        if func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist):
+            self.found.append(args[0])
+        self.detaches |= func in DETACHING and not is_own(sys._getframe(1))
         if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
             listed = [x for x in tree_iter(args[0]) if isinstance(x, torch.Tensor)]
-            self.found |= bool(listed)
+            self.found += listed
             if any(isinstance(x, Traced) for x in listed):
                 kwargs = {"dtype": listed[0].dtype, **kwargs}
                 args = (tree_map(_listed, args[0]), *args[1:])
-        return func(*args, **kwargs)
+        self.is_checking = func is torch.nn.functional.one_hot
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.is_checking = False
 
 
 DETACHING = (

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from pyro.infer import ELBO
 
@@ -21,29 +19,25 @@ from vi_kit._errors import (
     message,
     refuse_settings,
 )
-from vi_kit._named import Axis
 from vi_kit.arguments import described
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator, Score
 from vi_kit.jumps import Jumps
 from vi_kit.language import Objective
-from vi_kit.mixing import AWAY, MixingProbe, Outcome, find_mixed, tested
+from vi_kit.mixing import looked_at
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
 from vi_kit.pyro.degrees import (
     Watch,
-    away_from_a_draw,
     degree_probe,
     degrees_found,
     find_jumps_in,
-    moved_a_little,
 )
-from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
-from vi_kit.pyro.noise import Generators
+from vi_kit.pyro.mixing import find_mixed_in
 from vi_kit.pyro.replay import PyroReplay
 from vi_kit.run import Run
 from vi_kit.settings import (
@@ -385,7 +379,9 @@ class Loss(ELBO):
 
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             plan = _without_jumps(draft, execute)
-            joined, assumed = tested(plan, lambda plates: _mixed(plan, plates, execute))
+            joined, assumed = looked_at(
+                plan, lambda plates: find_mixed_in(plan, plates, (args, kwargs), execute)
+            )
             if joined:
                 draft = replace(draft, joined=joined, plates=plan.plates)
                 plan = _without_jumps(draft, execute)
@@ -489,7 +485,7 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
 
     with Watch() as watch, watch.reads:
         plan = make_plan(make_backend, draft, execute)
-    if not (watch.found or watch.reads.found) or not plan.pathwise:
+    if not (watch.found or watch.reads.found or watch.reads.detaches) or not plan.pathwise:
         return plan
     plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
 
@@ -506,51 +502,6 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
     return without_jumps(
         plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
     )
-
-
-NUM_VALUES = len(AWAY)
-"""How many values sites have, to find whether elements of plates see each other."""
-
-
-def _mixed(
-    plan: Plan, plates: Sequence[Axis], execute: Callable[[Run], None]
-) -> set[tuple[str, Axis]]:
-    """Which terms see several elements of which plates, found by dry runs."""
-    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
-    known: dict[tuple[str, int, int], torch.Tensor] = {}
-    start = Generators.now()
-
-    def run(number: int, seconds: Mapping[Axis, np.ndarray]) -> list[Outcome]:
-        counts = Counter[str]()
-
-        def value(label: str, dist: PyroDistribution, number: int) -> torch.Tensor:
-            key = label, counts[label], number
-            if key not in known:
-                now, away = Generators.now(), AWAY[number % len(AWAY)]
-                torch.manual_seed(len(known))
-                known[key] = dist.one_of_many(number, lambda: away_from_a_draw(dist.fn, away))
-                now.restore()
-            return known[key]
-
-        def two_values(label: str, dist: PyroDistribution) -> Any:
-            counts[label] += 1
-            return value(label, dist, number), value(label, dist, number + 1)
-
-        start.restore()
-        at = {plate: torch.as_tensor(elements) for plate, elements in seconds.items()}
-        probe = MixingProbe({}, seconds=at, two_values=two_values)
-        run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
-        execute(run)
-        return [
-            Outcome(t.label, t.base.axes, t.base.array.detach().cpu().numpy()) for t in run.terms
-        ]
-
-    leaves = {id(p): p for known in plan.leaves.values() for p in known.values()}
-    with moved_a_little(leaves.values()):
-        try:
-            return find_mixed(plates, run, NUM_VALUES)
-        finally:
-            start.restore()
 
 
 def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:
