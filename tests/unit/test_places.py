@@ -1,10 +1,17 @@
-"""Along which dim of a tensor the elements of a plate lie, read off the operations of torch."""
+"""Along which dim of an array the elements of a plate lie, read off the operations of torch and of a jaxpr."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from torch.distributions import Multinomial, MultivariateNormal
 from torch.nn import functional as F
 
 from vi_kit.mixing import SEVERAL, UNCLEAR
+from vi_kit.numpyro.mixing import places
 from vi_kit.pyro.mixing import Reader
 
 N = 3
@@ -33,6 +40,16 @@ def scan(z):
     for _ in range(2):
         total = torch.tanh(total + z[:, 1])
     return total
+
+
+def zero_where_negative(z):
+    z = z.clone()
+    z[z < 0] = 0.0
+    return z
+
+
+def attend(z):
+    return F.scaled_dot_product_attention(z, z, z)
 
 
 ORDER = torch.tensor([2, 0, 1])
@@ -110,6 +127,18 @@ CASES = {
     "triangle": (lambda z: torch.linalg.cholesky(torch.eye(2) + z[:, :, None] * z[:, None]), 0),
     "solved": (lambda z: torch.linalg.solve(torch.eye(2) + z[:, :, None] ** 2, ROWS[:2]), 0),
     "determinant": (lambda z: torch.linalg.slogdet(torch.eye(2) + z[:, :, None] ** 2)[1], 0),
+    "columns solved": (lambda z: torch.linalg.solve(1 + torch.eye(2), z.T).T, 0),
+    "rows solved": (lambda z: torch.linalg.solve(torch.eye(3) + 1, z), SEVERAL),
+    "matrix and columns solved": (
+        lambda z: torch.linalg.solve(torch.eye(2) + z[:, :, None] ** 2, z.T),
+        SEVERAL,
+    ),
+    "normal": (lambda z: MultivariateNormal(z, 1 + torch.eye(2)).log_prob(ROWS[0]), 0),
+    "counts": (lambda z: Multinomial(3, logits=z).log_prob(torch.tensor([1.0, 2.0])), 0),
+    "recurrent": (lambda z: (torch.manual_seed(0), torch.nn.GRUCell(2, 4)(z))[1], 0),
+    "attention": (lambda z: attend(z[:, None] * ROWS), 0),
+    "attention to others": (lambda z: attend(z[None]), SEVERAL),
+    "masked": (lambda z: zero_where_negative(z), 0),
     "inverse": (lambda z: torch.linalg.inv(torch.eye(3) + z[:, :1] * z[:, 0] ** 2), SEVERAL),
     "layer norm": (lambda z: F.layer_norm(z, (2,)), 0),
     "layer norm of all": (lambda z: F.layer_norm(z, (N, 2)), SEVERAL),
@@ -186,3 +215,54 @@ def test_what_arguments_say_may_change():
     with reader, reader.reads:
         order.tolist()
     assert reader.places(parts)[0] == SEVERAL
+
+
+TABLE = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
+
+OF_JAX = {
+    "pointwise": (lambda z: jnp.where(z > 0, jax.scipy.special.gammaln(z + 3.0), z), 0),
+    "sum of rows": (lambda z: z.sum(-1), 0),
+    "centred": (lambda z: z - z.mean(0), SEVERAL),
+    "outer": (lambda z: z[:, :1] * z[:, 0], SEVERAL),
+    "softmax": (lambda z: jax.nn.softmax(z, 0), SEVERAL),
+    "sort": (lambda z: jnp.sort(z, 0), SEVERAL),
+    "cumulative": (lambda z: jnp.cumsum(z, 0), SEVERAL),
+    "reversed": (lambda z: z[::-1], SEVERAL),
+    "roll": (lambda z: jnp.roll(z, 1, 0), UNCLEAR),
+    "element": (lambda z: z + z[0], UNCLEAR),
+    "column": (lambda z: z[:, 0], 0),
+    "transposed": (lambda z: z.T, 1),
+    "product": (lambda z: z @ TABLE, 0),
+    "product from the left": (lambda z: TABLE @ z, SEVERAL),
+    "flattened": (lambda z: z.reshape(-1), UNCLEAR),
+    "joined": (lambda z: jnp.concatenate([z, z], -1), 0),
+    "padded": (lambda z: jnp.pad(z, ((0, 0), (1, 0))), 0),
+    "written": (lambda z: z.at[:, 0].set(z[:, 1] ** 2), 0),
+    "added": (lambda z: jnp.zeros((N, 4)).at[:, 1:3].add(z), 0),
+    "rows written": (lambda z: z.at[0].set(z[1]), UNCLEAR),
+    "written elsewhere": (lambda z: jnp.zeros((4, 2)).at[1:].set(z), UNCLEAR),
+    "rows of a table": (lambda z: jnp.asarray(TABLE)[(z[:, 0] > 0).astype(int)], 0),
+    "gathered": (lambda z: jnp.take_along_axis(z, (z[:, :1] > 0).astype(int), -1), 0),
+    "in another order": (lambda z: z[jnp.array([2, 0, 1])], UNCLEAR),
+    "columns solved": (lambda z: solve_triangular(jnp.eye(2) + TABLE[:, :2], z.T).T, 0),
+    "rows solved": (lambda z: solve_triangular(jnp.eye(3) + 1.0, z), SEVERAL),
+    "searched": (lambda z: jnp.searchsorted(jnp.arange(3.0), z) * 1.0, 0),
+    "mapped": (lambda z: jax.vmap(lambda row: row[::-1] * row.sum())(z), 0),
+    "steps": (lambda z: lax.scan(lambda c, x: (jnp.tanh(c + x), c), z[:, 0], z.T)[1], 1),
+    "steps along": (lambda z: lax.scan(lambda c, x: (c + x, c), 0.0 * z[0], z)[1], UNCLEAR),
+    "branch": (lambda z: lax.cond(TABLE[0, 0] > 0, jnp.sin, lambda z: z.sum(0) + z, z), SEVERAL),
+}
+
+
+@pytest.mark.parametrize("name", OF_JAX)
+def test_operations_of_jax(name):
+    fn, expected = OF_JAX[name]
+    z = jnp.array([[0.3, -0.7], [1.2, 0.4], [-0.5, 0.9]])
+    jaxpr = jax.make_jaxpr(fn)(z).jaxpr
+    assert places(jaxpr, [{0: 0}])[0][0] == expected
+    if expected < 0:
+        return
+    for row in range(N):
+        changed = fn(z.at[row].set(jnp.array([2.3, -1.1]))) != fn(z)
+        changed = np.moveaxis(np.asarray(changed), expected, 0).reshape(N, -1).any(-1)
+        assert not changed[np.arange(N) != row].any()

@@ -190,6 +190,14 @@ def _batched(equation: Any, dims: Sequence[int | None]) -> int:
     return dim if dim < len(equation.invars[0].aval.shape) - 2 else SEVERAL
 
 
+def _solved(equation: Any, dims: Sequence[int | None]) -> int:
+    """Of equations with several right sides, each by itself."""
+    matrix, right = dims
+    num_dims = len(equation.invars[1].aval.shape)
+    by_itself = num_dims - (1 if equation.params["left_side"] else 2)
+    return by_itself if matrix is None and right == by_itself else _batched(equation, dims)
+
+
 def _reshaped(equation: Any, dims: Sequence[int | None]) -> int:
     dim, old = common(dims), equation.invars[0].aval.shape
     new, before = equation.outvars[0].aval.shape, math.prod(old[:dim])
@@ -286,6 +294,17 @@ def _gathered(equation: Any, dims: Sequence[int | None]) -> int:
     return numbers.offset_dims[kept.index(dims[0])]
 
 
+def _scattered(equation: Any, dims: Sequence[int | None]) -> int:
+    numbers, (operand, _, updates) = equation.params["dimension_numbers"], equation.invars
+    gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    kept = [d for d in range(len(operand.aval.shape)) if d not in gone]
+    windows = dict(zip(numbers.update_window_dims, kept, strict=True))
+    whole = {to for of, to in windows.items() if updates.aval.shape[of] == operand.aval.shape[to]}
+    places = [dims[0], None if dims[2] is None else windows.get(dims[2], UNCLEAR)]
+    is_whole = dims[1] is None and all(place is None or place in whole for place in places)
+    return common(places) if is_whole else UNCLEAR
+
+
 def _named(names: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
@@ -297,6 +316,7 @@ RULES: Mapping[str, Rule] = {
     **_named("logistic erf erfc erf_inv lgamma digamma polygamma zeta", _elementwise),
     **_named("igamma igammac regularized_incomplete_beta bessel_i0e bessel_i1e", _elementwise),
     **_named("random_gamma_grad nextafter is_finite clamp select_n", _elementwise),
+    **_named("lt_to le_to eq_to", _elementwise),
     **_named("eq ne lt le gt ge and or xor not shift_left shift_right_logical", _elementwise),
     **_named("convert_element_type reduce_precision stop_gradient copy", _elementwise),
     **_named("vi_kit_term", _elementwise),
@@ -308,7 +328,8 @@ RULES: Mapping[str, Rule] = {
     **_named("sort", _outside("dimension")),
     "split": _outside("axis", lost=UNCLEAR),
     "concatenate": _outside("dimension", lost=UNCLEAR),
-    **_named("cholesky triangular_solve lu eigh qr svd", _batched),
+    **_named("cholesky lu eigh qr svd", _batched),
+    "triangular_solve": _solved,
     "reshape": _reshaped,
     "broadcast_in_dim": _broadcast,
     "stack": _stacked,
@@ -321,5 +342,6 @@ RULES: Mapping[str, Rule] = {
     "conv_general_dilated": _convolved,
     **_named("reduce_window_sum reduce_window_max reduce_window_min", _windows),
     "gather": _gathered,
+    **_named("scatter scatter-add scatter_add scatter-mul scatter_mul", _scattered),
 }
 """By the name of the primitive."""

@@ -413,6 +413,24 @@ def _before_the_last(num: int) -> Rule:
     return rule
 
 
+SOLVED = {
+    "linalg_solve_triangular": "B",
+    "_linalg_solve_ex": "B",
+    "linalg_lu_solve": "B",
+    "triangular_solve": "self",
+    "cholesky_solve": "self",
+}
+"""The argument of the right side of an equation, whose columns are by themselves."""
+
+
+def _solved(call: Call, operands: Operands) -> int:
+    right = call.given[SOLVED[call.name]]
+    columns = right.dim() - 1 if call.given.get("left", True) and right.dim() > 1 else None
+    matrices = [(x, dim) for x, dim in operands if x is not right or dim != columns]
+    dims = [call.made[0].dim() - 1] * (len(matrices) < len(operands))
+    return common([*dims, _before_the_last(2)(call, matrices)] if matrices else dims)
+
+
 def _loss(call: Call, operands: Operands) -> int:
     return SEVERAL if call.given["reduction"] else _elementwise(call, operands)
 
@@ -534,6 +552,13 @@ def _indexed(call: Call, operands: Operands) -> int:
     return common(found)
 
 
+def _put(call: Call, operands: Operands) -> int:
+    """Of one number that is written at a mask."""
+    mask, *rest = call.given["indices"]
+    is_mask = not rest and mask.dtype == torch.bool and mask.dim() == call.given["self"].dim()
+    return _kept(call, operands) if is_mask and call.given["values"].dim() == 0 else UNCLEAR
+
+
 def _is_in_order(call: Call, index: torch.Tensor, dim: int, size: int) -> bool:
     """Whether indices are those of all elements, one after the other, and stay so."""
     if index.shape[dim] != size or id(index) in call.may_change:
@@ -562,19 +587,22 @@ RULES: Mapping[str, Rule] = {
     "nll_loss_forward": _picked_loss,
     "nll_loss2d_forward": _picked_loss,
     **_named("sum mean prod amax amin max min argmax argmin any all logsumexp", _without(SEVERAL)),
+    **_named("_is_all_true _is_any_true", _without(SEVERAL)),
     **_named("var std var_mean std_mean norm linalg_vector_norm nansum median", _without(SEVERAL)),
     **_named("nanmedian mode kthvalue count_nonzero aminmax", _without(SEVERAL)),
     **_named("unbind select", _without(UNCLEAR)),
     **_named("cumsum cumprod cummax cummin logcumsumexp _softmax _log_softmax", _outside(SEVERAL)),
+    **_named("_safe_softmax", _outside(SEVERAL)),
     **_named("sort topk flip roll scatter scatter_add scatter_reduce", _outside(SEVERAL)),
     **_named("index_add index_copy index_fill unfold glu", _outside(SEVERAL)),
     **_named("_fft_r2c _fft_c2r _fft_c2c", _outside(SEVERAL)),
-    **_named("split split_with_sizes cat select_scatter slice_scatter", _outside(UNCLEAR)),
-    **_named("cholesky linalg_cholesky_ex cholesky_solve cholesky_inverse", _before_the_last(2)),
-    **_named("linalg_solve_triangular triangular_solve _linalg_solve_ex", _before_the_last(2)),
+    **_named("split split_with_sizes unsafe_split unsafe_split_with_sizes", _outside(UNCLEAR)),
+    **_named("cat select_scatter slice_scatter", _outside(UNCLEAR)),
+    **_named("cholesky linalg_cholesky_ex cholesky_inverse", _before_the_last(2)),
+    **dict.fromkeys(SOLVED, _solved),
     **_named("linalg_inv_ex linalg_lu_factor_ex linalg_lu linalg_qr", _before_the_last(2)),
     **_named("_linalg_eigh _linalg_svd _linalg_det _linalg_slogdet", _before_the_last(2)),
-    **_named("linalg_matrix_exp linalg_lu_solve", _before_the_last(2)),
+    **_named("linalg_matrix_exp", _before_the_last(2)),
     "_scaled_dot_product_flash_attention_for_cpu": _before_the_last(2),
     **_named("max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d", _before_the_last(2)),
     **_named("upsample_nearest2d upsample_bilinear2d adaptive_max_pool2d", _before_the_last(2)),
@@ -592,6 +620,7 @@ RULES: Mapping[str, Rule] = {
     "gather": _gathered,
     "index_select": _selected,
     "index": _indexed,
+    "index_put": _put,
     **_named("bucketize searchsorted", _searched),
 }
 """By the name of the ATen operation. Those that torch calls pointwise need none."""
