@@ -200,7 +200,7 @@ class Reader(TorchDispatchMode):
         self.is_drawing = False
         self._plates = [Layout(number, len(x), 1, len(x)) for number, x in enumerate(elements)]
         self._places: defaultdict[int, dict[Spot, Found]] = defaultdict(dict)
-        self._written: defaultdict[int, list[tuple[Spot, Found]]] = defaultdict(list)
+        self._written: defaultdict[int, dict[Spot, Found]] = defaultdict(dict)
         self._kept: list[torch.Tensor] = []
         for plate, x in zip(self._plates, elements, strict=True):
             self._add(x, {plate: 0})
@@ -233,7 +233,7 @@ class Reader(TorchDispatchMode):
         own = self._places[memory].get(spot, {}) if memory in self._places else {}
         if memory not in self._written:
             return own
-        return joined([own, *(_seen_from(spot, *w) for w in self._written[memory])])
+        return joined([own, *(_seen_from(spot, *w) for w in self._written[memory].items())])
 
     def _add(self, value: torch.Tensor, found: Found) -> None:
         self._places[_memory(value)][_spot(value)] = found
@@ -275,7 +275,8 @@ class Reader(TorchDispatchMode):
         for x in made:
             self._add(x, _checked(x, found))
         for x in written:
-            self._written[_memory(x)].append((_spot(x), _checked(x, found)))
+            before = self._written[_memory(x)].get(_spot(x), {})
+            self._written[_memory(x)][_spot(x)] = joined([before, _checked(x, found)])
 
     def _met(self, found: Found) -> Found:
         """Where elements that lie in two ways have met."""
