@@ -23,28 +23,33 @@ reasons: Counter = Counter()
 
 def check(lib, spec, num_draws=200):
     """Raises if a program is wrong, or refused where it must not be."""
-    program = Program(lib, spec)
+    program, seed = Program(lib, spec), oracles.seed_of(repr(spec))
     default = all(s.estimator == "default" for s in spec.sites)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            draws = lib.estimates(
-                spec.loss(lib), program.model, program.guide, program.values, num_draws,
-                oracles.seed_of(repr(spec)),
-            )  # fmt: skip
+        error, off, exact = judge(lib, spec, program, num_draws, seed)
     except vi.ViKitError as error:
         assert not default, f"refused by default: {error}"
         reasons[str(error).splitlines()[0]] += 1
         return "refused"
-    exact = program.exact()
-    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
-    off = np.abs(draws.mean(axis=0) - exact)
-    # a rule of five nodes for Normal sites under iwae is exact to a few thousandths
-    assert (off <= 5 * error + 2e-3 * (1 + np.abs(exact))).all(), (
-        f"mean {draws.mean(axis=0)}, s.e. {error}, exact {exact}"
-    )
+    if (off > 5 * error).any():  # few draws do not show how heavy their tails are
+        error, off, exact = judge(lib, spec, program, 20 * num_draws, seed + 1)
+    assert (off <= 5 * error).all(), f"off by {off}, s.e. {error}, exact {exact}"
     counts["with power"] += bool((np.abs(exact[1:]) > 5 * error[1:]).any())
     return "right"
+
+
+def judge(lib, spec, program, num_draws, seed):
+    """Standard errors of loss and gradient, how far these are off, and what they should be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        draws = lib.estimates(
+            spec.loss(lib), program.model, program.guide, program.values, num_draws, seed
+        )
+    exact = program.exact()
+    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+    # a rule of five nodes for Normal sites under iwae is exact to a few thousandths
+    off = np.abs(draws.mean(axis=0) - exact) - 2e-3 * (1 + np.abs(exact))
+    return error, off, exact
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
