@@ -327,8 +327,13 @@ class Program:
             at, weight = np.polynomial.legendre.leggauss(num)
             at = own + 0.25 + 1.25 * at
         elif kind == "gamma":
-            at, weight = scipy.special.roots_genlaguerre(num, np.exp(own))
-            at = at / 1.5
+            k, extra = (
+                np.arange(num),
+                np.exp(own),
+            )  # of Gauss and Laguerre, where Gamma(extra) overflows too
+            aside = np.diag(np.sqrt(k[1:] * (k[1:] + extra)), 1)
+            at, vectors = np.linalg.eigh(np.diag(2 * k + 1 + extra) + aside + aside.T)
+            at, weight = at / 1.5, vectors[0] ** 2
         else:
             at = np.arange(num, dtype=float)
             site = Site(kind, "scalar", "itself", False, "", 1.0, "default")
