@@ -156,11 +156,13 @@ class Moments:
         kind: see `vi_kit.expectations.start`.
         arrays: likewise.
         push: maps elements of which these are the moments to values of the distribution.
+        is_whole: whether its values are whole numbers.
     """
 
     kind: str
     arrays: tuple[Array, ...]
     push: Push
+    is_whole: bool = False
 
 
 class Backend(Protocol):

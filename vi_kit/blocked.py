@@ -23,6 +23,7 @@ class Blocked:
         line: of the program, if it is known.
         sites: on which the value depends.
         term: of which it is a part.
+        other: the name of an estimator that the first of these sites may have.
     """
 
     operation: str
@@ -30,6 +31,7 @@ class Blocked:
     line: str
     sites: frozenset[SiteKey]
     term: str = ""
+    other: str = "Reparam"
 
     def __str__(self) -> str:
         where = f" at {self.line}" if self.line else ""
@@ -70,7 +72,7 @@ def analytic_error(found: Iterable[Blocked]) -> AnalyticError:
                 got=blocked.term or "a value that depends on random ones",
                 expected="sums, products with constants, linear layers; squares, products of independent sites, exp of"
                 " Normal values, powers and logs of Gamma values; then only sums and products with constants",
-                fix=f'estimators={{"{names[0]}": vi.Analytic(fallback=vi.Reparam())}}, or vi.Reparam()',
+                fix=f'estimators={{"{names[0]}": vi.Analytic(fallback=vi.{blocked.other}())}}, or vi.{blocked.other}()',
             )
         )
     return AnalyticError("\n".join(texts))

@@ -420,13 +420,18 @@ class DistributionView(ABC):
                 kind, names = KINDS[family]
                 params = elements.params
                 return Moments(kind, tuple(params[name] for name in names), push)
-        if fn.event_shape or family in ("Cauchy", "HalfCauchy", "Delta", "Unit"):
+        if family == "OrderedLogistic":
+            xp, shape = array_namespace(fn.probs), (*self.batch_shape, *self.event_shape)
+            probs = xp.broadcast_to(fn.probs, (*shape, fn.probs.shape[-1]))
+            return Moments("categorical", (probs,), push)
+        unlimited = "Cauchy", "HalfCauchy", "Levy", "VonMises", "Delta", "Unit"
+        if fn.event_shape or _family(getattr(fn, "base_dist", fn)) in unlimited:
             return None
         try:
             moments = self.fn.mean, self.fn.variance
         except NotImplementedError:
             return None
-        return Moments("moments", moments, lambda value: value)
+        return Moments("moments", moments, lambda value: value, self.is_discrete(self.fn))
 
     def mean_log_prob(self, drawn: Any, is_own: bool) -> Array | None:
         """The expectation of the log density of values drawn from another distribution (nats), if it is in the

@@ -309,7 +309,9 @@ def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
             continue
         labels = sorted(label for _, label in blocked.sites)
         if any(estimators[label].acting.carries_moments for label in labels):
-            refused.append(replace(blocked, term=what))
+            has_path = all(plan.selection.resolved[label].kind[2] for label in labels)
+            other = "Reparam" if has_path else "Score"
+            refused.append(replace(blocked, term=what, other=other))
         used = ", ".join(f"{estimators[label].acting!r} for {label!r}" for label in labels)
         rows.append(f"{what}: {used}, because of {blocked}")
     if refused:

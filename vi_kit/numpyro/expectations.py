@@ -85,8 +85,8 @@ def start(moments: Moments, site: SiteKey, sample: jax.Array | None) -> jax.Arra
     """The value of a site."""
     arrays = [jnp.asarray(x) for x in moments.arrays]
     like = jnp.zeros_like([*arrays, sample][0])  # type: ignore[arg-type]
-    if moments.kind in ("categorical", "bernoulli"):
-        like = like[..., 0] if moments.kind == "categorical" else like
+    like = like[..., 0] if moments.kind == "categorical" else like
+    if moments.is_whole or moments.kind in ("categorical", "bernoulli"):
         like = like.astype(jnp.result_type(int))
     value = moments.push(random_p.bind(like, *arrays, kind=moments.kind, site=site))
     return value if sample is None else sampled_p.bind(value, sample.astype(value.dtype))

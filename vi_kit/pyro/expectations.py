@@ -79,10 +79,10 @@ class CarriedMoments(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def known(value: Value, sample: Callable[[], Any] | None) -> Random:
-    """A tensor for a value."""
+def known(value: Value, sample: Callable[[], Any] | None, kind: torch.dtype = torch.long) -> Random:
+    """A tensor for a value, of a kind if that is a choice among numbers."""
     like, whole = value.like, choice_of(value) is not None
-    return Random(value, sample, value.shape, torch.long if whole else like.dtype, like.device)
+    return Random(value, sample, value.shape, kind if whole else like.dtype, like.device)
 
 
 def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch.Tensor:
@@ -146,7 +146,9 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
         try:
             if lost or name not in RULES:
                 raise NoRuleError(lost or "there is no rule for it")
-            return _wrapped(RULES[name](*values, **named), draw)
+            result = RULES[name](*values, **named)
+            choices = any(choice_of(x) is not None for x in tree_iter(result))
+            return _wrapped(result, draw, _kind(func, args, kwargs) if choices else torch.long)
         except (NoRuleError, TypeError) as error:  # TypeError: arguments that a rule does not take
             sites = sites_of([x.value for x in operands])
             shown = name if written.startswith("__") else written
@@ -157,6 +159,19 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
     if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
         raise blocked.error()
     return tree_map(lambda x: _blocked(blocked, x) if isinstance(x, torch.Tensor) else x, result)
+
+
+def _kind(func: Any, args: Any, kwargs: Any) -> torch.dtype:
+    """Of what a torch function makes, which has elements of one."""
+    args, kwargs = tree_map(_empty, (args, kwargs))
+    made = next(iter(tree_iter(func(*args, **kwargs))))
+    return made.dtype if isinstance(made, torch.Tensor) else torch.long
+
+
+def _empty(x: Any) -> Any:
+    if not isinstance(x, torch.Tensor):
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
 
 
 def _is_check(frame: Any) -> bool:
@@ -192,14 +207,16 @@ def _map(fn: Callable[[Any], Any], x: Any, found: list[Random] | None = None) ->
     return x
 
 
-def _wrapped(result: Any, draw: Callable[[], Any] | None, path: tuple[int, ...] = ()) -> Any:
+def _wrapped(
+    result: Any, draw: Callable[[], Any] | None, kind: torch.dtype, path: tuple[int, ...] = ()
+) -> Any:
     """Values as tensors, which know where in the result of `draw` they are."""
     if isinstance(result, tuple | list):
-        return tuple(_wrapped(x, draw, (*path, i)) for i, x in enumerate(result))
+        return tuple(_wrapped(x, draw, kind, (*path, i)) for i, x in enumerate(result))
     if not isinstance(result, Value):
         return result
     if draw is None or not path:
-        return known(result, draw)
+        return known(result, draw, kind)
 
     def at() -> Any:
         found = draw()
@@ -207,7 +224,7 @@ def _wrapped(result: Any, draw: Callable[[], Any] | None, path: tuple[int, ...] 
             found = found[i]
         return found
 
-    return known(result, at)
+    return known(result, at, kind)
 
 
 def _value(x: Random) -> Any:
