@@ -29,12 +29,14 @@ class Statement:
         dist: its distribution, expanded to its plates.
         axes: its plates and replicate axes.
         infer: its annotations.
+        is_given: whether a handler of the library has put its value there, of which `dist` is a Delta.
     """
 
     name: str
     dist: Distribution
     axes: tuple[Axis, ...]
     infer: Mapping[str, Any]
+    is_given: bool = False
 
     def shape_alone(self, nesting: int) -> tuple[int, ...]:
         """Of one value in the program by itself, with nothing in front of the dims of plates (`nesting`)."""
@@ -49,6 +51,16 @@ def is_copy(message: Any) -> bool:
     """Whether a message of either library is about what an intervention (`do`) leaves of a latent site, on which
     nothing depends; what it leaves of an observed one is a term."""
     return message.get("_intervener_id") is not None and not message["is_observed"]
+
+
+GIVEN = "_vi_kit_given"
+"""Notes in the annotations of a site that its value was given, for `vi.check_unbiased`."""
+
+
+def is_given(message: Any) -> bool:
+    """Whether a message of either library is about a latent site whose value a handler has put there (`substitute`,
+    `replay`)."""
+    return message["value"] is not None and not message["is_observed"]
 
 
 @dataclass(eq=False)
@@ -150,6 +162,10 @@ class Simulation:
         """Whether the copy that an intervention leaves of a site is no term."""
         return False
 
+    def takes_given(self, name: str) -> bool:
+        """Whether a site is one of the draw though its value is given."""
+        return self.program.role == "guide"
+
     def relaxes(self, name: str) -> bool:
         """Whether the value of a site may lie outside its support."""
         return name in self.sites and _relaxes(self.run, self.sites[name])
@@ -245,6 +261,10 @@ class Replay:
     def leaves_out(self, name: str) -> bool:
         """See `Simulation.leaves_out`."""
         return name not in self.draw
+
+    def takes_given(self, name: str) -> bool:
+        """See `Simulation.takes_given`."""
+        return name in self.draw.details and self.draw.details[name].is_given
 
     def relaxes(self, name: str) -> bool:
         """See `Simulation.relaxes`."""

@@ -82,3 +82,63 @@ def test_what_an_intervention_leaves_of_an_observed_site_is_a_term(lib):
     log_p += oracles.log_normal(1.0, SET + VALUES[0], 1.0)
     intervened = lib.handlers.do(model, data={"x": lib.array(SET)})
     assert lib.value(lib.Loss(), intervened, guide, 0) == pytest.approx(-log_p)
+
+
+def given(lib, program, **values):
+    """A program in which sites have values, as NumPyro's `substitute` and Pyro's `replay` put them there."""
+    values = {name: lib.array(value) for name, value in values.items()}
+    if lib.name == "numpyro":
+        return lib.handlers.substitute(program, data=values)
+    from pyro import poutine
+
+    class Given(poutine.messenger.Messenger):
+        def _pyro_sample(self, msg):
+            if msg["name"] in values:
+                msg["value"] = values[msg["name"]]
+
+    def with_values():
+        with Given():
+            program()
+
+    return with_values
+
+
+@pytest.mark.parametrize("where", ["guide", "both"])
+def test_a_value_that_is_given_in_the_guide_counts_as_drawn(where, lib):
+    """Its log densities are terms, and it is no constant of the model."""
+    values, z = np.array([0.3, -0.2]), np.array([1.5, 0.4])
+    x = np.array([X, -X])
+
+    def model():
+        b = lib.sample("b", lib.dist.Bernoulli(0.3))
+        with lib.plate("data", 2):
+            z = lib.sample("z", lib.dist.Normal(b, 1.0))
+            lib.sample("x", lib.dist.Normal(z, 1.0), obs=lib.array(x))
+
+    def guide():
+        theta = lib.theta(values)
+        b = lib.sample("b", lib.dist.Bernoulli(logits=theta[1]))
+        with lib.plate("data", 2):
+            lib.sample("z", lib.dist.Normal(theta[0] + b, 0.8))
+
+    def loss_at(theta):
+        p, total = 1.0 / (1.0 + np.exp(-theta[1])), oracles.log_normal(x, z, 1.0).sum()
+        for b, q, prior in ((1.0, p, 0.3), (0.0, 1.0 - p, 0.7)):
+            fit = oracles.log_normal(z, b, 1.0) - oracles.log_normal(z, theta[0] + b, 0.8)
+            total = total + q * (fit.sum() + np.log(prior) - np.log(q))
+        return -total
+
+    fixed = given(lib, guide, z=z)
+    of_model = given(lib, model, z=z) if where == "both" else model
+    loss = lib.Loss()
+    draws = lib.estimates(loss, of_model, fixed, values, 1, 0)
+    np.testing.assert_allclose(draws[0, 0], loss_at(values), rtol=1e-7)
+    np.testing.assert_allclose(draws[0, 1:], oracles.gradient(loss_at, values), rtol=1e-6)
+    params = {"params": {"theta": values}} if lib.name == "numpyro" else {}
+    assert "BIASED" not in str(vi.check_unbiased(loss, of_model, fixed, num_draws=50, **params))
+
+
+def test_a_value_that_is_given_in_the_model_only_is_refused(lib):
+    model, guide = programs(lib)
+    with pytest.raises(vi.ObjectiveError, match="guide site 'a' is not a latent site of the model"):
+        lib.Loss().explain(given(lib, model, a=0.4), guide)

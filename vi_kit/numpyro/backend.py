@@ -31,7 +31,7 @@ from vi_kit.cost import Cost, Site, Term, kept_name
 from vi_kit.distributions import without_validation
 from vi_kit.lanes import Made, along
 from vi_kit.numpyro.degrees import invented
-from vi_kit.numpyro.distributions import NumPyroDistribution, smooth, unchecked
+from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
 from vi_kit.numpyro.expectations import own_log_prob, start, term_p
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 from vi_kit.plan import Replan
@@ -44,6 +44,7 @@ from vi_kit.statements import (
     Statement,
     check_parameter,
     is_copy,
+    is_given,
     no_density,
     one_number,
     split_scale,
@@ -598,7 +599,7 @@ class _Handler:
                 self.came_out(msg)
             elif msg["value"] is None and self.is_left_out(msg):
                 msg["value"] = jnp.zeros(msg["fn"].shape())
-            elif msg["value"] is None:
+            elif msg["value"] is None or self.reading.takes_given(msg["name"]):
                 self.latent(msg)
 
     def finish(self, msg: Any) -> None:
@@ -660,8 +661,10 @@ class _Handler:
         key = msg["kwargs"]["rng_key"]
         if key is None and isinstance(self.reading, Simulation):
             key = self.backend.new_key()
-        dist = NumPyroDistribution(fn, key)
-        value = self.reading.latent(Statement(msg["name"], dist, self.axes(msg), msg["infer"]))
+        given = is_given(msg)
+        dist = NumPyroDistribution(at_value(fn, msg["value"]) if given else fn, key)
+        statement = Statement(msg["name"], dist, self.axes(msg), msg["infer"], given)
+        value = self.reading.latent(statement)
         if value is None:
             value = dist.fn.sample(self.backend.new_key())
         by_moments = self.reading.drawn_from(msg["name"]) is not None

@@ -173,6 +173,13 @@ def _smoothed(kind: type) -> type:
     return kind
 
 
+def at_value(fn: Any, value: Any) -> Delta:
+    """A Delta at a value of a distribution."""
+    event, value = tuple(fn.event_shape), jnp.asarray(value)
+    batch = jnp.broadcast_shapes(fn.batch_shape, value.shape[: value.ndim - len(event)])
+    return Delta(jnp.broadcast_to(value, (*batch, *event)), event_dim=len(event))
+
+
 class UncheckedDelta(Delta):
     """A log density that does not look at the value: what it is where that is right."""
 

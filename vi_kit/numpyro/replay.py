@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from vi_kit.numpyro.distributions import NumPyroDistribution
-from vi_kit.statements import is_copy
+from vi_kit.statements import GIVEN, is_copy, is_given
 from vi_kit.supports import edges
 from vi_kit.unbiased import Densities, Displaced
 
@@ -170,7 +170,7 @@ class NumPyroReplay:
         guide = handlers.seed(
             handlers.substitute(handlers.replay(self.guide, given), data), key_guide
         )
-        with _Constant():
+        with _Constant(values):
             guide_trace = handlers.trace(guide).get_trace(*self.args, **self.kwargs)
         model = handlers.replay(handlers.substitute(self.model, data), guide_trace)
         traced = handlers.trace(handlers.seed(model, key_model))
@@ -180,7 +180,19 @@ class NumPyroReplay:
 
 
 class _Constant(Messenger):
-    """What is drawn is a constant."""
+    """What is drawn is a constant.
+
+    Args:
+        values: what others than the program give to its sites.
+    """
+
+    def __init__(self, values: Collection[str]):
+        super().__init__()
+        self.values = values
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and is_given(msg) and msg["name"] not in self.values:
+            msg["infer"] = {**msg["infer"], GIVEN: True}
 
     def postprocess_message(self, msg: Any) -> None:
         if _is_drawn(msg):
@@ -198,10 +210,11 @@ def _latent(trace: Any) -> list[Any]:
 
 
 def _is_drawn(site: Any) -> bool:
-    """Whether a site is: a Delta is not."""
+    """Whether a site is: a Delta is not, nor one whose value was given."""
     return (
         site["type"] == "sample"
         and not site["is_observed"]
+        and GIVEN not in site["infer"]
         and not isinstance(_base(_unmasked(site["fn"])), dist.Delta)
     )
 

@@ -34,7 +34,13 @@ from vi_kit.cost import Cost, Site, Term
 from vi_kit.plan import Replan
 from vi_kit.programs import Draw, Program, with_replaced
 from vi_kit.pyro.broadcasting import Recorded
-from vi_kit.pyro.distributions import PyroDistribution, is_validation, relaxed, unchecked
+from vi_kit.pyro.distributions import (
+    PyroDistribution,
+    at_value,
+    is_validation,
+    relaxed,
+    unchecked,
+)
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
 from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe
@@ -48,6 +54,7 @@ from vi_kit.statements import (
     Statement,
     check_parameter,
     is_copy,
+    is_given,
     one_number,
     outside_support,
     split_scale,
@@ -567,22 +574,27 @@ class _Handler:
             if msg["value"] is None and key in self.run.subsamples:
                 msg["value"], msg["done"] = self.run.subsamples[key], True
             return
-        if _is_silent(msg) or msg["done"]:
+        given = is_given(msg)
+        if _is_silent(msg) or (msg["done"] and not given):
             return
         if is_copy(msg) and self.reading.leaves_out(name):
             msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+            return
+        if given and not self.reading.takes_given(name):
+            msg["done"] = True
             return
         if msg["is_observed"]:
             # what transforms remember of the data is older than the parameters
             if isinstance(msg["value"], torch.Tensor) and msg["value"].grad_fn is None:
                 msg["value"] = msg["value"].view_as(msg["value"])
             return
-        dist, infer = PyroDistribution(msg["fn"]), msg["infer"]
+        fn = at_value(msg["fn"], msg["value"]) if given else msg["fn"]
+        dist, infer = PyroDistribution(fn), msg["infer"]
         if "obs" in infer:
             infer = {**infer, "obs": self.originals.get(id(infer["obs"]), infer["obs"])}
         if self.noise is not None:
             self.noise.at_site()
-        value = self.reading.latent(Statement(name, dist, self.axes(msg), infer))
+        value = self.reading.latent(Statement(name, dist, self.axes(msg), infer, given))
         if self.noise is not None:
             self.noise.after_site(name)
         msg["value"], msg["done"] = dist.fn() if value is None else value, True

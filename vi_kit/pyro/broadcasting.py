@@ -334,6 +334,9 @@ class _Solo:
     def leaves_out(self, name: str) -> bool:
         return self.original.leaves_out(name)
 
+    def takes_given(self, name: str) -> bool:
+        return self.original.takes_given(name)
+
     def relaxes(self, name: str) -> bool:
         return self.original.relaxes(name)
 

@@ -178,6 +178,14 @@ class UncheckedUniform(dist.Uniform):
         return density.expand(torch.broadcast_shapes(density.shape, value.shape))
 
 
+def at_value(fn: Any, value: Any) -> dist.Delta:
+    """A Delta at a value of a distribution."""
+    event = tuple(fn.event_shape)
+    value = torch.as_tensor(value)
+    batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.ndim - len(event)])
+    return dist.Delta(value.expand((*batch, *event)), event_dim=len(event))
+
+
 class UncheckedDelta(dist.Delta):
     """A log density that does not look at the value: what it is where that is right."""
 

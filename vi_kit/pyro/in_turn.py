@@ -145,6 +145,9 @@ class Turns:
     def leaves_out(self, name: str) -> bool:
         return self.reading.leaves_out(name)
 
+    def takes_given(self, name: str) -> bool:
+        return self.reading.takes_given(name)
+
     def relaxes(self, name: str) -> bool:
         return self.reading.relaxes(name)
 

@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 
 from vi_kit.pyro.distributions import PyroDistribution
-from vi_kit.statements import is_copy
+from vi_kit.statements import GIVEN, is_copy, is_given
 from vi_kit.supports import edges
 from vi_kit.unbiased import Densities, Displaced
 
@@ -186,7 +186,9 @@ class _Given(poutine.messenger.Messenger):
         self.values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
+        if is_given(msg):
+            msg["infer"] = {**msg["infer"], GIVEN: True}
+        elif msg["name"] in self.values and not msg["is_observed"]:
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -223,10 +225,11 @@ def _latent(trace: Any) -> list[Any]:
 
 
 def _is_drawn(site: Any) -> bool:
-    """Whether a site is: a Delta is not."""
+    """Whether a site is: a Delta is not, nor one whose value was given."""
     return (
         site["type"] == "sample"
         and not site["is_observed"]
+        and GIVEN not in site["infer"]
         and not _is_subsample(site)
         and not isinstance(_unmasked(site["fn"]), dist.Delta)
     )
