@@ -8,6 +8,7 @@ import torch
 
 import vi_kit as vi
 from tests import oracles
+from tests.libraries import PyroWords
 from vi_kit.pyro import Loss
 
 LOGIT, LOC = 0.1, np.array([0.6, -4.0])
@@ -149,3 +150,36 @@ def test_an_enumerable_site_that_some_replicates_lack_is_drawn_by_default():
         loss = Loss(num_samples=3)
         for _ in range(3):
             loss.loss_and_grads(model, guide)
+
+
+@pytest.mark.parametrize("objective", [vi.elbo(), vi.iwae(2)], ids=repr)
+def test_a_guide_that_branches_on_one_site_enumerates_both(objective):
+    """What is drawn before the branch does not depend on itself."""
+    values, x = np.array([0.3, -0.4, 0.9]), 0.7
+
+    def model():
+        w = pyro.sample("w", dist.Bernoulli(0.5))
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample("x", dist.Normal(w + 2.0 * z, 1.0), obs=torch.tensor(x))
+
+    def guide():
+        theta = pyro.param("theta", torch.tensor(values))
+        w = pyro.sample("w", dist.Bernoulli(logits=theta[0]))
+        pyro.sample("z", dist.Bernoulli(logits=theta[1] if w == 1.0 else theta[2]))
+
+    def loss_at(theta):
+        q = 1 / (1 + np.exp(-theta))
+        q_w, q_z = np.array([1 - q[0], q[0]]), np.array([[1 - q[2], q[2]], [1 - q[1], q[1]]])
+        w, z = np.arange(2.0)[:, None], np.arange(2.0)
+        log_p = np.log(0.5) + np.log([0.6, 0.4]) + oracles.log_normal(x, w + 2 * z, 1.0)
+        weights = (q_w[:, None] * q_z).ravel()
+        log_w = log_p.ravel() - np.log(weights)
+        if objective == vi.elbo():
+            return -(weights * log_w).sum()
+        pairs = np.log(0.5 * (np.exp(log_w)[:, None] + np.exp(log_w)))
+        return -(np.outer(weights, weights) * pairs).sum()
+
+    loss = Loss(objective)
+    found = PyroWords().gradients(loss, model, guide, values, 1, 0)[0]
+    np.testing.assert_allclose(found, oracles.gradient(loss_at, values), rtol=1e-6)
+    assert loss.explain(model, guide).count("Enumerate(") == 2

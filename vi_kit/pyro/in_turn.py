@@ -81,22 +81,24 @@ class Turns:
     def execute(self) -> None:
         """Run the program as often as needed, and hand what it made to the reading."""
         leaked, nesting = self.backend.leaked, self.run.plan.max_plate_nesting
-        index: Index | None = {}
+        later, index = leaked, {}
         with _same_noise() as rewind:
             while index is not None:
                 self.index, self.met = index, []
                 self.program = with_one_of_each(self.reading.program, self._position, nesting)
                 rewind()
+                self.backend.leaked = leaked  # what comes before a leak does not depend on it
                 noise = self.noise
                 if noise is not None and self.done:
                     noise = Noise(noise.before, again=True)
                 self.backend.once(self, noise)
+                later |= self.backend.leaked
                 if self.done and set(self.met) != set(self.records):
                     names = {name for name, _ in set(self.met) ^ set(self.records)}
                     raise Uneven(f"statements {sorted(names)} are met at some values only")
                 self.done.append(self.index)
                 index = self._next()
-        later, self.backend.leaked = self.backend.leaked, leaked
+        self.backend.leaked = leaked
         self._hand_over()
         self.backend.leaked = later
 
