@@ -52,6 +52,9 @@ MAX_CHANGES = 3
 MAX_WAYS = 8
 """How many of the ways are looked at that a program may choose by what does not depend on the sites."""
 
+OTHERS = (3, 0, 1, 2)
+"""At which of their values sites are that do not move, which may hide a jump; see `Distribution.one_of_many`."""
+
 MAX_RUNS = 4
 """How often the program is run once more, to see what it does on either side of an `if`."""
 
@@ -100,6 +103,7 @@ class JumpProbe(DegreeProbe):
         draw: makes the value of a site, from its label, its distribution and how far it has moved.
         cut: makes a constant of a value.
         known: what is drawn for a site that does not move, from its label and its sampler.
+        number: of the value that this is.
     """
 
     draw: Callable[[str, Any, Any], Any] = field(kw_only=True)
@@ -107,6 +111,7 @@ class JumpProbe(DegreeProbe):
     known: Callable[[str, Callable[[], Any]], Any] = field(
         default=lambda label, sample: sample(), kw_only=True
     )
+    number: int = field(default=OTHERS[0], kw_only=True)
 
     def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Any:
         """The value of a site, a constant if it does not move."""
@@ -115,7 +120,7 @@ class JumpProbe(DegreeProbe):
             return dist.rsample()
         if site.label in self.zeros:
             return self.draw(site.label, dist, self.zeros[site.label])
-        return self.cut(self.known(site.label, dist.sample))
+        return self.cut(self.known(site.label, lambda: dist.one_of_many(self.number, dist.sample)))
 
     def held(self, value: Any) -> Any:
         return self.cut(value)

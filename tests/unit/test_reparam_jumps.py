@@ -330,6 +330,30 @@ def test_kinks_that_a_parameter_hides_at_first(case, lib):
     assert "Reparam()" in told and "assumed" not in told
 
 
+@pytest.mark.parametrize("chosen", [{}, {"b": vi.Score()}], ids=repr)
+@pytest.mark.parametrize("value", [0, 1, 2])
+def test_jumps_at_a_rare_value_of_another_site(value, chosen, lib):
+    """By a branch of the program, in Pyro."""
+    probs = np.full(3, 0.001)
+    probs[(value + 1) % 3] = 0.998
+
+    def model():
+        b = lib.sample("b", lib.dist.Categorical(lib.array(probs)))
+        z = lib.sample("z", lib.dist.Normal(lib.xp.zeros(3), 1.0).to_event(1))
+        if lib.name == "pyro":
+            location = step(lib, z) if b == value else z[0]
+        else:
+            location = where(lib, b == value, step(lib, z), z[0])
+        lib.sample("x", lib.dist.Normal(location, 1.0), obs=lib.array(0.7))
+
+    def guide():
+        lib.sample("b", lib.dist.Categorical(lib.array(probs)))
+        lib.sample("z", lib.dist.Normal(lib.theta(VALUES), 1.0).to_event(1))
+
+    told = row(lib, model, guide, loss=lib.Loss(estimators=chosen or None))
+    assert "a cost jumps: model site 'x', because of" in told
+
+
 def likelihoods(lib, z):
     """Of distributions whose densities look at their parameters."""
     d, zero = lib.dist, 0.0 * z

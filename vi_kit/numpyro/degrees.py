@@ -403,7 +403,10 @@ def on_the_way(label: str, dist: NumPyroDistribution, t: jax.Array) -> Any:
 
 
 def find_jumps_in(
-    plan: Plan, inputs: Sequence[Any], execute: Callable[[DegreeProbe, list[Any]], None]
+    plan: Plan,
+    inputs: Sequence[Any],
+    execute: Callable[[DegreeProbe, list[Any]], None],
+    number: int,
 ) -> Jumps:
     """Which terms jump in the values of the sites of `Plan.pathwise`.
 
@@ -411,11 +414,13 @@ def find_jumps_in(
         plan: of the program.
         inputs: numbers for what is not known while the step is traced.
         execute: makes a dry run with a probe, given these.
+        number: of the values of other sites.
     """
     labels, sources = sorted(plan.pathwise), []
 
     def values(ts: list[Any], inputs: list[Any]) -> list[Any]:
-        probe = JumpProbe(dict(zip(labels, ts, strict=True)), draw=on_the_way, cut=constant)
+        zeros = dict(zip(labels, ts, strict=True))
+        probe = JumpProbe(zeros, draw=on_the_way, cut=constant, number=number)
         execute(probe, inputs)
         sources[:] = probe.sources()
         return [jnp.asarray(value) for value in probe.values()]

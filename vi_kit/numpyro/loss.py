@@ -25,7 +25,7 @@ from vi_kit._named import Axis
 from vi_kit.cost import kept_name, label
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator
-from vi_kit.jumps import Jumps
+from vi_kit.jumps import OTHERS, Jumps
 from vi_kit.language import Objective
 from vi_kit.mixing import Mixing, looked_at
 from vi_kit.numpyro.backend import (
@@ -466,8 +466,10 @@ class _Step:
             plausibly.execute(probe, inputs)
 
         jumps = Jumps()
-        for seed in range(1 + plan.draws_others()):  # which may hide a jump
-            jumps = jumps.joined(find_jumps_in(plan, plausibly.inputs(seed), execute))
+        for seed, number in enumerate(OTHERS if plan.draws_others() else OTHERS[:1]):
+            if not jumps.of_all(plan.pathwise):
+                inputs = plausibly.inputs(seed)
+                jumps = jumps.joined(find_jumps_in(plan, inputs, execute, number))
         return jumps
 
     def mixed(self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]) -> Mixing:

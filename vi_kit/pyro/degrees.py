@@ -431,14 +431,13 @@ def _line(frame: Any) -> str:
     return ""
 
 
-def is_own(frame: Any) -> bool:
-    """Whether this library does something, and not a program."""
-    torch_folder, _, own_folder = LIBRARIES
+def is_own(frame: Any, folders: tuple[str, ...] = LIBRARIES[-1:]) -> bool:
+    """Whether this library, or one of some, does something, and not a program."""
     while frame is not None:
         code = frame.f_code
         passes_on = code.co_name in ("__torch_function__", "__torch_dispatch__")
-        if not (passes_on or code.co_filename.startswith(torch_folder)):
-            return code.co_filename.startswith(own_folder)
+        if not (passes_on or code.co_filename.startswith(LIBRARIES[0])):
+            return code.co_filename.startswith(folders)
         frame = frame.f_back
     return False
 
@@ -493,6 +492,8 @@ class Watch(TorchDispatchMode):
         stops = not torch.is_grad_enabled() and not is_own(sys._getframe(1))
         if name in JUMPS or name in SIDES or divides or whole or tells or stops:
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
+            # a program that is told something may take a way that this run does not see
+            of = of or (tells and not is_own(sys._getframe(1), LIBRARIES))
             self.found = of and not is_validation(sys._getframe(1))
         return result
 
@@ -543,7 +544,7 @@ def _listed(x: Any) -> Any:
 
 
 def find_jumps_in(
-    plan: Plan, leaves: Iterable[torch.Tensor], execute: Callable[[DegreeProbe], None]
+    plan: Plan, leaves: Iterable[torch.Tensor], execute: Callable[[DegreeProbe], None], number: int
 ) -> Jumps:
     """Which terms jump in the values of the sites of `Plan.pathwise`.
 
@@ -551,6 +552,7 @@ def find_jumps_in(
         plan: of the program.
         leaves: its parameters, which are moved a little meanwhile.
         execute: makes a dry run with a probe.
+        number: of the values of other sites.
     """
 
     held: dict[Any, torch.Tensor] = {}
@@ -582,7 +584,7 @@ def find_jumps_in(
             return _on_the_way(dist.fn, t, reading, functools.partial(known, label))
 
         zeros = {label: leaf(label, start) for label, start in zip(labels, starts, strict=True)}
-        probe = JumpProbe(zeros, draw=draw, cut=cut, known=sampled)
+        probe = JumpProbe(zeros, draw=draw, cut=cut, known=sampled, number=number)
         with Reads():
             execute(probe)
         return probe

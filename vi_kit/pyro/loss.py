@@ -22,7 +22,7 @@ from vi_kit._errors import (
 from vi_kit.arguments import described
 from vi_kit.degrees import DegreeProbe, shortfalls
 from vi_kit.estimators import Estimator, Score
-from vi_kit.jumps import Jumps
+from vi_kit.jumps import OTHERS, Jumps
 from vi_kit.language import Objective
 from vi_kit.mixing import looked_at
 from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
@@ -493,12 +493,14 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
         execute(Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False))
 
     leaves = [*backend.leaves("model"), *backend.leaves("guide")]
-    try:
-        found = find_jumps_in(plan, leaves, dry)
-        if plan.draws_others():  # which may hide a jump
-            found = found.joined(find_jumps_in(plan, leaves, dry))
-    except Exception:  # the program may do what tensors of another class refuse
-        found = Jumps.unknown(plan.pathwise)
+    found = Jumps()
+    for number in OTHERS if plan.draws_others() else OTHERS[:1]:
+        if found.of_all(plan.pathwise):
+            break
+        try:
+            found = found.joined(find_jumps_in(plan, leaves, dry, number))
+        except Exception:  # the program may do what tensors of another class refuse
+            found = found.joined(Jumps.unknown(plan.pathwise))
     return without_jumps(
         plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
     )
