@@ -6,18 +6,13 @@
 from array_api_compat import array_namespace
 
 from vi_kit import generators
-from vi_kit._errors import AnalyticError, BackendError, EstimatorError, ObjectiveError, ViKitError
-from vi_kit.baselines import (
-    Baseline,
-    Constant,
-    LearnedConstant,
-    LeaveOneOut,
-    MovingAverage,
-    NeuralBaseline,
-    Scaled,
-    Sum,
+from vi_kit.base.errors import (
+    AnalyticError,
+    BackendError,
+    EstimatorError,
+    ObjectiveError,
+    ViKitError,
 )
-from vi_kit.energy import from_log_density
 from vi_kit.estimators import (
     Analytic,
     Annealed,
@@ -41,7 +36,19 @@ from vi_kit.estimators import (
     SumAndSample,
     WithoutReplacement,
 )
-from vi_kit.language import (
+from vi_kit.estimators.baselines import (
+    Baseline,
+    Constant,
+    LearnedConstant,
+    LeaveOneOut,
+    MovingAverage,
+    NeuralBaseline,
+    Scaled,
+    Sum,
+)
+from vi_kit.estimators.quadrature_error import quadrature_error
+from vi_kit.language.energy import from_log_density
+from vi_kit.language.words import (
     Must,
     Objective,
     Range,
@@ -77,7 +84,6 @@ from vi_kit.objectives import (
     trajectory_balance,
     wake_sleep,
 )
-from vi_kit.quadrature_error import quadrature_error
 from vi_kit.unbiased import Unbiasedness, check_unbiased
 
 __version__ = "0.1.0"

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vi_kit._errors import ObjectiveError, message, whole_number
+from vi_kit.base.errors import ObjectiveError, message, whole_number
 from vi_kit.estimators import Score
-from vi_kit.objective import Objective
+from vi_kit.language.objective import Objective
 from vi_kit.objectives import ciwae, cubo, elbo, iwae, miwae, renyi
 
 MAX_TUPLES = 20_000

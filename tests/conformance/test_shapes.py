@@ -15,8 +15,8 @@ from tests.statistical.test_quadrature import QUADRATURE
 from tests.statistical.test_rebar import CONTROLS
 from tests.statistical.test_rejection import OF_CONTINUOUS
 from tests.statistical.test_relaxed import CASES as RELAXED
-from vi_kit.baselines import Baseline
 from vi_kit.estimators import REGISTRY
+from vi_kit.estimators.baselines import Baseline
 
 OBJECTIVES = {"elbo": (vi.elbo(), 1), "iwae": (vi.iwae(num_particles=2), 2)}
 ESTIMATORS = {

@@ -5,7 +5,7 @@ import pytest
 
 import vi_kit as vi
 from tests import oracles
-from vi_kit.run import Run
+from vi_kit.engine.run import Run
 
 VALUES = np.array([0.3, -0.6, 0.8, 0.2])
 

@@ -10,8 +10,8 @@ import pytest
 import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import LocalBernoulli, SubsampledBernoulli, exact
-from vi_kit._named import Named
-from vi_kit.baselines import Sum
+from vi_kit.base.named import Named
+from vi_kit.estimators.baselines import Sum
 
 
 @dataclass(frozen=True)

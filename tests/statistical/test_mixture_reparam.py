@@ -8,7 +8,7 @@ import pytest
 import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import Case, expectation, log_mean_exp
-from vi_kit.backend import Mixture
+from vi_kit.base.protocols import Mixture
 
 
 def log_mixture(z, logits, locs, scales):

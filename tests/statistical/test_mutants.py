@@ -15,8 +15,10 @@ import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, TwoNormals, exact
-from vi_kit import cost, credit, nonlinear, others, replicates, varied, worlds
-from vi_kit._named import combine
+from vi_kit.base.named import combine
+from vi_kit.costs import nonlinear, terms, worlds
+from vi_kit.estimators import credit, others
+from vi_kit.language import replicates, varied
 
 SCORE, LOO = vi.Score(), vi.Score(vi.LeaveOneOut())
 MEASURE, LOCAL = vi.MeasureValued(), vi.Enumerate(max_worlds=255)
@@ -47,7 +49,7 @@ def no_score_term(patch):
 
 def density_held_in_score(patch):
     matched = credit.matched
-    patch.setattr(credit, "matched", lambda *args: cost.stopped(matched(*args)))
+    patch.setattr(credit, "matched", lambda *args: terms.stopped(matched(*args)))
 
 
 def own_sample_kept(patch):
@@ -69,8 +71,8 @@ def all_swapped_at_once(patch):
 
 
 def no_stop_gradient(patch):
-    stopped = cost.stopped
-    for module in (cost, credit, nonlinear, worlds):
+    stopped = terms.stopped
+    for module in (terms, credit, nonlinear, worlds):
         patch.setattr(module, "stopped", lambda named: named)
     patch.setattr(credit, "centred", lambda x: combine(lambda a, b: a - b, x, stopped(x)))
 
@@ -87,7 +89,7 @@ def worth_with_gradient(patch):
 
 def weights_held(patch):
     weights = worlds._exp
-    patch.setattr(worlds, "_exp", lambda named: cost.stopped(weights(named)))
+    patch.setattr(worlds, "_exp", lambda named: terms.stopped(weights(named)))
 
 
 def slope_of_every_site(patch):

@@ -149,7 +149,7 @@ def test_by_logits_in_a_bound(estimator, lib, request):
 
 
 def zeroed_in_weights(patch):
-    from vi_kit.distributions import DistributionView
+    from vi_kit.base.distributions import DistributionView
 
     patch.setattr(DistributionView, "support_probs", lambda self: None)
 

@@ -11,8 +11,8 @@ import torch
 
 import vi_kit as vi
 from tests import oracles
-from vi_kit.arguments import described
-from vi_kit.plan import Plan, Plans
+from vi_kit.engine.arguments import described
+from vi_kit.engine.plan import Plan, Plans
 
 VALUES = np.array([0.4])
 

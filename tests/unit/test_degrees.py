@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
-from vi_kit.degrees import CONSTANT, Form
+from vi_kit.analysis.degrees import CONSTANT, Form
 
 
 def degree(lib, fn, shape=(3,)):

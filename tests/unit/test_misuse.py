@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
-from vi_kit.cost import kept_name
+from vi_kit.costs.terms import kept_name
 
 VALUES = np.array([0.3])
 

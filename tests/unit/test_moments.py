@@ -1,4 +1,4 @@
-"""The label algebra of `vi_kit.moments` against dense coefficients of every product of noises, in NumPy."""
+"""The label algebra of `vi_kit.analysis.moments` against dense coefficients of every product of noises, in NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vi_kit.moments import Affine, Noise, NoRuleError, mean_of_product, product_mean
+from vi_kit.analysis.moments import Affine, Noise, NoRuleError, mean_of_product, product_mean
 
 NUMPY = (np.asarray, lambda fn: lambda arrays: np.stack([fn(array) for array in arrays]))
 

@@ -11,8 +11,8 @@ import pytest
 import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import ConjugateNormal, LocalBernoulli, exact
-from vi_kit.backend import current
-from vi_kit.credit import contract_differences, contract_score, contract_worlds
+from vi_kit.base.context import current
+from vi_kit.estimators.credit import contract_differences, contract_score, contract_worlds
 from vi_kit.estimators.score import WithBaseline
 
 

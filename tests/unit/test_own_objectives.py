@@ -10,7 +10,7 @@ import pytest
 import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import LocalBernoulli
-from vi_kit.language import Must
+from vi_kit.language.words import Must
 
 
 def reduced(fn):

@@ -10,7 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from torch.distributions import Multinomial, MultivariateNormal
 from torch.nn import functional as F
 
-from vi_kit.mixing import SEVERAL, UNCLEAR
+from vi_kit.analysis.mixing import SEVERAL, UNCLEAR
 from vi_kit.numpyro.mixing import places
 from vi_kit.pyro.mixing import Reader
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
-from vi_kit import others
-from vi_kit._named import PLATE, REPLICATE, Axis, Named, union
-from vi_kit.backend import _current
-from vi_kit.cost import Site
+from vi_kit.base.context import _current
+from vi_kit.base.named import PLATE, REPLICATE, Axis, Named, union
+from vi_kit.costs.terms import Site
+from vi_kit.estimators import others
 
 PLATES = Axis(PLATE, 1, "data", 3)
 OUTER, COPIES = Axis(REPLICATE, 1, "iid_1", 2), Axis(REPLICATE, 2, "iid_2", 4)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from vi_kit._errors import EstimatorError, message
+from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
 
 
 @dataclass(frozen=True, repr=False)

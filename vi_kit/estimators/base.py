@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
-if TYPE_CHECKING:
-    from vi_kit._named import Array, Axis, Named
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
+from vi_kit.base.context import current
+from vi_kit.base.named import Array, Axis, Named
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import CostContext, Site, Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,3 +213,49 @@ class Estimator(ABC):
         """Why the estimator cannot work on a site with these plates and replicate axes."""
         del axes
         return None
+
+
+def estimator_of(site: Site) -> Estimator:
+    """The one chosen for it, in full."""
+    return cast(Estimator, site.estimator)
+
+
+class EstimatorContext(CostContext, Protocol):
+    """What a run offers to estimators and baselines."""
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Of the step."""
+        ...
+
+    @property
+    def opened(self) -> Site:
+        """Whose value is being made."""
+        ...
+
+    @property
+    def learning(self) -> bool:
+        """Whether what estimators learn by minimising the variance is differentiated."""
+        ...
+
+    @property
+    def new_state(self) -> dict[str, Array]:
+        """What is kept for the next step, by name."""
+        ...
+
+    @property
+    def own_losses(self) -> list[Array]:
+        """By which estimators and baselines train what they have."""
+        ...
+
+    def parameter(self, site: Site, name: str, like: Array) -> Array:
+        """One of `Estimator.parameters` of a site: a constant, but while it is being learned."""
+        ...
+
+    def predict(self, site: Site, network: Any, inputs: Array) -> Array | None:
+        """The values of a network that is learned like `parameter`; `None` if there is nowhere to keep it."""
+        ...
+
+
+def estimator_context() -> EstimatorContext:
+    return cast(EstimatorContext, current())

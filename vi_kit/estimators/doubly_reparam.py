@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from vi_kit._named import combine
-from vi_kit.cost import stopped
-from vi_kit.credit import gradient_term, grouped, own_sum
+from vi_kit.base.named import combine
+from vi_kit.base.protocols import Distribution
+from vi_kit.base.supports import moves
+from vi_kit.costs.terms import Site, Term, stopped
 from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler, shown
-from vi_kit.supports import moves
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
+from vi_kit.estimators.credit import gradient_term, grouped, own_sum
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from vi_kit.estimators.base import shown
-from vi_kit.estimators.rejection_samplers import (
+from vi_kit.base.protocols import Distribution
+from vi_kit.estimators.base import Expansion, shown
+from vi_kit.estimators.score import ScoredNoise
+from vi_kit.estimators.tables.rejection_samplers import (
     STANDARDISED,
     lacks_map,
     standardised,
     summed,
     with_floating_params,
 )
-from vi_kit.estimators.score import ScoredNoise
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.estimators.base import Expansion
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from array_api_compat import array_namespace, device
 
-from vi_kit._named import Array
-from vi_kit.backend import current
-from vi_kit.credit import contract_differences
+from vi_kit.base.context import current
+from vi_kit.base.named import Array
+from vi_kit.base.protocols import Distribution, Elementary
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.credit import contract_differences
 from vi_kit.estimators.noise import Noise
-from vi_kit.estimators.weak_derivatives import WEAK_DERIVATIVES
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution, Elementary
-    from vi_kit.cost import Site, Term
+from vi_kit.estimators.tables.weak_derivatives import WEAK_DERIVATIVES
 
 
 @dataclass(frozen=True)

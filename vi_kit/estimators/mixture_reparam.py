@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from vi_kit._named import Array
-from vi_kit.backend import Mixture, current
+from vi_kit.base.context import current
+from vi_kit.base.named import Array
+from vi_kit.base.protocols import Distribution, Mixture
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion, shown
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
 
 
 @dataclass(frozen=True)

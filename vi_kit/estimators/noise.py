@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace
 
-from vi_kit._named import Array
-from vi_kit.backend import current
+from vi_kit.base.context import current
+from vi_kit.base.named import Array
 
 
 def uniform(shape: tuple[int, ...], like: Array) -> Array:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import ObjectiveError, message, whole_number
-from vi_kit._named import Array
-from vi_kit.credit import contract_worlds
+from vi_kit.base.errors import ObjectiveError, message, whole_number
+from vi_kit.base.named import Array
+from vi_kit.base.protocols import Distribution, Push
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.estimators.quadrature_rules import RULES, along, floating, hermite, spherical
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution, Push
-    from vi_kit.cost import Site, Term
+from vi_kit.estimators.credit import contract_worlds
+from vi_kit.estimators.tables.quadrature_rules import RULES, along, floating, hermite, spherical
 
 NUM_NODES = 8
 """Of a scalar, if the user does not say how many."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import ObjectiveError, message
-from vi_kit._named import Array, Named, combine, total
-from vi_kit.backend import current
-from vi_kit.cost import centred, stopped
-from vi_kit.credit import downstream, gradient_term, grouped, matched, own_sum, unit
-from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.base.context import current
+from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.base.named import Array, Named, combine, total
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import Site, Term, centred, stopped
+from vi_kit.estimators.base import Estimator, Expansion, estimator_context
+from vi_kit.estimators.credit import downstream, gradient_term, grouped, matched, own_sum, unit
 from vi_kit.estimators.noise import exponential
 from vi_kit.estimators.relaxation import (
     as_value,
@@ -26,10 +27,6 @@ from vi_kit.estimators.relaxation import (
     safe_log,
     softmax,
 )
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,7 @@ class Rebar(Estimator):
             elements = dist.elementary()
             assert elements is not None
             return Expansion(elements.push(xp.argmax(value, axis=-1)), control=control)
-        temperature = xp.exp(self._number(current().opened, "log_temperature", z))
+        temperature = xp.exp(self._number(estimator_context().opened, "log_temperature", z))
         soft = as_value(dist, softmax(z / temperature))
         return Expansion(as_value(dist, value), alternatives=soft, control=control)
 
@@ -143,7 +140,7 @@ class Rebar(Estimator):
                 path = combine(lambda x, y: x - y, of_draw, given_value)
                 done.append(gradient_term(centred(path), None, group[0]))
                 # its own gradient is multiplied by zero, but counts in the derivative of the square
-                subtracted = given_value if current().learning else stopped(given_value)
+                subtracted = given_value if estimator_context().learning else stopped(given_value)
                 worth = combine(lambda f, c: f - c, worth, subtracted)
             done.append(gradient_term(log_q, worth, group[0]))
         return done
@@ -163,7 +160,7 @@ class Rebar(Estimator):
 
     def _number(self, site: Site, name: str, like: Array) -> Array:
         if self.learn:
-            return current().parameter(site, name, like)
+            return estimator_context().parameter(site, name, like)
         return array_namespace(like).asarray(self._numbers[name], dtype=like.dtype)
 
 
@@ -242,7 +239,7 @@ class Relax(Rebar):
         return None
 
     def control(self, dist: Distribution, z: Array) -> Array | None:
-        run = current()
+        run = estimator_context()
         values = run.predict(run.opened, self.network, _flat(dist, z))
         if values is not None and values.ndim > 1 + len(dist.batch_shape):
             values = values[..., 0]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from vi_kit._errors import whole_number
+from vi_kit.base.errors import whole_number
+from vi_kit.base.protocols import Distribution
 from vi_kit.estimators.base import Expansion, shown
-from vi_kit.estimators.rejection_samplers import (
+from vi_kit.estimators.rejector import Rejector
+from vi_kit.estimators.score import ScoredNoise
+from vi_kit.estimators.tables.rejection_samplers import (
     REJECTION_SAMPLERS,
     by_rejection,
     lacks_map,
     summed,
     with_floating_params,
 )
-from vi_kit.estimators.rejector import Rejector
-from vi_kit.estimators.score import ScoredNoise
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
 
 NOT_SMOOTH = (
     "Bernoulli",

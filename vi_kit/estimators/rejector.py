@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace
 
-from vi_kit._named import Array
-from vi_kit.backend import current
+from vi_kit.base.context import current
+from vi_kit.base.named import Array
+from vi_kit.base.protocols import Elementary
 from vi_kit.estimators.noise import Noise
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Elementary
 
 Params = dict[str, Array]
 

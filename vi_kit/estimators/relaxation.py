@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from array_api_compat import array_namespace, device
 
-from vi_kit._errors import ObjectiveError, message
-from vi_kit._named import Array
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
+from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.base.named import Array
+from vi_kit.base.protocols import Distribution
 
 
 def lacks_relaxation(dist: Distribution) -> str | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import EstimatorError, message, whole_number
-from vi_kit._named import Array
-from vi_kit.backend import current
+from vi_kit.base.context import current
+from vi_kit.base.errors import EstimatorError, message, whole_number
+from vi_kit.base.named import Array
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.noise import exponential, gumbel
 from vi_kit.estimators.relaxation import (
@@ -24,10 +26,6 @@ from vi_kit.estimators.relaxation import (
     safe_log,
     softmax,
 )
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
 
 
 @dataclass(frozen=True)

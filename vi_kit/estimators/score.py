@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from vi_kit.baselines import Baseline, Constant, check_baseline
-from vi_kit.credit import contract_score
+from vi_kit.base.named import Array, Axis, Named
+from vi_kit.base.protocols import Distribution
+from vi_kit.base.supports import moves
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.others import asked
-from vi_kit.supports import moves
-
-if TYPE_CHECKING:
-    from vi_kit._named import Array, Axis, Named
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
+from vi_kit.estimators.baselines import Baseline, Constant, check_baseline
+from vi_kit.estimators.credit import contract_score
+from vi_kit.estimators.others import asked
 
 
 @dataclass(frozen=True)

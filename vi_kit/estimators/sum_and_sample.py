@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from vi_kit._errors import whole_number
-from vi_kit.backend import current
-from vi_kit.credit import contract_worlds
+from vi_kit.base.context import current
+from vi_kit.base.errors import whole_number
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion, reason_against_categorical
+from vi_kit.estimators.credit import contract_worlds
 from vi_kit.estimators.noise import uniform
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
 
 
 @dataclass(frozen=True)

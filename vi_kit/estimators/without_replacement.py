@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from array_api_compat import array_namespace, device
 
-from vi_kit._errors import EstimatorError, message, whole_number
-from vi_kit._named import Array
-from vi_kit.backend import current
-from vi_kit.credit import contract_worlds
+from vi_kit.base.context import current
+from vi_kit.base.errors import EstimatorError, message, whole_number
+from vi_kit.base.named import Array
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion, reason_against_categorical
+from vi_kit.estimators.credit import contract_worlds
 from vi_kit.estimators.noise import gumbel
-
-if TYPE_CHECKING:
-    from vi_kit.backend import Distribution
-    from vi_kit.cost import Site, Term
 
 MOST = 6
 """More values would need more orders in which they can be drawn than is worth it (6! = 720)."""

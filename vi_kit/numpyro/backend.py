@@ -24,24 +24,19 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 from numpyro.util import not_jax_tracer
 
-from vi_kit._errors import BackendError, ObjectiveError, message
-from vi_kit._named import PLATE, Axis, Named
-from vi_kit.backend import Moments
-from vi_kit.cost import Cost, Site, Term, kept_name
-from vi_kit.distributions import without_validation
-from vi_kit.lanes import Made, along
-from vi_kit.numpyro.degrees import invented
-from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
-from vi_kit.numpyro.expectations import own_log_prob, start, term_p
-from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
-from vi_kit.plan import Replan
-from vi_kit.programs import Draw, Program
-from vi_kit.run import STEP_KEY, Run
-from vi_kit.statements import (
+from vi_kit.base.distributions import without_validation
+from vi_kit.base.errors import BackendError, ObjectiveError, message
+from vi_kit.base.named import PLATE, Axis, Named
+from vi_kit.base.protocols import Moments
+from vi_kit.costs.cost import Cost
+from vi_kit.costs.terms import Site, Term, kept_name
+from vi_kit.engine.lanes import Made, along
+from vi_kit.engine.plan import Replan
+from vi_kit.engine.run import STEP_KEY, Run
+from vi_kit.engine.statements import (
     Evaluation,
     Replay,
     Simulation,
-    Statement,
     check_parameter,
     is_copy,
     is_given,
@@ -49,6 +44,11 @@ from vi_kit.statements import (
     one_number,
     split_scale,
 )
+from vi_kit.language.programs import Draw, Program, Statement
+from vi_kit.numpyro.degrees import invented
+from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
+from vi_kit.numpyro.expectations import own_log_prob, start, term_p
+from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 
 Provenance = Mapping[Hashable, frozenset[str]]
 """Names of the inputs on which each watched value depends."""

@@ -19,7 +19,7 @@ from numpyro.distributions.constraints import real
 from numpyro.util import not_jax_tracer
 
 import vi_kit
-from vi_kit.degrees import (
+from vi_kit.analysis.degrees import (
     INVERSES,
     JUMPS,
     POLES,
@@ -48,7 +48,7 @@ from vi_kit.degrees import (
     stepped,
     unknown,
 )
-from vi_kit.jumps import (
+from vi_kit.analysis.jumps import (
     HERE,
     NUM_DRAWS,
     Aside,
@@ -62,8 +62,8 @@ from vi_kit.jumps import (
     weighted,
     with_cuts,
 )
+from vi_kit.engine.plan import Plan
 from vi_kit.numpyro.distributions import NumPyroDistribution
-from vi_kit.plan import Plan
 
 CALLS = {
     **dict.fromkeys(("jit", "pjit", "remat", "remat2", "checkpoint"), "jaxpr"),

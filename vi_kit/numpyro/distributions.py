@@ -30,7 +30,7 @@ from numpyro.distributions import (
     kl_divergence,
 )
 
-from vi_kit.distributions import DistributionView, Wrappers, with_leaf, without_validation
+from vi_kit.base.distributions import DistributionView, Wrappers, with_leaf, without_validation
 
 TRUNCATED = (LeftTruncatedDistribution, RightTruncatedDistribution)
 

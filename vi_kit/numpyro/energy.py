@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from numpyro import primitives
 from numpyro.distributions import constraints
 
-from vi_kit.energy import LogDensity
+from vi_kit.language.energy import LogDensity
 
 
 def is_running() -> bool:

@@ -13,14 +13,14 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jax.interpreters import batching
 
-from vi_kit.backend import Moments
-from vi_kit.blocked import Blocked, Once, line_of_program, settled, sites_of, started
-from vi_kit.cost import Site
-from vi_kit.factors import Known, Value
+from vi_kit.analysis.blocked import Blocked, Once, line_of_program, settled, sites_of, started
+from vi_kit.analysis.factors import Known, Value
+from vi_kit.analysis.parts import NoRuleError, SiteKey
+from vi_kit.base.protocols import Moments
+from vi_kit.costs.terms import Site
 from vi_kit.numpyro.degrees import CALLS, bound
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.numpyro.jax_rules import FUNCTIONS, LIBRARY, RULES, cut_out, without
-from vi_kit.parts import NoRuleError, SiteKey
 
 random_p = Primitive("vi_kit_random")
 """The value of a site: from a sample and what `vi_kit.expectations.start` needs."""

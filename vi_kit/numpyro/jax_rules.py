@@ -1,4 +1,4 @@
-"""What JAX primitives make of random values, in the words of `vi_kit.expectations`."""
+"""What JAX primitives make of random values, in the words of `vi_kit.analysis.expectations`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import digamma, gammaln
 
-import vi_kit.expectations as rules
-from vi_kit.factors import Value
-from vi_kit.parts import NoRuleError
+import vi_kit.analysis.expectations as rules
+from vi_kit.analysis.factors import Value
+from vi_kit.analysis.parts import NoRuleError
 
 
 class JaxLibrary:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
-from vi_kit._named import Axis, union
-from vi_kit.cost import Site
-from vi_kit.lanes import Part
+from vi_kit.base.named import Axis, union
+from vi_kit.costs.terms import Site
+from vi_kit.engine.lanes import Part
 from vi_kit.numpyro.degrees import bound
 
 worlds_p = Primitive("vi_kit_worlds")

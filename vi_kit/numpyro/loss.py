@@ -20,14 +20,29 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
-from vi_kit._errors import BackendError, refuse_settings
-from vi_kit._named import Axis
-from vi_kit.cost import kept_name, label
-from vi_kit.degrees import DegreeProbe, shortfalls
+from vi_kit.analysis.degrees import DegreeProbe
+from vi_kit.analysis.jumps import OTHERS, Jumps
+from vi_kit.analysis.mixing import Mixing, looked_at
+from vi_kit.base.errors import BackendError, refuse_settings
+from vi_kit.base.named import Axis
+from vi_kit.costs.terms import kept_name, label
+from vi_kit.engine.plan import Findings, Plan, Replan, explanation
+from vi_kit.engine.refusals import shortfalls
+from vi_kit.engine.run import STEP_KEY, Run
+from vi_kit.engine.select import Selection
+from vi_kit.engine.settings import (
+    SETTINGS,
+    UNKNOWN_NESTING,
+    Settings,
+    make_plan,
+    not_finite,
+    of_other_library,
+    with_closed_forms,
+    without_jumps,
+)
 from vi_kit.estimators import Estimator
-from vi_kit.jumps import OTHERS, Jumps
-from vi_kit.language import Objective
-from vi_kit.mixing import Mixing, looked_at
+from vi_kit.language.programs import Program
+from vi_kit.language.words import Objective
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
     PARAMS,
@@ -49,20 +64,6 @@ from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
 from vi_kit.numpyro.mixing import find_mixed_in
 from vi_kit.numpyro.replay import NumPyroReplay
 from vi_kit.objectives import elbo
-from vi_kit.plan import Findings, Plan, Replan, explanation
-from vi_kit.programs import Program
-from vi_kit.run import STEP_KEY, Run
-from vi_kit.select import Selection
-from vi_kit.settings import (
-    SETTINGS,
-    UNKNOWN_NESTING,
-    Settings,
-    make_plan,
-    not_finite,
-    of_other_library,
-    with_closed_forms,
-    without_jumps,
-)
 
 NOTHING = "no latent site of NumPyro: vi_kit.pyro.Loss is for Pyro's programs"
 
@@ -397,7 +398,9 @@ class _Step:
 
         draft = Plan(selection, UNKNOWN_NESTING, settings.vectorize is not False)
         plan = made(draft)
-        joined, assumed = looked_at(plan, lambda plates: self.mixed(plan, plates, found))
+        joined, assumed = looked_at(
+            plan.apart, plan.met, lambda plates: self.mixed(plan, plates, found)
+        )
         if joined:
             plan = made(replace(draft, joined=joined, plates=plan.plates))
         plan = replace(plan, notes=(*plan.notes, *assumed))

@@ -1,23 +1,22 @@
 """Which JAX programs see several elements of a plate at once.
 
 Along which dim of an array the elements of a plate lie is read off the jaxpr, equation by equation. Where that is not
-clear, the program is evaluated (`vi_kit.mixing`).
+clear, the program is evaluated (`vi_kit.analysis.mixing`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from vi_kit._named import Axis
-from vi_kit.jumps import HERE
-from vi_kit.mixing import (
+from vi_kit.analysis.jumps import HERE
+from vi_kit.analysis.mixing import (
     AWAY,
     SEVERAL,
     UNCLEAR,
@@ -30,11 +29,10 @@ from vi_kit.mixing import (
     joined,
     read,
 )
+from vi_kit.base.named import Axis
+from vi_kit.engine.run import Run
 from vi_kit.numpyro.degrees import CALLS, Evaluation, on_the_way, plausible
 from vi_kit.numpyro.distributions import NumPyroDistribution
-
-if TYPE_CHECKING:
-    from vi_kit.run import Run
 
 NUM_VALUES = 4 * len(AWAY)
 """How many values sites have where the program is evaluated."""

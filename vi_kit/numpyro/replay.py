@@ -15,9 +15,9 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from vi_kit.base.supports import edges
+from vi_kit.engine.statements import GIVEN, is_copy, is_given
 from vi_kit.numpyro.distributions import NumPyroDistribution
-from vi_kit.statements import GIVEN, is_copy, is_given
-from vi_kit.supports import edges
 from vi_kit.unbiased import Densities, Displaced
 
 

@@ -1,8 +1,8 @@
 """The evidence lower bound."""
 
-from vi_kit.cost import Cost
-from vi_kit.language import log_density, objective, simulate
-from vi_kit.programs import Program
+from vi_kit.costs.cost import Cost
+from vi_kit.language.programs import Program
+from vi_kit.language.words import log_density, objective, simulate
 
 
 @objective

@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 from array_api_compat import array_namespace
 
-from vi_kit._named import Array
-from vi_kit.checks import refuse_data
-from vi_kit.cost import Cost
-from vi_kit.language import (
+from vi_kit.base.named import Array
+from vi_kit.costs.cost import Cost
+from vi_kit.language.programs import Program
+from vi_kit.language.refusals import refuse_data
+from vi_kit.language.words import (
     Must,
     Range,
     apply,
@@ -19,7 +20,6 @@ from vi_kit.language import (
     simulate,
     stop_gradient,
 )
-from vi_kit.programs import Program
 
 KINDS = ("reverse", "forward")
 

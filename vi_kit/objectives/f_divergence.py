@@ -9,12 +9,13 @@ from typing import Annotated
 import numpy as np
 from array_api_compat import array_namespace
 
-from vi_kit._errors import ObjectiveError, message
-from vi_kit._named import Array
-from vi_kit.backend import current
-from vi_kit.checks import refuse_others
-from vi_kit.cost import Cost
-from vi_kit.language import (
+from vi_kit.base.context import current
+from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.base.named import Array
+from vi_kit.costs.cost import Cost
+from vi_kit.language.programs import Program
+from vi_kit.language.refusals import refuse_others
+from vi_kit.language.words import (
     Must,
     Range,
     divergence,
@@ -26,7 +27,6 @@ from vi_kit.language import (
     stop_gradient,
 )
 from vi_kit.objectives.importance_weighted import log_weight
-from vi_kit.programs import Program
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from vi_kit.checks import refuse_data
-from vi_kit.cost import Cost
-from vi_kit.language import (
+from vi_kit.costs.cost import Cost
+from vi_kit.language.programs import Program
+from vi_kit.language.refusals import refuse_data
+from vi_kit.language.words import (
     Range,
     Replicates,
     iid,
@@ -13,7 +14,6 @@ from vi_kit.language import (
     simulate,
     split_gradients,
 )
-from vi_kit.programs import Program
 
 
 def log_weight(model: Program, guide: Program, normalized: bool = False) -> Cost:

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 from array_api_compat import array_namespace, device
 
-from vi_kit._errors import message
-from vi_kit._named import Array
-from vi_kit.backend import current
-from vi_kit.cost import Cost
-from vi_kit.language import (
+from vi_kit.base.context import current
+from vi_kit.base.errors import message
+from vi_kit.base.named import Array
+from vi_kit.costs.cost import Cost
+from vi_kit.language.programs import Draw, Program
+from vi_kit.language.words import (
     Must,
     Range,
     Replicates,
@@ -20,7 +21,6 @@ from vi_kit.language import (
     simulate,
     stop_gradient,
 )
-from vi_kit.programs import Draw, Program
 
 Reference = Annotated[
     str | Callable[..., Any],

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from array_api_compat import array_namespace
 
-from vi_kit._named import Array
-from vi_kit.cost import Cost
-from vi_kit.language import Must, Range, divergence, iid, objective
+from vi_kit.base.named import Array
+from vi_kit.costs.cost import Cost
+from vi_kit.language.programs import Program
+from vi_kit.language.words import Must, Range, divergence, iid, objective
 from vi_kit.objectives.importance_weighted import log_weight, log_weights
-from vi_kit.programs import Program
 
 
 def tempered(model: Program, guide: Program, power: float, num_particles: int) -> Cost:

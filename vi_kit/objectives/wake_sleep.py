@@ -4,10 +4,11 @@ from typing import Annotated
 
 from array_api_compat import array_namespace
 
-from vi_kit._named import Array
-from vi_kit.backend import current
-from vi_kit.cost import Cost
-from vi_kit.language import (
+from vi_kit.base.context import current
+from vi_kit.base.named import Array
+from vi_kit.costs.cost import Cost
+from vi_kit.language.programs import Program
+from vi_kit.language.words import (
     Range,
     divergence,
     given,
@@ -21,7 +22,6 @@ from vi_kit.language import (
     uncondition,
 )
 from vi_kit.objectives.renyi import softmax
-from vi_kit.programs import Program
 
 
 @objective

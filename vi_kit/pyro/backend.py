@@ -26,32 +26,18 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
 
-from vi_kit._errors import EstimatorError, message
-from vi_kit._named import PLATE, Axis
-from vi_kit.backend import Moments, current
-from vi_kit.blocked import Blocked, settled
-from vi_kit.cost import Cost, Site, Term
-from vi_kit.plan import Replan
-from vi_kit.programs import Draw, Program, with_replaced
-from vi_kit.pyro.broadcasting import Recorded
-from vi_kit.pyro.distributions import (
-    PyroDistribution,
-    at_value,
-    is_validation,
-    relaxed,
-    unchecked,
-)
-from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
-from vi_kit.pyro.in_turn import Turns
-from vi_kit.pyro.leak_probe import LeakProbe
-from vi_kit.pyro.leaves import described, reached
-from vi_kit.pyro.noise import Noise
-from vi_kit.run import Run
-from vi_kit.statements import (
+from vi_kit.analysis.blocked import Blocked, settled
+from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.named import PLATE, Axis
+from vi_kit.base.protocols import Moments
+from vi_kit.costs.cost import Cost
+from vi_kit.costs.terms import Site, Term
+from vi_kit.engine.plan import Replan
+from vi_kit.engine.run import Run, running
+from vi_kit.engine.statements import (
     Evaluation,
     Replay,
     Simulation,
-    Statement,
     check_parameter,
     is_copy,
     is_given,
@@ -59,6 +45,14 @@ from vi_kit.statements import (
     outside_support,
     split_scale,
 )
+from vi_kit.language.programs import Draw, Program, Statement, with_replaced
+from vi_kit.pyro.distributions import PyroDistribution, at_value, is_validation, relaxed, unchecked
+from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
+from vi_kit.pyro.front import Recorded
+from vi_kit.pyro.in_turn import Turns
+from vi_kit.pyro.leak_probe import LeakProbe
+from vi_kit.pyro.leaves import described, reached
+from vi_kit.pyro.noise import Noise
 
 
 class PyroBackend:
@@ -178,7 +172,7 @@ class PyroBackend:
         return start(moments, (site.order, site.label), sample)
 
     def expectation(self, array: torch.Tensor, key: Hashable) -> torch.Tensor:
-        run = current()
+        run = running()
         if not isinstance(array, Random):
             return array
         if run.analysis is not None:

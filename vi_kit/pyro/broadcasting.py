@@ -10,64 +10,27 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from torch.distributions import TransformedDistribution
 
-from vi_kit._errors import BackendError, EstimatorError, ViKitError, message
-from vi_kit._named import PLATE, REPLICATE, Axis, Named, from_layout
-from vi_kit.backend import _current
-from vi_kit.blocked import settled
-from vi_kit.cost import Site, Term
-from vi_kit.drawing import by_moments
-from vi_kit.programs import Draw
+from vi_kit.analysis.blocked import settled
+from vi_kit.base.context import _current
+from vi_kit.base.errors import BackendError, EstimatorError, ViKitError, message
+from vi_kit.base.named import PLATE, REPLICATE, Axis, Named, from_layout
+from vi_kit.costs.terms import Site, Term
+from vi_kit.engine.drawing import by_moments
+from vi_kit.engine.run import Run
+from vi_kit.engine.statements import Simulation, realigned
+from vi_kit.language.programs import Statement
+from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.degrees import moved_a_little
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
-from vi_kit.pyro.front import Position, Uneven, at, fitted, in_words, with_one_of_each
-from vi_kit.run import Run
-from vi_kit.statements import Evaluation, Replay, Simulation, Statement, realigned
-
-if TYPE_CHECKING:
-    from vi_kit.pyro.backend import PyroBackend
-
-
-@dataclass(frozen=True, eq=False)
-class Recorded:
-    """A program that was run with something in front.
-
-    Attributes:
-        reading: of it.
-        dims: where the axes were that lay in front.
-        num_terms: how many terms there were before.
-    """
-
-    reading: Simulation | Replay | Evaluation
-    dims: dict[Axis, int]
-    num_terms: int
-
-    @property
-    def key(self) -> Any:
-        """The same for runs that only differ in what they hold."""
-        reading = self.reading
-        values = reading.values if isinstance(reading, Simulation) else reading.draw.by_name
-        program = reading.program
-        return program.fn, program.joint, tuple(sorted((n, id(v)) for n, v in values.items()))
-
-    @property
-    def draw(self) -> Draw:
-        """The values of its sites."""
-        reading = self.reading
-        return reading.result() if isinstance(reading, Simulation) else reading.draw
-
-    def again(self, run: Run, draw: Draw) -> Replay | Evaluation:
-        """The same at other values."""
-        reading = self.reading
-        if isinstance(reading, Evaluation):
-            return Evaluation(run, draw, reading.fn)
-        return Replay(run, reading.program, draw)
+from vi_kit.pyro.front import Position, Recorded, Uneven, at, fitted, in_words, with_one_of_each
+from vi_kit.pyro.noise import noise_states
 
 
 @dataclass(frozen=True)
@@ -147,9 +110,10 @@ def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None
         if axis is None or value is None or name in draw.data:
             continue
         statement, far = draw.details[name], detach_provenance(value).clone()
+        dist = cast(PyroDistribution, statement.dist)
         dim = one.dims[axis] - len(statement.dist.event_shape)
-        if far.ndim >= -dim and statement.dist.fn.support.is_discrete:
-            ends = statement.dist.ends() or (far.amin(dim), far.amax(dim))
+        if far.ndim >= -dim and dist.fn.support.is_discrete:
+            ends = dist.ends() or (far.amin(dim), far.amax(dim))
             for i, end in zip((0, -1), ends, strict=True):
                 far.select(dim, i).copy_(end)
             values[name] = track_provenance(far, get_provenance(value))
@@ -409,9 +373,3 @@ def _agree(x: torch.Tensor, y: torch.Tensor, spread: torch.Tensor) -> torch.Tens
     size, eps = torch.maximum(x.abs(), y.abs()) + 1.0, torch.finfo(x.dtype).eps
     error, spread = (x - y).abs(), torch.nan_to_num(spread, 0.0, 0.0, 0.0)
     return same | (error <= 100 * eps * size) | (error <= (1e4 * eps * size).minimum(spread / 100))
-
-
-def noise_states() -> list[torch.Tensor]:
-    """The states of the generators."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 import vi_kit
-from vi_kit.degrees import (
+from vi_kit.analysis.degrees import (
     CONTINUOUS,
     INVERSES,
     JUMPS,
@@ -52,7 +52,7 @@ from vi_kit.degrees import (
     stepped,
     unknown,
 )
-from vi_kit.jumps import (
+from vi_kit.analysis.jumps import (
     HERE,
     NUM_DRAWS,
     Aside,
@@ -66,7 +66,7 @@ from vi_kit.jumps import (
     weighted,
     with_cuts,
 )
-from vi_kit.plan import Plan
+from vi_kit.engine.plan import Plan
 from vi_kit.pyro.distributions import is_validation
 
 aten = torch.ops.aten

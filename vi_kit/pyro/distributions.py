@@ -12,7 +12,7 @@ from pyro.ops.provenance import get_provenance
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
 from torch.distributions.utils import clamp_probs
 
-from vi_kit.distributions import DistributionView, Wrappers, without_validation
+from vi_kit.base.distributions import DistributionView, Wrappers, without_validation
 
 ROUNDED = (
     dist.RelaxedBernoulliStraightThrough,

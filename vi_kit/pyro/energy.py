@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.poutine.runtime import _PYRO_STACK
 
-from vi_kit.energy import LogDensity
+from vi_kit.language.energy import LogDensity
 
 
 def is_running() -> bool:

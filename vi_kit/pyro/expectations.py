@@ -10,12 +10,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from vi_kit.backend import Moments
-from vi_kit.blocked import Blocked, Once, line_of_program, sites_of, started
-from vi_kit.cost import Site
-from vi_kit.expectations import choice_of
-from vi_kit.factors import Known, Value
-from vi_kit.parts import NoRuleError, SiteKey
+from vi_kit.analysis.blocked import Blocked, Once, line_of_program, sites_of, started
+from vi_kit.analysis.expectations import choice_of
+from vi_kit.analysis.factors import Known, Value
+from vi_kit.analysis.parts import NoRuleError, SiteKey
+from vi_kit.base.protocols import Moments
+from vi_kit.costs.terms import Site
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.torch_rules import LIBRARY, RULES
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import vi_kit
-from vi_kit._errors import ViKitError
-from vi_kit.programs import Program, with_replaced
+from vi_kit.base.errors import ViKitError
+from vi_kit.base.named import Axis
+from vi_kit.engine.run import Run
+from vi_kit.engine.statements import Evaluation, Replay, Simulation
+from vi_kit.language.programs import Draw, Program, with_replaced
 
 Position = Callable[[int, int], int]
 """From a negative dim, counted without those of the event, and its size to one index of it."""
@@ -69,3 +72,39 @@ def with_one_of_each(
 
     args, kwargs = (with_replaced(a, alone) for a in (program.args, program.kwargs))
     return replace(program, args=args, kwargs=kwargs, simulated=())
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A program that was run with something in front.
+
+    Attributes:
+        reading: of it.
+        dims: where the axes were that lay in front.
+        num_terms: how many terms there were before.
+    """
+
+    reading: Simulation | Replay | Evaluation
+    dims: dict[Axis, int]
+    num_terms: int
+
+    @property
+    def key(self) -> Any:
+        """The same for runs that only differ in what they hold."""
+        reading = self.reading
+        values = reading.values if isinstance(reading, Simulation) else reading.draw.by_name
+        program = reading.program
+        return program.fn, program.joint, tuple(sorted((n, id(v)) for n, v in values.items()))
+
+    @property
+    def draw(self) -> Draw:
+        """The values of its sites."""
+        reading = self.reading
+        return reading.result() if isinstance(reading, Simulation) else reading.draw
+
+    def again(self, run: Run, draw: Draw) -> Replay | Evaluation:
+        """The same at other values."""
+        reading = self.reading
+        if isinstance(reading, Evaluation):
+            return Evaluation(run, draw, reading.fn)
+        return Replay(run, reading.program, draw)

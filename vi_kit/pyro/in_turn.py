@@ -13,28 +13,38 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 
-from vi_kit._named import Axis
-from vi_kit.cost import Site
-from vi_kit.drawing import claim, expanded, open_site, placed
+from vi_kit.base.named import Axis
+from vi_kit.costs.terms import Site
+from vi_kit.engine.drawing import claim, expanded, open_site, placed
+from vi_kit.engine.statements import Evaluation, Replay, Simulation, realigned
 from vi_kit.estimators.base import Expansion
-from vi_kit.pyro.broadcasting import noise_states
+from vi_kit.language.programs import Statement
 from vi_kit.pyro.front import Uneven, at, fitted, with_one_of_each
-from vi_kit.pyro.noise import Noise
-from vi_kit.statements import Evaluation, Replay, Simulation, Statement, realigned
-
-if TYPE_CHECKING:
-    from vi_kit.pyro.backend import PyroBackend
+from vi_kit.pyro.noise import Noise, noise_states
 
 SLOTS = None
 """The alternatives of all sites, among the sites of an `Index`."""
 
 Index = dict[Site | None, int]
 """A joint value: which world of each site, and which of all the alternatives (0: none)."""
+
+
+class Single(Protocol):
+    """What runs a program at one joint value.
+
+    Attributes:
+        leaked: sites whose values the program was told, so that all that comes after depends on them.
+    """
+
+    leaked: frozenset[Site]
+
+    def once(self, reading: Any, noise: Noise | None = None) -> Any: ...
+    def track(self, value: torch.Tensor, site: Site) -> torch.Tensor: ...
 
 
 MOST_RUNS = 1024
@@ -64,7 +74,7 @@ class Turns:
     """
 
     def __init__(
-        self, backend: PyroBackend, reading: Simulation | Replay | Evaluation, noise: Noise | None
+        self, backend: Single, reading: Simulation | Replay | Evaluation, noise: Noise | None
     ):
         self.backend, self.noise = backend, noise
         self.reading: Any = reading

@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 import torch
 from pyro.infer import ELBO
 
-from vi_kit._errors import (
+from vi_kit.analysis.degrees import DegreeProbe
+from vi_kit.analysis.jumps import OTHERS, Jumps
+from vi_kit.analysis.mixing import looked_at
+from vi_kit.base.errors import (
     BackendError,
     EstimatorError,
     ObjectiveError,
@@ -19,14 +22,24 @@ from vi_kit._errors import (
     message,
     refuse_settings,
 )
-from vi_kit.arguments import described
-from vi_kit.degrees import DegreeProbe, shortfalls
+from vi_kit.engine.arguments import described
+from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
+from vi_kit.engine.refusals import shortfalls
+from vi_kit.engine.run import Run
+from vi_kit.engine.settings import (
+    SETTINGS,
+    UNKNOWN_NESTING,
+    Settings,
+    make_plan,
+    not_finite,
+    not_numbers,
+    of_other_library,
+    with_closed_forms,
+    without_jumps,
+)
 from vi_kit.estimators import Estimator, Score
-from vi_kit.jumps import OTHERS, Jumps
-from vi_kit.language import Objective
-from vi_kit.mixing import looked_at
-from vi_kit.plan import Findings, Plan, Plans, Replan, explanation
-from vi_kit.programs import Program
+from vi_kit.language.programs import Program
+from vi_kit.language.words import Objective
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
 from vi_kit.pyro.degrees import (
@@ -39,18 +52,6 @@ from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.mixing import find_mixed_in
 from vi_kit.pyro.replay import PyroReplay
-from vi_kit.run import Run
-from vi_kit.settings import (
-    SETTINGS,
-    UNKNOWN_NESTING,
-    Settings,
-    make_plan,
-    not_finite,
-    not_numbers,
-    of_other_library,
-    with_closed_forms,
-    without_jumps,
-)
 
 T = TypeVar("T")
 
@@ -380,7 +381,9 @@ class Loss(ELBO):
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             plan = _without_jumps(draft, execute)
             joined, assumed = looked_at(
-                plan, lambda plates: find_mixed_in(plan, plates, (args, kwargs), execute)
+                plan.apart,
+                plan.met,
+                lambda plates: find_mixed_in(plan, plates, (args, kwargs), execute),
             )
             if joined:
                 draft = replace(draft, joined=joined, plates=plan.plates)

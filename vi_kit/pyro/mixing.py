@@ -1,7 +1,7 @@
 """Which torch programs see several elements of a plate at once.
 
 Along which dim of a tensor the elements of a plate lie is read off the ATen operations of one run. Where that is not
-clear, the program is run at several values (`vi_kit.mixing`).
+clear, the program is run at several values (`vi_kit.analysis.mixing`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vi_kit._named import Axis
-from vi_kit.mixing import (
+from vi_kit.analysis.mixing import (
     AWAY,
     SEVERAL,
     UNCLEAR,
@@ -33,13 +32,14 @@ from vi_kit.mixing import (
     joined,
     read,
 )
-from vi_kit.plan import Findings, Plan
+from vi_kit.base.named import Axis
+from vi_kit.engine.plan import Findings, Plan
+from vi_kit.engine.run import Run
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.degrees import Reads, away_from_a_draw, is_own, moved_a_little
 from vi_kit.pyro.distributions import PyroDistribution, is_validation
 from vi_kit.pyro.leak_probe import READS
 from vi_kit.pyro.noise import Generators
-from vi_kit.run import Run
 
 aten = torch.ops.aten
 

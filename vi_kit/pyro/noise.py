@@ -79,3 +79,9 @@ class Noise:
         self.last = Generators.now()
         if not self.again:
             self.before[name] = self.last
+
+
+def noise_states() -> list[torch.Tensor]:
+    """The states of the generators."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states

@@ -14,9 +14,9 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 
+from vi_kit.base.supports import edges
+from vi_kit.engine.statements import GIVEN, is_copy, is_given
 from vi_kit.pyro.distributions import PyroDistribution
-from vi_kit.statements import GIVEN, is_copy, is_given
-from vi_kit.supports import edges
 from vi_kit.unbiased import Densities, Displaced
 
 

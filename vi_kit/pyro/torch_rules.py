@@ -1,4 +1,4 @@
-"""What torch functions make of random values, in the words of `vi_kit.expectations`."""
+"""What torch functions make of random values, in the words of `vi_kit.analysis.expectations`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_iter
 
-import vi_kit.expectations as rules
-from vi_kit.factors import Value
-from vi_kit.parts import NoRuleError
+import vi_kit.analysis.expectations as rules
+from vi_kit.analysis.factors import Value
+from vi_kit.analysis.parts import NoRuleError
 
 
 class TorchLibrary:

@@ -1,0 +1,532 @@
+"""Whether costs jump in the values of reparameterised sites: where the result of an operation changes between two
+draws, both sides of the change are compared.
+
+Which operations take steps, and which terms they reach, is read off the program (`vi_kit.analysis.degrees`); that is
+all of them. Whether a term jumps there is tested: all sites move on a line through a draw of theirs; where a result
+changes, bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the absolute
+value, a Huber loss or `where` with branches that meet. Of a division it is looked at where its denominator stops
+shrinking: if it is zero there, the two sides may be far apart. Parameters are moved a little, so that branches do not
+meet by the values that they start from.
+
+A value that the program reads, as a Python number or an array of NumPy, may reach a term without the operations that
+are read off, and without a derivative: then the program makes something else of moved sites than those operations do.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from vi_kit.analysis.degrees import CONSTANT, INVERSES, POLES, SIDES, Cut, DegreeProbe, Degrees
+from vi_kit.base.errors import message
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import Site
+from vi_kit.estimators import Estimator
+
+NUM_DRAWS = 6
+"""Of which the first is where the way starts, the second says in which direction, and all of them, how far."""
+
+PLACES = (0.0, 1.0, -1.0, 2.5, -2.0, 6.0, -5.0, 20.0, -20.0)
+"""Where on the way a program is evaluated, in steps as far as draws are apart."""
+
+Aside = tuple[float, ...]
+
+HERE: Aside = (0.0,) * (NUM_DRAWS - 2)
+
+ASIDE = [(*HERE[:i], by, *HERE[i + 1 :]) for by in (5.0, -5.0) for i in range(len(HERE))]
+"""How far beside this way others are, towards further draws, on which an operation is looked at that jumps at some
+values of several operands together."""
+
+MAX_CHANGES = 3
+"""How many changes of an operation's result are looked at."""
+
+MAX_WAYS = 8
+"""How many of the ways are looked at that a program may choose by what does not depend on the sites."""
+
+OTHERS = (3, 0, 1, 2)
+"""At which of their values sites are that do not move, which may hide a jump; see `Distribution.one_of_many`."""
+
+MAX_RUNS = 4
+"""How often the program is run once more, to see what it does on either side of an `if`."""
+
+SLOPE_PLACES = (0.0, 0.7, -1.3)
+"""Where a derivative is compared with differences."""
+
+WIDTHS = (0.03, 0.005)
+"""Of these, and of half of each."""
+
+READ_PLACES = (1.0, -1.0, 6.0, -5.0)
+"""Where a program that reads values is compared with the operations that were followed."""
+
+EQUALITIES = frozenset(("eq", "ne"))
+"""Whose result changes at single values only, unless it was seen to change elsewhere."""
+
+POLE_WIDTH = 1e-9
+"""How near to a pole the two sides are compared, in steps as far as draws are apart: a denominator that is kept from
+zero by a smaller number is zero."""
+
+LOOPS = frozenset(("while",))
+"""Operations that go on until something is small enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a program made at one place.
+
+    Attributes:
+        results: of each operation that takes steps, `None` where it is not known; of one with a pole, whether its
+            denominator grows.
+        terms: of each term, its elements.
+        is_elsewhere: whether the program would have taken another way than the one that was followed.
+    """
+
+    results: Mapping[Cut, np.ndarray | None]
+    terms: Sequence[np.ndarray]
+    is_elsewhere: bool = False
+
+
+@dataclass(eq=False)
+class JumpProbe(DegreeProbe):
+    """What a dry run notes in which all reparameterised sites move on a line.
+
+    Attributes:
+        zeros: for each such site how far it has moved, by label.
+        draw: makes the value of a site, from its label, its distribution and how far it has moved.
+        cut: makes a constant of a value.
+        known: what is drawn for a site that does not move, from its label and its sampler.
+        number: of the value that this is.
+    """
+
+    draw: Callable[[str, Any, Any], Any] = field(kw_only=True)
+    cut: Callable[[Any], Any] = field(kw_only=True)
+    known: Callable[[str, Callable[[], Any]], Any] = field(
+        default=lambda label, sample: sample(), kw_only=True
+    )
+    number: int = field(default=OTHERS[0], kw_only=True)
+
+    def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Any:
+        """The value of a site, a constant if it does not move."""
+        del estimator
+        if dist.name == "Delta":
+            return dist.rsample()
+        if site.label in self.zeros:
+            return self.draw(site.label, dist, self.zeros[site.label])
+        return self.cut(self.known(site.label, lambda: dist.one_of_many(self.number, dist.sample)))
+
+    def held(self, value: Any) -> Any:
+        return self.cut(value)
+
+    def drawn(self, label: str, dist: Distribution, log_prob: Any) -> None:
+        if dist.name != "Delta":
+            self.draws.append((label, log_prob))
+
+    def sources(self) -> list[str]:
+        """Where each of `values` comes from; nothing, if the objective does not have it."""
+        of_terms = [what if what in self.used else "" for what, _ in self.terms]
+        return [*of_terms, *(f"the draw of site {label!r}" for label, _ in self.draws)]
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """What was found out about the jumps of a program.
+
+    Attributes:
+        found: for the label of a site the terms that jump in it, and because of which operation.
+        assumed: the operations of which nothing was found out, for sites that are taken for differentiable.
+        lost: for the label of a site the terms that its value reaches without a derivative, and how.
+    """
+
+    found: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    assumed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def unknown(cls, labels: Iterable[str]) -> Jumps:
+        """Where a program could not be followed."""
+        return cls(assumed={label: ("operations that could not be followed",) for label in labels})
+
+    def joined(self, other: Jumps) -> Jumps:
+        """What either found."""
+        both = [
+            {k: tuple(dict.fromkeys((*a.get(k, ()), *b.get(k, ())))) for k in {**a, **b}}
+            for a, b in (
+                (self.found, other.found),
+                (self.assumed, other.assumed),
+                (self.lost, other.lost),
+            )
+        ]
+        return Jumps(*both)
+
+    def of_all(self, labels: Iterable[str]) -> bool:
+        """Whether something was found in each of these sites."""
+        return all(label in self.found or label in self.lost for label in labels)
+
+    def reasons(self) -> dict[str, str]:
+        """Why sites must not be differentiated, by label."""
+        both = {label: [f"a cost jumps: {'; '.join(texts)}"] for label, texts in self.found.items()}
+        for label, texts in self.lost.items():
+            both.setdefault(label, []).append(f"the path is broken: {'; '.join(texts)}")
+        return {label: "; ".join(texts) for label, texts in both.items()}
+
+
+def find_jumps(
+    sources: Sequence[str],
+    degrees: Sequence[Degrees],
+    at: Callable[[float, Aside], Snapshot],
+    again: Again | None = None,
+    branches: frozenset[Cut] = frozenset(),
+    reads: frozenset[Cut] = frozenset(),
+    stops: frozenset[Cut] = frozenset(),
+    slopes: Slopes | None = None,
+) -> Jumps:
+    """Test every operation that takes steps and reaches a term.
+
+    Args:
+        sources: by `JumpProbe.sources`.
+        degrees: of `JumpProbe.values`.
+        at: evaluates the program, as it was traced, at a place, so far aside of the way.
+        again: runs the program itself there, and evaluates it as it was traced, where all sites have moved or, given a
+            label, one; `None` where it cannot be run.
+        branches: the operations by which it chooses its way, so that it has to be run.
+        reads: where it reads a value that it may use without a derivative.
+        stops: where it says that a value has none.
+        slopes: derivatives of the terms, and their differences; `None` if there are none.
+    """
+    terms: dict[Cut, dict[int, None]] = {}
+    labels: dict[Cut, dict[str, None]] = {}
+    for i, (source, forms) in enumerate(zip(sources, degrees, strict=True)):
+        for label, form in forms.items():
+            for cut in form.cuts if source else ():
+                terms.setdefault(cut, {})[i] = None
+                labels.setdefault(cut, {})[label] = None
+    found: dict[str, dict[str, None]] = {}
+    assumed: dict[str, dict[str, None]] = {}
+    ways = [_Way(lambda place, a=a: at(place, a), again, branches) for a in (HERE, *ASIDE)]
+    way = ways[0]
+    lost: dict[str, dict[str, None]] = {}
+    read = [cut for cut in sorted(terms) if cut in reads]
+    verdicts = _by_label(way.differing, [k for cut in read for k in labels[cut]])
+    for cut in read:
+        for label in labels[cut]:
+            if verdicts[label] is None:
+                assumed.setdefault(label, {})[str(cut)] = None
+            for i in verdicts[label] or ():
+                if cut in degrees[i].get(label, CONSTANT).cuts:
+                    lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
+    stopping = [cut for cut in sorted(terms) if cut in stops]
+    stopped = [k for cut in stopping for k in labels[cut] if k not in lost]
+    verdicts = _by_label(functools.partial(_broken, slopes), stopped)
+    for cut in stopping:
+        for label in verdicts.keys() & labels[cut].keys():
+            if verdicts[label] is None:
+                assumed.setdefault(label, {})[str(cut)] = None
+            for i in verdicts[label] or ():
+                if cut in degrees[i].get(label, CONSTANT).cuts:
+                    lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
+    for cut in sorted(terms.keys() - reads - stops):
+        verdict = None
+        for one in ways if cut.name in SIDES else ways[:1]:
+            new = one.jumping(cut, list(terms[cut]))
+            verdict = verdict if new is None else new
+            if verdict:
+                break
+        for label in labels[cut]:
+            if verdict is None and not way.is_calm(cut):
+                assumed.setdefault(label, {})[str(cut)] = None
+            for i in verdict or ():
+                if cut in degrees[i].get(label, CONSTANT).cuts:
+                    found.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
+    return Jumps(
+        {label: tuple(texts) for label, texts in found.items()},
+        {k: tuple(texts) for k, texts in assumed.items() if k not in found and k not in lost},
+        {label: tuple(texts) for label, texts in lost.items()},
+    )
+
+
+Again = Callable[[float, str | None], tuple[Snapshot, Snapshot] | None]
+
+Sums = tuple[np.ndarray, np.ndarray]
+"""Of each term a weighted sum over its elements, and by how much it may be rounded."""
+
+Slopes = Callable[[float, str | None], tuple[np.ndarray, Callable[[float], Sums]]]
+"""At a place, where all sites move or, given a label, one: the derivatives of sums, and the sums somewhat further."""
+
+Verdict = list[int] | None
+
+
+def _by_label(find: Callable[[str | None], Verdict], labels: Iterable[str]) -> dict[str, Verdict]:
+    """What is found for each site, where it is found for all together."""
+    labels = list(dict.fromkeys(labels))
+    together = find(None) if labels else []
+    if not together or len(labels) == 1:
+        return dict.fromkeys(labels, together)
+    alone = {label: find(label) for label in labels}
+    return alone if any(alone.values()) else dict.fromkeys(labels, together)
+
+
+def _broken(slopes: Slopes | None, label: str | None) -> Verdict:
+    """Which terms change otherwise than their derivative says, where all sites or one move; `None` if that cannot be
+    compared."""
+    found: dict[int, None] = {}
+    seen = False
+    if slopes is None:
+        return None
+    for place in SLOPE_PLACES:
+        try:
+            slope, sums = slopes(place, label)
+            is_off = np.logical_and.reduce([_is_off(slope, sums, width) for width in WIDTHS])
+        except Exception:  # the program may refuse values, or have no derivative
+            continue
+        seen = seen or bool(np.isfinite(slope).any())
+        found.update(dict.fromkeys(np.flatnonzero(is_off).tolist()))
+    return list(found) if seen else None
+
+
+def _is_off(slope: np.ndarray, sums: Callable[[float], Sums], width: float) -> np.ndarray:
+    """Whether derivatives are none, by differences of two widths: what these differ by is their error."""
+    wide, narrow = (_difference(sums, w) for w in (width, width / 2.0))
+    best = narrow[0] + (narrow[0] - wide[0]) / 3.0
+    error = 3.0 * np.abs(narrow[0] - wide[0]) + narrow[1]
+    return np.abs(slope - best) > error + 1e-5 * (np.abs(slope) + np.abs(best))
+
+
+def _difference(sums: Callable[[float], Sums], width: float) -> Sums:
+    (above, noise), (below, _) = sums(width), sums(-width)
+    return (above - below) / (2.0 * width), noise / width
+
+
+def ways(sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """What may be chosen among so many each: everything, if that is not too much."""
+    if not sizes:
+        return []
+    if math.prod(sizes) <= MAX_WAYS:
+        return list(itertools.product(*map(range, sizes)))
+    ways = np.random.default_rng(0).integers(0, sizes, (MAX_WAYS, len(sizes)))
+    equal = np.minimum(np.arange(min(max(sizes), MAX_WAYS))[:, None], np.array(sizes) - 1)
+    ways[: len(equal)] = equal
+    return [tuple(way) for way in ways.tolist()]
+
+
+def with_cuts(degrees: Sequence[Degrees], cuts: Collection[Cut]) -> list[Degrees]:
+    """Of what values are, that because of which they may jump at some operations."""
+    return [
+        {label: replace(form, cuts=form.cuts & frozenset(cuts)) for label, form in of.items()}
+        for of in degrees
+    ]
+
+
+class _Way:
+    """The way through two draws, with what was already evaluated on it."""
+
+    def __init__(
+        self,
+        at: Callable[[float], Snapshot],
+        again: Again | None,
+        branches: frozenset[Cut],
+    ):
+        self.at, self.again, self.branches = at, again, branches
+        self.known: dict[float, Snapshot] = {}
+        self.runs: dict[float, Snapshot] = {}
+
+    def snapshot(self, place: float) -> Snapshot:
+        if place not in PLACES:
+            return self.at(place)
+        if place not in self.known:
+            self.known[place] = self.at(place)
+        return self.known[place]
+
+    def run(self, place: float) -> Snapshot | None:
+        """What the program itself makes at a place; `None` if it was run too often."""
+        if place not in self.runs:
+            if self.again is None or len(self.runs) == MAX_RUNS:
+                return None
+            made = self.again(place, None)
+            if made is None:
+                return None
+            self.runs[place] = made[0]
+        return self.runs[place]
+
+    def differing(self, label: str | None) -> list[int] | None:
+        """Which terms the program makes otherwise than the operations that were followed, where all sites or one have
+        moved; `None` if that was not seen."""
+        found: dict[int, None] = {}
+        seen = False
+        for place in (0.0, *READ_PLACES):
+            made = None if self.again is None else self.again(place, label)
+            verdict = None
+            if made is not None and not made[1].is_elsewhere:
+                here, there = made
+                terms = range(len(there.terms))
+                is_same_way = len(here.terms) == len(there.terms)
+                verdict = _apart(there, here, terms) if is_same_way else list(terms)
+            if place == 0.0:
+                if verdict != []:  # it has randomness of its own
+                    return None
+            elif verdict is not None:
+                seen = True
+                found.update(dict.fromkeys(verdict))
+        return list(found) if seen else None
+
+    def is_calm(self, cut: Cut) -> bool:
+        """Whether an operation of which no change was seen is one that need not have any."""
+        if cut.name in POLES or cut.name in SIDES:
+            return self.snapshot(0.0).results.get(cut) is not None
+        return cut.name in EQUALITIES
+
+    def jumping(self, cut: Cut, terms: Sequence[int]) -> list[int] | None:
+        """Which terms jump where the result of an operation changes; `None` if that was not seen."""
+        seen = False
+        for low, high in self.changes(cut):
+            verdict = self.compared(cut, low, high, terms)
+            if verdict or (verdict is not None and cut in self.branches):
+                return verdict
+            seen = seen or verdict is not None
+        return [] if seen else None
+
+    def changes(self, cut: Cut) -> Iterable[tuple[float, float]]:
+        """Stretches of the way, nearest first, within which the result of an operation changes."""
+        if self.snapshot(0.0).results.get(cut) is None:
+            return
+        count, inner = 0, {1: 0.0, -1: 0.0}
+        for place in PLACES[1:]:
+            side = 1 if place > 0 else -1
+            start, inner[side] = inner[side], place
+            if not _same(self.snapshot(start), self.snapshot(place), cut):
+                yield start, place
+                count += 1
+            if count == MAX_CHANGES:
+                return
+
+    def compared(self, cut: Cut, low: float, high: float, terms: Sequence[int]) -> list[int] | None:
+        """Bisect to a change; which terms jump there, `None` if they cannot be compared."""
+        below, above, calm = self.snapshot(low), self.snapshot(high), 0
+        kinds = {below.terms[i].dtype for i in terms if below.terms[i].dtype.kind == "f"}
+        # nearer than this, one operation may have two results in one compiled program
+        width = 64.0 * max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
+        is_pole = cut.name in POLES or cut.name in INVERSES
+        width = max(width, POLE_WIDTH) if is_pole else width
+        for _ in range(80):
+            middle = 0.5 * (low + high)
+            if middle in (low, high) or abs(high - low) <= width * max(1.0, abs(middle)):
+                break
+            between = self.at(middle)
+            if _same(below, between, cut):
+                low, below = middle, between
+            else:
+                high, above = middle, between
+            is_calm = cut not in self.branches and abs(high - low) < 1e-3
+            calm = calm + 1 if is_calm and _apart(below, above, terms) == [] else 0
+            if calm == 2:
+                break
+        if below.is_elsewhere:
+            return None
+        if cut in self.branches:
+            here, above = self.run(low), self.run(high)
+            if here is None or above is None:
+                return None
+            if len(here.terms) != len(below.terms):
+                return None
+            if len(above.terms) != len(below.terms):
+                return list(terms)
+            if _apart(below, here, terms):  # it has randomness of its own
+                return None
+        elif above.is_elsewhere:
+            return None
+        sides = []
+        for factor in (1.0, 3.0, 8.0) if is_pole else (8.0,):  # 0 / 0 is rounded
+            step = factor * (high - low)
+            sides.append((below, self.at(low - step)))
+            if cut not in self.branches:
+                sides.append((above, self.at(high + step)))
+        noise = [(a, b) for a, b in sides if _same(a, b, cut)]
+        return _apart(below, above, terms, noise, loose=cut.name in LOOPS)
+
+
+def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
+    a, b = one.results[cut], other.results[cut]
+    assert a is not None and b is not None
+    return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
+
+
+def _apart(
+    one: Snapshot,
+    other: Snapshot,
+    terms: Sequence[int],
+    noise: Sequence[tuple[Snapshot, Snapshot]] = (),
+    loose: bool = False,
+) -> list[int] | None:
+    """Which terms have an element that differs by more than rounding and slopes explain; `None` if none can be
+    compared."""
+    found, comparable = [], False
+    for i in terms:
+        if one.terms[i].shape != other.terms[i].shape:
+            return [i]
+        gap, scale = _gap(one.terms[i], other.terms[i])
+        comparable = comparable or bool(np.isfinite(gap).any())
+        least = 1e-2 if loose else 1e-5 if one.terms[i].dtype == np.float32 else 1e-7
+        bound = least * scale
+        for a, b in noise:
+            if a.terms[i].shape == one.terms[i].shape == b.terms[i].shape:
+                bound = np.fmax(bound, 5.0 * _gap(a.terms[i], b.terms[i])[0])
+        if (gap > bound).any():
+            found.append(i)
+    return found if comparable else None
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By how much elements differ, not a number where one is not finite, and their size."""
+    a, b = a.astype(float), b.astype(float)
+    with np.errstate(invalid="ignore"):
+        gap = np.where(np.isfinite(a) & np.isfinite(b), np.abs(a - b), np.nan)
+    size = np.where(np.isfinite(a), np.abs(a), 0.0)
+    return gap, 1.0 + size
+
+
+def refusal(label: str, estimator: Any, found: Sequence[str], lost: Sequence[str]) -> str:
+    """The text of the error about a chosen estimator that is biased by jumps, or by a value without a derivative."""
+    name, site = type(estimator).__name__, label.split(" (")[0]
+    if not found:
+        return message(
+            f"site {label!r}: {name}() is biased if a cost has the value of {site!r} without a derivative",
+            got="; ".join(lost),
+            expected="operations on tensors all the way, or an estimator that does not differentiate them: Score()",
+            fix=f'a tensor in place of what is read from it; or estimators={{"{site}": vi.Score()}}, or'
+            f" vi.{name}(..., biased=True)",
+        )
+    if not hasattr(estimator, "biased"):
+        return message(
+            f"site {label!r}: {name}() is biased if a cost jumps in the value of {site!r}, which goes through a map"
+            " with parameters",
+            got="; ".join((*found, *lost)),
+            expected="a cost that is continuous in the value, or an estimator that does not differentiate the map:"
+            " Score()",
+            fix=f'estimators={{"{site}": vi.Score()}}',
+        )
+    return message(
+        f"site {label!r}: {name}() is biased if a cost jumps in the value of {site!r}",
+        got="; ".join((*found, *lost)),
+        expected="a cost that is continuous in the value, or an estimator that does not differentiate it:"
+        " MeasureValued() or Score()",
+        fix=f'estimators={{"{site}": vi.MeasureValued()}}, or vi.{name}(..., biased=True)',
+    )
+
+
+def weighted(terms: Sequence[Any], asarray: Callable[[Any], Any]) -> list[Any]:
+    """Sums over the elements of terms, with weights that let none cancel another."""
+    rng, sums = np.random.default_rng(0), []
+    for term in terms:
+        sums.append((term * asarray(rng.uniform(1.0, 2.0, tuple(term.shape)))).sum())
+    return sums
+
+
+def rounded(terms: Sequence[np.ndarray]) -> np.ndarray:
+    """By how much such sums may be rounded."""
+    eps = [float(np.finfo(t.dtype).eps) if t.dtype.kind == "f" else 0.0 for t in terms]
+    sizes = [2.0 * np.abs(t.astype(float)).sum() for t in terms]
+    return 8.0 * np.array(eps) * (1.0 + np.array(sizes))

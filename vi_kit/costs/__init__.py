@@ -1,0 +1,1 @@
+"""The cost algebra: terms, what nonlinear functions make of them, and how sites are contracted."""

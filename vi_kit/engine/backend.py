@@ -1,0 +1,91 @@
+"""The seam between the engine and a library: one protocol, implemented once per library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+from vi_kit.base.context import Arrays
+from vi_kit.base.named import Array, Axis
+from vi_kit.base.protocols import Moments
+from vi_kit.costs.terms import Site, Term
+from vi_kit.language.programs import Draw, Program
+
+R = TypeVar("R", contravariant=True)
+
+
+class Backend(Arrays, Protocol[R]):
+    """The running of programs, for one library; `R` is the class of runs."""
+
+    replicates_broadcast: bool
+    """Whether `replicated` can draw copies along a dim; else `map_copies` runs them apart."""
+
+    structure_varies: bool
+    """Whether a program may branch on the values that it draws, so that its sites differ from run to run."""
+
+    def worlds(self, values: Array, site: Site) -> Array:
+        """One of the values in front, as far as a program sees it."""
+        ...
+
+    def alternatives(self, value: Array, others: Array, site: Site) -> Array:
+        """What was drawn, as far as a program sees it; the others are in front."""
+        ...
+
+    def session(self, run: R) -> AbstractContextManager[None]:
+        """Everything that must be entered before an objective program is run."""
+        ...
+
+    def replicated(self, run: R, axis: Axis) -> AbstractContextManager[None]:
+        """Every sample statement inside draws independent copies along `axis`."""
+        ...
+
+    def map_copies(
+        self, run: R, once: Callable[[], list[Array]], num_copies: int
+    ) -> list[Array] | None:
+        """Call `once` for each copy with noise of its own; or once for all, and return its arrays with one more dim in
+        front."""
+        ...
+
+    def merge_copies(self, kept: Mapping[Site, Site]) -> None:
+        """Take note of which site stands for each site of the copies."""
+        ...
+
+    def track(self, value: Array, site: Site) -> Array:
+        """Mark a value as depending on a site."""
+        ...
+
+    def random(self, moments: Moments, site: Site, sample: Array | None) -> Array:
+        """A value of which the moments are known, and what it is where a sample is asked for."""
+        ...
+
+    def expectation(self, array: Array, key: Hashable) -> Array:
+        """The expectation of a term over values that are random, or what it is for their samples, as the plan says.
+        `key` names the term, as for `upstream`."""
+        ...
+
+    def upstream(self, run: R, value: Array, key: Hashable) -> frozenset[Site]:
+        """The sites on which a value depends, as far as they are tracked. `key` names the value: the same
+        in every run of a program."""
+        ...
+
+    def params_of(self, role: str) -> dict[Hashable, str]:
+        """Names of the parameters that the programs of a role (`"model"`, `"guide"`) used so far, by what
+        tells them apart."""
+        ...
+
+    def spoilt_params(self) -> list[str]:
+        """Names of parameters in use that are not numbers, as far as that can be known."""
+        ...
+
+    def simulate(self, run: R, program: Program) -> Draw: ...
+
+    def log_density(self, run: R, program: Program, draw: Draw) -> Any: ...
+
+    def evaluate(self, run: R, draw: Draw, fn: Callable[..., Array]) -> Term:
+        """The term that a function of a draw makes."""
+        ...
+
+    def parameter(self, name: str, start: Array) -> Array:
+        """A parameter of an estimator's own: `start` at first, and for good if there is nowhere to keep it."""
+        ...

@@ -1,0 +1,581 @@
+"""One execution of an objective program: where axes are placed, sites recorded and terms made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from array_api_compat import array_namespace, device
+
+from vi_kit.analysis.blocked import Blocked
+from vi_kit.analysis.degrees import DegreeProbe
+from vi_kit.analysis.mixing import Met
+from vi_kit.base.context import _current, current
+from vi_kit.base.errors import EstimatorError, ObjectiveError, message
+from vi_kit.base.named import (
+    PLATE,
+    REPLICATE,
+    SLOT,
+    WORLD,
+    Array,
+    Axis,
+    Named,
+    from_layout,
+)
+from vi_kit.costs.contract import contract
+from vi_kit.costs.copies import OF_A_SITE, Copy, merged
+from vi_kit.costs.cost import Cost
+from vi_kit.costs.nonlinear import shared_plates
+from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
+from vi_kit.engine.backend import Backend
+from vi_kit.engine.plan import Findings, Plan, Replan
+from vi_kit.engine.refusals import check_nonlinear, refuse_scores_below, refuse_varied
+from vi_kit.estimators.base import estimator_of
+from vi_kit.language.programs import Draw, Program
+
+STEP_KEY = "vi_kit.step"
+"""Under which name the number of steps is kept."""
+
+
+class Run:
+    """State of one execution of an objective program.
+
+    Args:
+        backend: the library.
+        plan: what is known about the program.
+        findings: makes it a dry run, in which every site is plainly sampled and problems are noted.
+        probe: makes a dry run one that finds the degrees of terms.
+        analysis: makes a dry run one that finds which terms have a closed form: the others by their keys, and why not.
+        with_gradient: whether state (moving averages) advances.
+        learning: whether what estimators learn by minimising the variance is differentiated.
+    """
+
+    max_world_dims: ClassVar[int] = 40
+    """Dims for the supports of enumerated sites; further sites use them again, from the oldest on."""
+
+    def __init__(
+        self,
+        backend: Backend[Run],
+        plan: Plan,
+        *,
+        findings: Findings | None = None,
+        probe: DegreeProbe | None = None,
+        analysis: dict[Any, Blocked | None] | None = None,
+        with_gradient: bool = True,
+        learning: bool = False,
+    ):
+        self.backend = backend
+        self.plan = plan
+        self.findings = findings
+        self.probe = probe
+        self.analysis = analysis
+        self.with_gradient = with_gradient
+        self.learning = learning
+        self.sites: list[Site] = []
+        self.terms: list[Term] = []
+        self.new_state: dict[str, Array] = {}
+        self.own_losses: list[Array] = []
+        self.learns = False
+        self.variant = 0
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.apart: frozenset[Axis] = frozenset()
+        self.uneven: set[Axis] = set()
+        """Replicates that differ in the plates that all their terms share."""
+        self.subsamples: dict[tuple[str, int], Any] = {}
+        self.scales: dict[Axis, float] = {}
+        self.repeated: set[str] = set()
+        self.open_replicates: frozenset[Axis] = frozenset()
+        self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
+        self.slot_dim = -1 - plan.max_plate_nesting
+        self.slots: dict[Site, range] = {}
+        self.varied: dict[Site, Varied] = {}
+        self.varied_in_nonlinear: set[Site] = set()
+        self.in_nonlinear: set[Site] = set()
+        self.next_slot = 1
+        self.num_sites = 0
+        self.by_order: dict[int, Site] = {}
+        self.opened: Site
+        """Whose value is being made."""
+        self.num_terms = 0
+        self.deepest_dim = 0
+        """Of the plates that were met, counted from the right."""
+        self.dims: dict[Axis, int] = {}
+        self.placed_dims = 0
+        self._replicates = 0
+        self._free_dim = self.slot_dim
+        if plan.num_slots > 1 and not backend.maps_values:
+            self.place(self.slot_axis)
+
+    # Execution
+
+    def execute(
+        self, objective: Callable[[Program, Program], Any], model: Program, guide: Program
+    ) -> dict[str | None, Named]:
+        """Run an objective program and contract its sites; scalars by group of parameters."""
+        self.arguments = (model.args, model.kwargs)
+        token = _current.set(self)
+        try:
+            cost = objective(model, guide)
+            if self.findings is not None:
+                refuse_scores_below(self)
+                if self.probe is not None:
+                    self.probe.used.update(t.label for t in cost.terms)
+                self.findings.split = any(t.group is not None for t in cost.terms)
+                return {}
+            if self.next_slot != self.plan.num_slots:
+                raise Replan
+            return contract(cost, self.sites)
+        finally:
+            _current.reset(token)
+
+    def forget(self) -> None:
+        """Let go of all arrays: what is traced may not outlive its trace."""
+        self.terms.clear()
+        self.subsamples.clear()
+        for site in self.sites:
+            for name in OF_A_SITE:
+                setattr(site, name, None)
+
+    def one_name(self, role: str, axes: Iterable[Axis]) -> tuple[Axis, ...]:
+        """Axes of a program, its plates under the names that they have in the programs before it."""
+        axes = tuple(axes)
+        if self.findings is not None:
+            self.findings.seen_plates.update((role, a) for a in axes if a.kind == PLATE)
+        others = self.plan.plates
+        return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
+
+    @property
+    def has_front(self) -> bool:
+        """Whether programs are run with dims in front of their own, or one after the other because of them."""
+        return self.placed_dims > 0 or bool(self.plan.in_turn)
+
+    # What is below it asks for
+
+    def before_nonlinear(self, function: Nonlinear) -> None:
+        if self.probe is not None:
+            self.probe.used.update(t.label for t in function.terms)
+        check_nonlinear(self, function)
+
+    def after_nonlinear(self, varied: Iterable[Site], live: Iterable[Site]) -> None:
+        refuse_varied(self, varied)
+        self.in_nonlinear.update(live)
+
+    def simulate(self, program: Program) -> Draw:
+        return self.backend.simulate(self, program)
+
+    def log_density(self, program: Program, draw: Draw) -> Cost:
+        return self.backend.log_density(self, program, draw)
+
+    def evaluate(self, draw: Draw, fn: Callable[..., Array]) -> Cost:
+        return Cost([self.backend.evaluate(self, draw, fn)])
+
+    def constant(self, value: Any) -> Any:
+        value = self.backend.stop_gradient(value)
+        return value if self.probe is None else self.probe.held(value)
+
+    def state_of(self, term: Term, needed: int, met: int) -> int:
+        if self.findings is not None:  # where all dependence is followed
+            self.findings.states[term.label] = needed
+        return (self.findings or self.plan).states.get(term.label, met)
+
+    # Replicates
+
+    def new_replicate_axis(self, size: int) -> Axis:
+        self._replicates += 1
+        return Axis(REPLICATE, self._replicates, f"iid_{self._replicates}", size)
+
+    def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+        """Run `fn` for all copies along `axis`: costs, as a tuple."""
+        opened, apart = self.open_replicates, self.apart
+        if self.findings is not None:
+            num = math.prod(a.size for a in (*opened, *apart, axis))
+            self.findings.num_replicates = max(self.findings.num_replicates, num)
+        dims, free = dict(self.dims), self._free_dim
+        try:
+            if self.plan.vectorize and self.backend.replicates_broadcast:
+                self.open_replicates = opened | {axis}
+                with self.backend.replicated(self, axis):
+                    return _costs(fn())
+            self.apart = apart | {axis}
+            return _costs(fn()) if self.findings is not None else self._copies(fn, axis)
+        finally:
+            self.open_replicates, self.apart = opened, apart
+            self.dims, self._free_dim = dims, free
+
+    def _copies(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+        """Run `fn` apart for each copy, and bring what the copies made under the axis."""
+        start, dims = len(self.sites), dict(self.dims)
+        counts = (self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim)
+        copies: list[Copy] = []
+
+        def once() -> list[Array]:
+            del self.sites[start:]
+            self.dims = dict(dims)
+            self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim = (
+                counts
+            )
+            copy = Copy.of(_costs(fn()), self.sites[start:])
+            arrays = copy.arrays()
+            copies.append(copy.hollow() if self.backend.maps_values else copy)
+            return arrays
+
+        arrays = self.backend.map_copies(self, once, axis.size)
+        costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
+        self.sites[start:] = dict.fromkeys(kept.values())
+        self.num_sites = max((s.order + 1 for s in kept.values()), default=self.num_sites)
+        self.backend.merge_copies(kept)
+        for same in zip(*(c.costs for c in copies), strict=True):
+            if len({shared_plates(c.terms) for c in same}) > 1:
+                self.uneven.add(axis)
+        return costs
+
+    def place(self, axis: Axis) -> int:
+        """Reserve a dim, left of all others, for an axis."""
+        worlds = [d for a, d in self.dims.items() if a.kind == WORLD]
+        if axis.kind == WORLD and len(worlds) >= self.max_world_dims:
+            if not self.plan.tracked:
+                raise Replan
+            dim = worlds[len(worlds) % self.max_world_dims]
+        else:
+            dim = self._free_dim
+            self._free_dim -= 1
+        self.placed_dims += 1
+        self.dims[axis] = dim
+        return dim
+
+    def layout(
+        self, plates: Sequence[Axis], upstream: Iterable[Site], what: str
+    ) -> dict[int, Axis]:
+        """Which axis lies at which dim of an array that depends on the sites `upstream`."""
+        layout = {-a.order: a for a in plates if a.kind == PLATE}
+        shared = len(self.dims) > len(set(self.dims.values()))
+        seen = {s.world for s in upstream}
+        for axis, dim in self.dims.items():
+            if shared and axis.kind == WORLD and axis not in seen:
+                continue
+            if dim in layout:
+                raise EstimatorError(
+                    message(
+                        f"{what} depends on more than {self.max_world_dims} enumerated sites, or on sites as"
+                        " far apart",
+                        got=f"{layout[dim].name} and {axis.name}",
+                        expected=f"terms that span at most {self.max_world_dims} successive enumerated sites",
+                        fix="another estimator for some of the sites",
+                    )
+                )
+            layout[dim] = axis
+        return layout
+
+    def refuse(self, text: str, *, of_estimator: bool = True) -> None:
+        """Raise an error about an estimator or a program, in a dry run once all are known."""
+        if self.findings is None:
+            raise (EstimatorError if of_estimator else ObjectiveError)(text)
+        self.findings.problem(text, of_estimator=of_estimator)
+
+    def scale(self, axis: Axis) -> float:
+        """The factor on a sum over an axis: that of the program that knows it for a minibatch."""
+        return self.scales.get(axis, 1.0)
+
+    def share_subsample(
+        self, role: str, plate: tuple[str, int], indices: Any, same: Callable[[Any, Any], bool]
+    ) -> None:
+        """Note the minibatch of a plate, which all programs share that have the plate.
+
+        Args:
+            role: of the program.
+            plate: its name and full size.
+            indices: of the minibatch.
+            same: compares two minibatches.
+        """
+        shared = self.subsamples.setdefault(plate, indices)
+        if self.findings is None:
+            return
+        if len(indices) != len(shared) or not same(shared, indices):
+            name, size = plate
+            self.refuse(
+                message(
+                    f"plate {name!r}: model and guide are on different minibatches",
+                    got=f"in the {role} indices that are not those drawn before it",
+                    expected="one set of indices for both",
+                    fix=f"AutoNormal(model, create_plates=lambda idx: plate({name!r}, {size}, subsample=idx)); in a"
+                    " guide of your own the model's plate statement, with the same indices",
+                ),
+                of_estimator=False,
+            )
+
+    def expanded(self, value: Array, axes: Iterable[Axis], event_ndim: int) -> Array:
+        """A value that has all the plates of its site, at full size."""
+        plates = {a.order: a.size for a in axes if a.kind == PLATE}
+        shape = list(value.shape)
+        missing = max(plates, default=0) + event_ndim - len(shape)
+        shape = [1] * missing + shape
+        for order, size in plates.items():
+            shape[-order - event_ndim] = size
+        return array_namespace(value).broadcast_to(value, tuple(shape))
+
+    # Terms
+
+    def named(
+        self, array: Array, axes: Sequence[Axis], upstream: Iterable[Site], what: str
+    ) -> Named:
+        """Name the dims of an array that the program made at a site inside `axes`."""
+        layout = self.layout(axes, upstream, what)
+        try:
+            return from_layout(array, layout, axes)
+        except ValueError as error:
+            plates = f"dims of the plates {[a.name for a in axes if a.kind == PLATE]}"
+            text = message(
+                f"{what}: a batch dim of its log density is in no plate",
+                got=str(error),
+                expected=f"{plates} only",
+                fix="declare the dim by a plate, or make it an event dim with .to_event(1)",
+            )
+            if self.placed_dims:
+                text = message(
+                    f"{what}: replicates, or values of a site, are not where they were in its log density",
+                    got=str(error),
+                    expected=f"{plates}, and the others left of them, as a drawn value has them left of its plates",
+                    fix="operations that keep what is in front of plates, such as (x * w).sum(-1) for w @ x.T",
+                )
+            raise ObjectiveError(text) from None
+
+    def term(
+        self,
+        log_prob: Array,
+        axes: Sequence[Axis],
+        what: str,
+        *,
+        held: bool = False,
+        own: Site | None = None,
+        counts: bool = True,
+        statement: str = "",
+        known: frozenset[Site] | None = None,
+        drawn_here: Site | None = None,
+        inside: frozenset[tuple[Axis, int]] = frozenset(),
+        unscaled: bool = True,
+    ) -> Term:
+        """A term from log densities.
+
+        Args:
+            log_prob: with dims as in the program (nats).
+            axes: plates and replicate axes of the statement.
+            what: for error messages.
+            held: whether the draw on which it depends is a constant.
+            own: for a site's own density: the site, which is not upstream of it.
+            counts: whether it is a term of the objective, to be searched if the loss is not finite.
+            statement: name of the sample statement.
+            known: the sites on which it depends, if they are known already.
+            drawn_here: see `Term.own`.
+            inside: see `Term.inside`.
+            unscaled: whether nothing but its plates scales it.
+        """
+        closed = False
+        if self.plan.analytic and known is None:
+            key = (self.num_terms, what) if counts else None
+            closed = key in self.plan.closed
+            log_prob = self.backend.expectation(log_prob, key)
+        if known is None:
+            if self.probe is not None and counts and not held:
+                self.probe.terms.append((what, log_prob))
+            known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
+            self.num_terms += 1
+            if closed:
+                known = frozenset(s for s in known if s.label not in self.plan.analytic)
+                drawn_here = None
+        named = self.named(self.backend.untracked(log_prob), axes, known, what)
+        upstream = known - {own}
+        if self.findings is not None:
+            plates = frozenset(a for a in axes if a.kind == PLATE)
+            labels = frozenset(s.label for s in upstream)
+            self.findings.met.append(Met(what, plates, labels, own.label if own else ""))
+        joined = {a for a in axes if counts and (what, a) in self.plan.joined}
+        if joined:
+            named, drawn_here = named.sum(joined), None
+        alternatives: dict[Site, Named] = {}
+        if self.slot_axis in named.axes:
+            for site, slots in self.slots.items():
+                if site in upstream and not held:
+                    alternatives[site] = _slice(named, self.slot_axis, slots, site.slots)
+            named = named.index(self.slot_axis, 0)
+        worlds = {s for s in self.sites if s.world is not None and s.world in named.axes}
+        upstream = frozenset(upstream | worlds)
+        within = [a for a in axes if a not in joined]
+        if self.findings is not None:
+            self._check_reach(upstream, within, what)
+        else:
+            self._check_reach({s for s in upstream if s.world or s in self.slots}, within, what)
+        plates = [a for a in (*axes, *(a for a, _ in inside)) if a.kind == PLATE]
+        self.scales.update({a: a.scale for a in plates if a.scale != 1.0})
+        term = Term(
+            named,
+            alternatives,
+            upstream=upstream,
+            pending=frozenset(a for a in plates if unscaled or a.scale != 1.0),
+            inside=inside,
+            held=upstream if held else frozenset(),
+            label=what,
+            statement=statement,
+            own=drawn_here,
+        )
+        if counts:
+            self.terms.append(term)
+        return term
+
+    def step(self, like: Array) -> Array:
+        """Number of gradients taken so far, for schedules."""
+        state = self.backend.get_state(STEP_KEY)
+        xp = array_namespace(like)
+        if state is None:  # made of nothing that was drawn
+            state = xp.zeros((), dtype=like.dtype, device=device(like))
+        state = self.backend.stop_gradient(state)
+        if self.with_gradient:
+            self.new_state[STEP_KEY] = state + 1.0
+        return state
+
+    def parameter(self, site: Site, name: str, like: Array) -> Array:
+        """One of `Estimator.parameters` of a site: a constant, but while it is being learned."""
+        self.learns = True
+        start = array_namespace(like).asarray(estimator_of(site).parameters[name], dtype=like.dtype)
+        value = self.backend.parameter(kept_name(name, site.label), start)
+        return value if self.learning else self.backend.stop_gradient(value)
+
+    def predict(self, site: Site, network: Any, inputs: Array) -> Array | None:
+        """The values of a network that is learned like `parameter`; `None` if there is nowhere to keep it."""
+        self.learns = True
+        name = kept_name("network", site.label)
+        return self.backend.predict(name, network, inputs, held=not self.learning)
+
+    def depends_on_draws(self, array: Array) -> bool:
+        """Whether provenance leads from an array to a site, as far as sites are tracked."""
+        known = self.backend.upstream(self, array, ("weight", self.num_terms))
+        self.num_terms += 1
+        return bool(known)
+
+    def within(
+        self, array: Array, axes: Collection[Axis], what: str
+    ) -> tuple[Array, tuple[Axis, ...]]:
+        """An array that a function of drawn values returned, and which axes it has.
+
+        Args:
+            array: with dims as in the program.
+            axes: plates and replicate axes that it may have.
+            what: for error messages.
+        """
+        shape = tuple(array.shape)
+        present = [
+            a
+            for a in axes
+            if a.kind != PLATE or (a.order <= len(shape) and shape[-a.order] == a.size)
+        ]
+        lost = [a for a in axes if a.kind == PLATE and a.order > len(shape)]
+        unclear = [a for a in present if a.kind == PLATE and a.size in {b.size for b in lost}]
+        if unclear:  # which of two plates of one size was summed over: neither is told apart
+            if any(self.scale(a) != 1.0 for a in (*unclear, *lost)):
+                self.refuse(
+                    message(
+                        f"{what} has fewer dims than there are plates, which are of one size",
+                        got=f"shape {shape}, within plates {sorted(a.name for a in (*unclear, *lost))}",
+                        expected="a dim of size one for each plate that was summed over, since one is subsampled",
+                        fix=".sum(..., keepdims=True)",
+                    ),
+                    of_estimator=False,
+                )
+            dims = tuple(-a.order for a in present if a.kind == PLATE)
+            array = array_namespace(array).sum(array, axis=dims)
+            present = [a for a in present if a.kind != PLATE]
+        return array, tuple(present)
+
+    def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:
+        """Refuse terms outside the plate of a site whose elements all change at once."""
+        enumerated = []
+        for site in sorted(upstream, key=lambda s: s.order):
+            if self.findings is None:
+                all_at_once = site.world is not None or site in self.slots
+            else:
+                all_at_once = site in self.findings.all_at_once
+                if self.findings.sizes.get(site, 1) > 1:
+                    enumerated.append(site)
+            missing = [a.name for a in site.axes if a.kind == PLATE and a not in axes]
+            if not (all_at_once and missing):
+                continue
+            if self.findings is not None and self.findings.choices[site.label].rule == "default":
+                self.findings.sampled[site.label] = f"{what} sees all its elements at once"
+                continue
+            estimator = type(site.estimator).__name__
+            names = ", ".join(map(repr, missing))
+            where = f"which is outside plate {names} of the site"
+            if any(joined == what and a.name in missing for joined, a in self.plan.joined):
+                where = f"in which elements of plate {names} see each other's values"
+            text = message(
+                f"site {site.name!r}: {estimator}() cannot serve {what}, {where}",
+                got=f"{what} depends on {site.name!r} and is one for all its elements",
+                expected="terms inside the site's plates, or an estimator of single draws",
+                fix=f'estimators={{"{site.name}": vi.Score()}}',
+            )
+            self.refuse(text)
+        if enumerated:
+            assert self.findings is not None
+            worlds = math.prod(self.findings.sizes[s] for s in enumerated)
+            self.findings.num_worlds = max(self.findings.num_worlds, worlds)
+            bounds = [getattr(s.estimator, "max_worlds", math.inf) for s in enumerated]
+            if worlds > max(bounds):
+                self.findings.over_bound = (what, worlds, tuple(enumerated))
+
+    def first_not_finite(self) -> str | None:
+        """The first statement whose log density is not finite."""
+        for term in self.terms:
+            xp = array_namespace(term.base.array)
+            wrong = ~xp.isfinite(term.base.array)
+            if bool(xp.any(wrong)):
+                at = xp.nonzero(wrong) if wrong.ndim else ()
+                return term.label + _where(at, term.base.axes)
+        return None
+
+
+def _costs(result: Any) -> tuple[Cost, ...]:
+    """What the function given to `iid` returned."""
+    costs = result if isinstance(result, tuple) else (result,)
+    bad = [type(c).__name__ for c in costs if not isinstance(c, Cost)]
+    if bad:
+        raise ObjectiveError(
+            message(
+                "the function given to iid must return costs",
+                got=", ".join(bad),
+                expected="a Cost or a tuple of them",
+                fix="reduce an inner iid (.mean(), .log_mean_exp()) before returning it",
+            )
+        )
+    return costs
+
+
+def _slice(named: Named, axis: Axis, slots: range, new: Axis | None) -> Named:
+    assert new is not None
+    dim = named.axes.index(axis)
+    part = named.array[(slice(None),) * dim + (slice(slots.start, slots.stop),)]
+    return Named(part, named.axes).renamed(axis, new)
+
+
+def _where(indices: Sequence[Array], axes: Sequence[Axis]) -> str:
+    """At which values of enumerated sites, and which elements of plates, something was found; not if at all."""
+    parts = []
+    for index, axis in zip(indices, axes, strict=True):
+        at = sorted({int(i) for i in index})
+        if axis.kind not in (WORLD, PLATE) or len(at) == axis.size:
+            continue
+        shown = ", ".join(map(str, at[:5])) + ", ..." * (len(at) > 5)
+        name = axis.name.removeprefix("worlds of ")
+        parts.append(
+            f"value {shown} of site {name!r}"
+            if axis.kind == WORLD
+            else f"{shown} of plate {name!r}"
+        )
+    return f" (at {'; '.join(parts)})" if parts else ""
+
+
+def running() -> Run:
+    """The run whose objective program is being executed."""
+    run = current()
+    assert isinstance(run, Run)
+    return run

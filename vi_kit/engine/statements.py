@@ -1,0 +1,535 @@
+"""What happens at the sample statements of a program, the same for every library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from vi_kit.base.errors import EstimatorError, ObjectiveError, message
+from vi_kit.base.named import PLATE, Array, Axis
+from vi_kit.base.protocols import Distribution
+from vi_kit.base.supports import moves
+from vi_kit.costs.cost import Cost
+from vi_kit.costs.terms import Site, Term
+from vi_kit.engine.drawing import draw, draw_inside, ignored_hints
+from vi_kit.engine.run import Run
+from vi_kit.estimators.base import estimator_of
+from vi_kit.language.programs import Draw, Factor, Program, Statement
+
+
+def is_copy(message: Any) -> bool:
+    """Whether a message of either library is about what an intervention (`do`) leaves of a latent site, on which
+    nothing depends; what it leaves of an observed one is a term."""
+    return message.get("_intervener_id") is not None and not message["is_observed"]
+
+
+GIVEN = "_vi_kit_given"
+"""Notes in the annotations of a site that its value was given, for `vi.check_unbiased`."""
+
+
+def is_given(message: Any) -> bool:
+    """Whether a message of either library is about a latent site whose value a handler has put there (`substitute`,
+    `replay`)."""
+    return message["value"] is not None and not message["is_observed"]
+
+
+@dataclass(eq=False)
+class Simulation:
+    """Offers every latent site of a program to its estimator."""
+
+    run: Run
+    program: Program
+    terms: list[Term] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
+    values: dict[str, Array] = field(default_factory=dict)
+    sites: dict[str, Site] = field(default_factory=dict)
+    inside: dict[str, Site] = field(default_factory=dict)
+    details: dict[str, Statement] = field(default_factory=dict)
+    factors: dict[str, Factor] = field(default_factory=dict)
+
+    def latent(self, statement: Statement) -> Array:
+        """The value of a latent site."""
+        name = statement.name
+        self._refuse_factor(statement)
+        value, site = draw(self.run, statement, self.program.role)
+        self.values[name], self.sites[name], self.details[name] = value, site, statement
+        return statement.dist.shown(value)
+
+    def latent_inside(self, statement: Statement) -> Array | None:
+        """The value of a latent site in the body of a library's control flow, which may be traced more
+        than once; `None` for the library's own reparameterised one."""
+        name = statement.name
+        again = self.inside.get(name)
+        value, site = draw_inside(self.run, statement, self.program.role, again)
+        self.inside[name], self.details[name] = site, statement
+        return value
+
+    def came_out(self, name: str, value: Array) -> None:
+        """Note the value of a site after the control flow in whose body it is."""
+        self.values[name], self.sites[name] = value, self.inside.pop(name)
+
+    def _refuse_factor(self, statement: Statement) -> None:
+        """In a joint simulation: a factor, which says nothing of what to draw."""
+        if statement.dist.name == "Unit":
+            self.run.refuse(
+                message(
+                    f"{self.program.role} factor {statement.name!r}: one cannot draw from a program with factors",
+                    got="an unnormalised log density",
+                    expected="sample statements only, where data are simulated",
+                    fix="an observed sample statement instead of the factor",
+                ),
+                of_estimator=False,
+            )
+
+    def record(
+        self,
+        name: str,
+        axes: tuple[Axis, ...],
+        density: Array,
+        plain: Array,
+        factor: Callable[[], Array],
+        number: float | None,
+        inside: frozenset[tuple[Axis, int]] = frozenset(),
+        unscaled: bool = True,
+    ) -> None:
+        """Note a log density.
+
+        Args:
+            name: of the site, latent or observed.
+            axes: its plates and replicate axes.
+            density: scaled (but for subsampling) and masked (nats).
+            plain: neither scaled nor masked.
+            factor: the one divided by the other.
+            number: the same, if it is one known number for all elements.
+            inside: see `Term.inside`.
+            unscaled: whether nothing but its plates scales it.
+        """
+        what = self.program.what(name)
+        _refuse_second(self, name)
+        if name in self.sites:
+            site = self.sites[name]
+            site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
+            if self.run.probe is not None:
+                self.run.probe.drawn(site.label, self.details[name].dist, plain)
+            if site.estimator.holds_params:
+                untracked = self.run.backend.untracked(factor())
+                values = self.run.named(untracked, axes, site.log_q.upstream, what)
+                self.factors[name] = Factor(values, number)
+        own = self.sites.get(name) if number is not None else None
+        self.terms.append(
+            self.run.term(
+                density,
+                axes,
+                what,
+                statement=name,
+                drawn_here=own,
+                inside=inside,
+                unscaled=unscaled,
+            )
+        )
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether the copy that an intervention leaves of a site is no term."""
+        return False
+
+    def takes_given(self, name: str) -> bool:
+        """Whether a site is one of the draw though its value is given."""
+        return self.program.role == "guide"
+
+    def relaxes(self, name: str) -> bool:
+        """Whether the value of a site may lie outside its support."""
+        return name in self.sites and _relaxes(self.run, self.sites[name])
+
+    def drawn_from(self, name: str) -> tuple[Site, Distribution, bool] | None:
+        """The site of a name whose value is known by its moments, its distribution, and whether that is this
+        program's."""
+        if name not in self.sites or self.sites[name].label not in self.run.plan.analytic:
+            return None
+        return self.sites[name], self.details[name].dist, True
+
+    def site(self, name: str) -> Site | None:
+        """The site of a name, if it is latent."""
+        return self.sites.get(name) or self.inside.get(name)
+
+    def result(self) -> Draw:
+        cost = Cost(self.terms)
+        return Draw(self.program, self.values, dict(self.sites), cost, self.details, self.factors)
+
+
+@dataclass(eq=False)
+class Replay:
+    """Evaluates a program at the values of a draw."""
+
+    run: Run
+    program: Program
+    draw: Draw
+    terms: list[Term] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    missing: dict[str, Statement] = field(default_factory=dict)
+
+    def latent(self, statement: Statement) -> Array | None:
+        """The value of a latent site; `None` if it has to be sampled, so that a dry run can go on."""
+        name = statement.name
+        if name not in self.draw:
+            self.missing[name] = statement
+            return None
+        theirs, depth = self.draw.details[name], self.run.plan.max_plate_nesting
+        value = self.draw.replayed(name, held=self.program.held)
+        value = realigned(value, theirs, statement, depth)
+        if self.is_own_delta(statement):
+            value = self.draw.deltas[name] = statement.dist.rsample()
+        if self.draw.followed and self.run.findings is not None:
+            value = self.run.backend.track(value, self.draw.sites[name])
+        self.names.add(name)
+        if self.run.findings is not None:
+            self.run.findings.ignored.update(ignored_hints(name, statement.infer))
+        plain = self.run.probe is None and self.run.analysis is None
+        findings = self.run.findings if plain else None
+        if findings is not None and not self._agrees(statement, value):
+            if statement.dist.name == "ImproperUniform":  # there is no way to go on
+                findings.raise_if_any()
+            return None
+        return value
+
+    def is_own_delta(self, statement: Statement) -> bool:
+        """Whether a value is to be computed again, with parameters held, by the program that drew it."""
+        own = self.program.held and self.program.fn is self.draw.program.fn
+        return (
+            own
+            and bool(self.draw.factors)
+            and not self.draw.held
+            and statement.dist.name == "Delta"
+        )
+
+    def record(
+        self,
+        name: str,
+        axes: tuple[Axis, ...],
+        density: Array,
+        plain: Array,
+        factor: Callable[[], Array],
+        number: float | None,
+        inside: frozenset[tuple[Axis, int]] = frozenset(),
+        unscaled: bool = True,
+    ) -> None:
+        """Note a log density. See `Simulation.record`."""
+        del plain, factor, number
+        what = self.program.what(name)
+        _refuse_second(self, name)
+        term = self.run.term(
+            density,
+            axes,
+            what,
+            held=self.draw.held,
+            statement=name,
+            inside=inside,
+            unscaled=unscaled,
+        )
+        self.terms.append(term)
+
+    def leaves_out(self, name: str) -> bool:
+        """See `Simulation.leaves_out`."""
+        return name not in self.draw
+
+    def takes_given(self, name: str) -> bool:
+        """See `Simulation.takes_given`."""
+        return name in self.draw.details and self.draw.details[name].is_given
+
+    def relaxes(self, name: str) -> bool:
+        """See `Simulation.relaxes`."""
+        return name in self.draw.sites and _relaxes(self.run, self.draw.sites[name])
+
+    def drawn_from(self, name: str) -> tuple[Site, Distribution, bool] | None:
+        """See `Simulation.drawn_from`."""
+        sites, details = self.draw.sites, self.draw.details
+        if name not in sites or sites[name].label not in self.run.plan.analytic:
+            return None
+        if self.draw.held:  # a known expectation would have the gradient of the draw
+            return None
+        return sites[name], details[name].dist, False
+
+    def site(self, name: str) -> Site | None:
+        """See `Simulation.site`."""
+        return self.draw.sites.get(name)
+
+    def result(self) -> Cost:
+        """The log density, once every site of the draw was met."""
+        drawn_by = self.draw.program.role
+        if self.missing:
+            names, many = ", ".join(map(repr, self.missing)), len(self.missing) > 1
+            sites, them = ("sites", "them") if many else ("site", "it")
+            enumerated = any(s.infer.get("enumerate") for s in self.missing.values())
+            details = self.draw.details
+            auxiliary = {n for n in details if details[n].infer.get("is_auxiliary")}
+            self._problem(
+                f"{self.program.role} {sites} {names} {'are' if many else 'is'} not in the draw",
+                got=f"latent sites of the draw: {sorted(self.draw.keys() - auxiliary)}",
+                expected=f"{drawn_by} {sites} of the same name",
+                fix=f"add {names} to the {drawn_by}"
+                + (
+                    "; sites enumerated in the model are not marginalised here"
+                    if enumerated
+                    else f", or condition the {self.program.role} on {them}"
+                ),
+            )
+        for name in self.draw.keys() - self.names - self.draw.data.keys():
+            if self.draw.details[name].infer.get("is_auxiliary"):
+                self._refuse_random_given(name)
+                continue
+            self._problem(
+                f"{drawn_by} site {name!r} is not a latent site of the {self.program.role}",
+                got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
+                expected=f"every {drawn_by} site in the {self.program.role}, or marked as auxiliary and made by a Delta"
+                f" into sites of the {self.program.role}",
+                fix=f"sample({name!r}, ...) in the {self.program.role} too, given its other sites; where a Delta makes"
+                f" one of it, sample({name!r}, ..., infer={{'is_auxiliary': True}})",
+            )
+        return Cost(self.terms)
+
+    def _refuse_random_given(self, auxiliary: str) -> None:
+        """Refuse an auxiliary site of the guide that the model's sites do not determine: the guide's density of these
+        is an integral over it, in whose place its joint density would stand."""
+        findings, sites = self.run.findings, self.draw.sites
+        if findings is None or (self.program.role, self.draw.program.role) != ("model", "guide"):
+            return
+        if self.run.probe is not None or self.run.analysis is not None:
+            return
+        made_of_it = (
+            name in self.names
+            and self.draw.details[name].dist.name == "Delta"
+            and sites[auxiliary] in findings.above[site]
+            for name, site in sites.items()
+        )
+        if not any(made_of_it):
+            self._problem(
+                f"guide site {auxiliary!r}: the model's sites are random given this auxiliary one",
+                got="a joint density of both, where that of the model's sites alone is wanted",
+                expected="model sites with a Delta at a function of it, or the site in the model too",
+                fix=f"in the model sample({auxiliary!r}, ...) given its other sites, to guess what was drawn",
+            )
+
+    def _agrees(self, statement: Statement, value: Array) -> bool:
+        """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
+        name, theirs = statement.name, self.draw.details[statement.name]
+        own, other = self.program.role, self.draw.program.role
+        depth = self.run.plan.max_plate_nesting
+        events = [tuple(s.dist.event_shape) for s in (statement, theirs)]
+        is_delta = theirs.dist.name == "Delta"  # a guide may join sites and split them
+        same = events[0] == events[1] if is_delta else False
+        if not same and _whole_shape(statement, depth) != _whole_shape(theirs, depth):
+            apart = "plates" if events[0] == events[1] else "event shape"
+            shapes = [
+                sorted(a.name for a in s.axes if a.kind == PLATE) if apart == "plates" else event
+                for s, event in zip((statement, theirs), events, strict=True)
+            ]
+            self._problem(
+                f"site {name!r}: {own} and {other} disagree about its {apart}",
+                got=f"{own} {shapes[0]}, {other} {shapes[1]}",
+                expected="values of one shape, all dims of plates and events taken together",
+                fix="plates of the same dims and sizes, and .to_event(n) alike in both",
+            )
+        elif not is_delta and not self._same_plates(statement, theirs):
+            plates = [
+                sorted(a.name for a in s.axes if a.kind == PLATE) for s in (statement, theirs)
+            ]
+            self._problem(
+                f"site {name!r}: {own} and {other} disagree about its plates",
+                got=f"{own} {plates[0]}, {other} {plates[1]}, with subsampling",
+                expected="the same plates, with the same names, where there are minibatches",
+                fix="give the plates one name in both",
+            )
+        elif not statement.dist.covers(theirs.dist, self.run.backend.untracked(value)):
+            self._problem(
+                f"site {name!r}: the {other} draws values outside the {own}'s support",
+                got=f"{own} {statement.dist.support_name}, {other} {theirs.dist.support_name}",
+                expected=f"a {other} whose support lies in the {own}'s",
+                fix=f"a {other} distribution on {statement.dist.support_name}",
+            )
+        elif (moving := self._moves(statement)) is not None:
+            self._problem(
+                f"site {name!r}: the objective goes by the density of the {own} at draws of its own that are"
+                f" held, which {moving}",
+                got=f"{statement.dist.name}, whose support depends on parameters",
+                expected="a support that stays where it is, or an objective that differentiates through the draws",
+                fix="vi.elbo() with Reparam() at the site",
+            )
+        else:
+            return True
+        return False
+
+    def _moves(self, statement: Statement) -> str | None:
+        """Why the density at a draw is not all of a gradient, for a draw that is taken as a constant."""
+        own = self.program.fn is self.draw.program.fn and not self.program.held
+        return moves(statement.dist) if own and self.draw.held else None
+
+    def _same_plates(self, statement: Statement, theirs: Statement) -> bool:
+        """Pair off the plates of a site in two programs by their dims; `False` if one that the other lacks is
+        subsampled."""
+        mine, other = ({a.order: a for a in s.axes if a.kind == PLATE} for s in (statement, theirs))
+        alike = len(statement.dist.event_shape) == len(theirs.dist.event_shape)
+        for order in mine.keys() | other.keys():
+            a, b = mine.get(order), other.get(order)
+            if a != b and any(self.run.scale(x) != 1.0 for x in (a, b) if x is not None):
+                return False
+            if a is not None and b is not None and alike and self.run.findings is not None:
+                self.run.findings.met_plates.add((self.program.role, a, b))
+        return True
+
+    def _problem(self, headline: str, **parts: str) -> None:
+        self.run.refuse(message(headline, **parts), of_estimator=False)
+
+
+def _refuse_second(reading: Simulation | Replay, name: str) -> None:
+    """Refuse a second statement of one name: its value would take the place of the first one's."""
+    if name in reading.recorded:
+        reading.run.refuse(
+            message(
+                f"{reading.program.role} site {name!r}: two sample statements have this name",
+                got=f"{name!r} twice in one run of the {reading.program.role}",
+                expected="one name per sample statement",
+                fix=f'names such as f"{name}_{{i}}" in a loop',
+            ),
+            of_estimator=False,
+        )
+    reading.recorded.add(name)
+
+
+def check_parameter(name: str, start: Any, kept: Any) -> None:
+    """Refuse a parameter of which a value is kept that has another shape than the start given in this call.
+
+    Raises:
+        ObjectiveError: it has. A start that is one number may stand for any shape.
+    """
+    given, shape = (tuple(getattr(x, "shape", ())) for x in (start, kept))
+    if given and given != shape:
+        raise ObjectiveError(
+            message(
+                f"parameter {name!r}: the value that is kept has another shape than the start given in this call",
+                got=f"shape {shape} kept, shape {given} given",
+                expected="one shape in all calls: with a parameter per row those of the rows that were fitted",
+                fix="a guide that computes it from the data, or parameters of another name for other rows",
+            )
+        )
+
+
+def outside_support(role: str, name: str, dist: Distribution, error: ValueError) -> ObjectiveError:
+    """The error about an observed value that its distribution cannot have."""
+    return ObjectiveError(
+        message(
+            f"{role} site {name!r}: what it observes is not in the support of {dist.name}",
+            got=str(error).splitlines()[-1],
+            expected=f"values in {dist.support_name}; nan is in none",
+            fix="for missing data a number in the place of nan, under a mask that leaves it out",
+        )
+    )
+
+
+def no_density(name: str, dist: Distribution, site: Site | None, why: str) -> EstimatorError:
+    """The error about a distribution that cannot say what the density of a value given to it is."""
+    estimator = "a program" if site is None else f"{type(site.estimator).__name__}()"
+    return EstimatorError(
+        message(
+            f"site {name!r}: {estimator} needs the density of a value given, and {dist.name} knows it for its own"
+            " draws only",
+            got=why,
+            expected="Reparam(), with which the library keeps what it computed in drawing; or a flow with an inverse",
+            fix=f'estimators={{"{name}": vi.Reparam()}}, and an objective that holds neither draws nor parameters',
+        )
+    )
+
+
+def _whole_shape(statement: Statement, depth: int) -> tuple[int, ...]:
+    """Of one value of a site: all its elements, whether they are in plates or in events."""
+    batch = tuple(statement.dist.batch_shape)[-depth:] if depth else ()
+    shape = (*batch, *statement.dist.event_shape)
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def realigned(value: Array, theirs: Statement, own: Statement, depth: int) -> Array:
+    """A value of a site whose elements are in plates in one program and in events in the other: replicates and worlds
+    are left of the plates in both."""
+    dims = [depth + len(s.dist.event_shape) for s in (theirs, own)]
+    if dims[0] == dims[1] or value.ndim <= dims[0]:
+        return value
+    shapes = [_whole_shape(s, depth) for s in (theirs, own)]
+    full = [(1,) * (n - len(shape)) + shape for n, shape in zip(dims, shapes, strict=True)]
+    front = tuple(value.shape)[: value.ndim - dims[0]]
+    xp = array_namespace(value)
+    return xp.reshape(xp.broadcast_to(value, (*front, *full[0])), (*front, *full[1]))
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """Makes a term of a function of the values of a draw.
+
+    Attributes:
+        run: in which it is made.
+        draw: what the function is evaluated at.
+        fn: see `vi_kit.language.evaluate`.
+        program: itself, with the arguments of the step.
+    """
+
+    run: Run
+    draw: Draw
+    fn: Callable[..., Array]
+    terms: list[Term] = field(default_factory=list)
+    program: Program = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.program = replace(self.draw.program, fn=self, role="function")
+
+    def execute(self, reading: Any) -> None:
+        """Evaluate the function at the values that a reading has, and give it what comes out."""
+        values, run = {}, reading.run
+        for name, statement in self.draw.details.items():
+            event_ndim = len(statement.dist.event_shape)
+            values[name] = run.expanded(reading.latent(statement), statement.axes, event_ndim)
+        axes = {a for d in self.draw.details.values() for a in d.axes}
+        name = getattr(self.fn, "__name__", "of a draw")
+        array = self.fn(values, *reading.program.args, **reading.program.kwargs)
+        array, present = run.within(array, axes, reading.program.what(name))
+        reading.record(name, present, array, array, lambda: array_namespace(array).ones_like(array))
+
+    def latent(self, statement: Statement) -> Array:
+        """The value of a site of the draw."""
+        return self.draw.replayed(statement.name)
+
+    def is_own_delta(self, statement: Statement) -> bool:
+        """See `Replay.is_own_delta`."""
+        del statement
+        return False
+
+    def record(self, name: str, axes: tuple[Axis, ...], density: Array, *details: Any) -> None:
+        """Note what the function has returned."""
+        del details
+        what = self.program.what(name)
+        self.terms.append(self.run.term(density, axes, what, held=self.draw.held))
+
+    def result(self) -> Term:
+        (term,) = self.terms
+        return term
+
+
+def _relaxes(run: Run, site: Site) -> bool:
+    return estimator_of(site).relaxes or site.label in run.plan.analytic
+
+
+def one_number(scale: float | Array, *masks: Any) -> float | None:
+    """What a scale and masks multiply every element by, if that is known to be one number."""
+    plain = isinstance(scale, int | float) and all(m is None or m is True for m in masks)
+    return float(scale) if plain else None
+
+
+def split_scale(scale: float | Array | None, axes: Iterable[Axis]) -> float | Array:
+    """A statement's scale without the part that comes from its subsampled plates, which is kept pending."""
+    rest = 1.0 if scale is None else scale
+    for axis in axes:
+        if axis.scale != 1.0:
+            rest = rest / axis.scale
+    return 1.0 if isinstance(rest, float) and abs(rest - 1.0) < 1e-12 else rest

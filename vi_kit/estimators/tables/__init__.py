@@ -1,0 +1,1 @@
+"""By family of distributions: weak derivatives, samplers, and rules of quadrature."""

@@ -1,0 +1,235 @@
+"""Programs with the arguments of a step, and draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
+
+from vi_kit.base.context import current
+from vi_kit.base.named import PLATE, Array, Axis, Named
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.cost import Cost
+from vi_kit.costs.terms import CostContext, Site, Term
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """Data that a program drew, in the place of data.
+
+    Attributes:
+        value: with replicates in front, where these are dims.
+        event_ndim: of the site that drew it.
+        shape: of the data in whose place it is.
+    """
+
+    value: Any
+    event_ndim: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A model or guide with the arguments of this step.
+
+    Attributes:
+        fn: the user's callable.
+        args: positional arguments, data included.
+        kwargs: keyword arguments.
+        role: `"model"`, `"guide"` or `"reference"`; `"function"` of drawn values.
+        held: whether its parameters are to be taken as constants.
+        joint: whether its observed sites are to be drawn too.
+        simulated: those of its arguments that are simulated data.
+    """
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    role: str
+    held: bool = False
+    joint: bool = False
+    simulated: tuple[Simulated, ...] = ()
+
+    def what(self, name: str) -> str:
+        """How one of its statements is called in messages."""
+        return f"{self.role} {name!r}" if self.role == "function" else f"{self.role} site {name!r}"
+
+    def noise_key(self) -> Any:
+        """Of what it draws besides its sites: the same wherever the program is run again at one draw."""
+        run = session()
+        return id(self.fn), run.apart, run.open_replicates
+
+    def running(self, fn: Callable[..., Any]) -> Program:
+        """Another program with the same arguments, for instance one to draw from."""
+        return replace(self, fn=fn, role="reference")
+
+
+def with_replaced(arguments: Any, replacement: Callable[[Any], Any]) -> Any:
+    """Arguments of a step with replacements for those alone or inside a list, tuple or dict of arguments."""
+    if isinstance(arguments, dict):
+        return {k: with_replaced(v, replacement) for k, v in arguments.items()}
+    if type(arguments) in (list, tuple):
+        return type(arguments)(with_replaced(a, replacement) for a in arguments)
+    return replacement(arguments)
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A sample statement as a library met it.
+
+    Attributes:
+        name: of the site.
+        dist: its distribution, expanded to its plates.
+        axes: its plates and replicate axes.
+        infer: its annotations.
+        is_given: whether a handler of the library has put its value there, of which `dist` is a Delta.
+    """
+
+    name: str
+    dist: Distribution
+    axes: tuple[Axis, ...]
+    infer: Mapping[str, Any]
+    is_given: bool = False
+
+    def shape_alone(self, nesting: int) -> tuple[int, ...]:
+        """Of one value in the program by itself, with nothing in front of the dims of plates (`nesting`)."""
+        batch = tuple(self.dist.batch_shape)
+        if len(batch) > nesting:
+            own = max((a.order for a in self.axes if a.kind == PLATE), default=0)
+            batch = batch[len(batch) - own :]
+        return (*batch, *self.dist.event_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw(Mapping[str, Any]):
+    """Values of the latent sites of one simulation, by name.
+
+    Attributes:
+        program: what was simulated.
+        by_name: the values, as they were drawn.
+        sites: the sites by name; observed sites are not among them.
+        density: log density of the draw under the program that made it, as the draw was made (nats).
+        details: what the backend needs to know of each site.
+        factors: by which scale and mask multiply a site's log density, where its estimator asks for that.
+        varied: the site that stands for all those in `factors`, which nonlinear functions vary together.
+        deltas: values of sites with a Delta, with the program's parameters held.
+        held: whether the values are to be taken as constants.
+        followed: whether a dry run follows what depends on which site, whatever their estimators.
+    """
+
+    program: Program
+    by_name: dict[str, Any]
+    sites: dict[str, Site]
+    density: Cost
+    details: dict[str, Statement]
+    factors: dict[str, Factor] = field(default_factory=dict)
+    varied: Site | None = None
+    deltas: dict[str, Any] = field(default_factory=dict)
+    noise: dict[Any, Any] = field(default_factory=dict)
+    held: bool = False
+    followed: bool = False
+
+    @property
+    def log_density(self) -> Cost:
+        """Log density of the draw under the program that made it (nats). Of a draw that is held it is
+        evaluated anew, as a function of the parameters only."""
+        if not self.held:
+            return self.density
+        return session().log_density(self.program, self)
+
+    @property
+    def log_likelihood(self) -> Cost:
+        """The part of `log_density` that observed sites and factors contribute (nats)."""
+        return Cost(t for t in self.log_density.terms if t.statement not in self)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the sites observed that were drawn all the same, by name."""
+        found = {n: d.infer for n, d in self.details.items()}
+        return {n: infer["obs"] for n, infer in found.items() if infer.get("was_observed")}
+
+    def replayed(self, name: str, *, held: bool = False) -> Any:
+        """A value for other programs and functions: a constant, if the draw is held.
+
+        Args:
+            name: of the site.
+            held: whether the parameters of whatever gets it are constants.
+        """
+        run, value = session(), self.by_name[name]
+        if self.held:
+            value = run.constant(value)
+        elif held != self.program.held:
+            # what transforms remember of a value holds for parameters that are alike live or held
+            value = run.backend.alias(value)
+        return self._shown(name, value)
+
+    def _shown(self, name: str, value: Any) -> Any:
+        return self.details[name].dist.shown(value)
+
+    def __getitem__(self, name: str) -> Any:
+        return current().backend.plain(self._shown(name, self.by_name[name]))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_name
+
+    def __iter__(self) -> Any:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """By what scale and mask multiply a log density.
+
+    Attributes:
+        values: for each element of the site.
+        number: the one number that all of them are, `None` if that is not known.
+    """
+
+    values: Named
+    number: float | None
+
+
+class Session(CostContext, Protocol):
+    """What a run offers to the language."""
+
+    @property
+    def apart(self) -> frozenset[Axis]:
+        """Replicate axes whose copies are drawn one after the other, or by a map of the library."""
+        ...
+
+    @property
+    def repeated(self) -> set[str]:
+        """Sites that stand for several statements, one after the other."""
+        ...
+
+    def simulate(self, program: Program) -> Draw: ...
+    def log_density(self, program: Program, draw: Draw) -> Cost: ...
+    def evaluate(self, draw: Draw, fn: Callable[..., Array]) -> Cost:
+        """The cost that a function of a draw makes."""
+        ...
+
+    def constant(self, value: Any) -> Any:
+        """A value of a draw, without gradient."""
+        ...
+
+    def state_of(self, term: Term, needed: int, met: int) -> int:
+        """After how many of the guide's sites all is drawn that a term of the model needs.
+
+        Args:
+            term: of the model.
+            needed: by the sites on which it depends, as far as they are followed.
+            met: how many of them the model has met before it.
+        """
+        ...
+
+    def new_replicate_axis(self, size: int) -> Axis: ...
+    def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+        """Run `fn` for all copies along `axis`: costs, as a tuple."""
+        ...
+
+
+def session() -> Session:
+    return cast(Session, current())
