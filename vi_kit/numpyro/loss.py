@@ -23,15 +23,15 @@ from numpyro.util import not_jax_tracer
 from vi_kit.analysis.degrees import DegreeProbe
 from vi_kit.analysis.jumps import OTHERS, Jumps
 from vi_kit.analysis.mixing import Mixing, looked_at
-from vi_kit.base.errors import BackendError, refuse_settings
+from vi_kit.base.errors import BackendError
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import kept_name, label
+from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Findings, Plan, Replan, explanation
 from vi_kit.engine.refusals import shortfalls
 from vi_kit.engine.run import STEP_KEY, Run
 from vi_kit.engine.select import Selection
 from vi_kit.engine.settings import (
-    SETTINGS,
     UNKNOWN_NESTING,
     Settings,
     make_plan,
@@ -40,9 +40,7 @@ from vi_kit.engine.settings import (
     with_closed_forms,
     without_jumps,
 )
-from vi_kit.estimators import Estimator
 from vi_kit.language.programs import Program
-from vi_kit.language.words import Objective
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
     PARAMS,
@@ -68,7 +66,7 @@ from vi_kit.objectives import elbo
 NOTHING = "no latent site of NumPyro: vi_kit.pyro.Loss is for Pyro's programs"
 
 
-class Loss(ELBO):
+class Loss(CommonLoss, ELBO):
     """An objective and a gradient estimator per sample site, as a NumPyro loss.
 
     Replicates are mapped by `jax.vmap`; all planning happens while the step is traced.
@@ -93,42 +91,12 @@ class Loss(ELBO):
         Loss(iwae(num_particles=5), estimators={'b': MeasureValued()})
     """
 
-    can_infer_discrete = True
-
-    def __init__(
-        self,
-        objective: Objective | None = None,
-        estimators: Mapping[str, Estimator] | Estimator | None = None,
-        *,
-        num_samples: int = 1,
-        max_plate_nesting: int | None = None,
-        vectorize: bool | None = None,
-        **others: Any,
-    ):
-        refuse_settings("Loss", others, SETTINGS)
-        self.settings = Settings.of(
-            objective, estimators, num_samples, max_plate_nesting, vectorize
-        )
+    def _start(self) -> None:
         self.known: dict[Any, Any] = {}
-        super().__init__(num_particles=num_samples, vectorize_particles=vectorize is not False)
-
-    def __repr__(self) -> str:
-        return self.settings.describe()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What Pyro's SVI asks for."""
         raise of_other_library("NumPyro")
-
-    def with_estimators(self, estimators: Mapping[str, Estimator] | Estimator | None) -> Loss:
-        """The same loss with other estimators."""
-        own = self.settings
-        return type(self)(
-            own.objective,
-            estimators,
-            num_samples=own.num_samples,
-            max_plate_nesting=own.max_plate_nesting,
-            vectorize=own.vectorize,
-        )
 
     def replay(
         self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any

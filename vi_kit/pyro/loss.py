@@ -20,16 +20,14 @@ from vi_kit.base.errors import (
     ObjectiveError,
     ViKitError,
     message,
-    refuse_settings,
 )
 from vi_kit.engine.arguments import described
+from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.engine.refusals import shortfalls
 from vi_kit.engine.run import Run
 from vi_kit.engine.settings import (
-    SETTINGS,
     UNKNOWN_NESTING,
-    Settings,
     make_plan,
     not_finite,
     not_numbers,
@@ -37,9 +35,8 @@ from vi_kit.engine.settings import (
     with_closed_forms,
     without_jumps,
 )
-from vi_kit.estimators import Estimator, Score
+from vi_kit.estimators import Score
 from vi_kit.language.programs import Program
-from vi_kit.language.words import Objective
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
 from vi_kit.pyro.degrees import (
@@ -79,7 +76,7 @@ def with_grad(method: Callable[..., T]) -> Callable[..., T]:
 NOTHING = "no latent site of Pyro: vi_kit.numpyro.Loss is for NumPyro's programs"
 
 
-class Loss(ELBO):
+class Loss(CommonLoss, ELBO):
     """An objective and a gradient estimator per sample site, as a Pyro loss.
 
     Args:
@@ -114,41 +111,13 @@ class Loss(ELBO):
         Loss(iwae(num_particles=5), estimators={'b': MeasureValued()})
     """
 
-    def __init__(
-        self,
-        objective: Objective | None = None,
-        estimators: Mapping[str, Estimator] | Estimator | None = None,
-        *,
-        num_samples: int = 1,
-        max_plate_nesting: int | None = None,
-        vectorize: bool | None = None,
-        **others: Any,
-    ):
-        refuse_settings("Loss", others, SETTINGS)
-        super().__init__(num_particles=num_samples, vectorize_particles=vectorize is not False)
-        self.settings = Settings.of(
-            objective, estimators, num_samples, max_plate_nesting, vectorize
-        )
+    def _start(self) -> None:
         self.state: dict[str, torch.Tensor] = {}
         self._plans = Plans()
-
-    def __repr__(self) -> str:
-        return self.settings.describe()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: plans belong to the programs of this process."""
         return {**self.__dict__, "_plans": Plans()}
-
-    def with_estimators(self, estimators: Mapping[str, Estimator] | Estimator | None) -> Loss:
-        """The same loss with other estimators."""
-        own = self.settings
-        return type(self)(
-            own.objective,
-            estimators,
-            num_samples=own.num_samples,
-            max_plate_nesting=own.max_plate_nesting,
-            vectorize=own.vectorize,
-        )
 
     def replay(
         self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any
@@ -159,8 +128,6 @@ class Loss(ELBO):
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("vi_kit runs model and guide itself")
-
-    can_infer_discrete = True
 
     def loss_with_mutable_state(self, *args: Any, **kwargs: Any) -> Any:
         """What NumPyro's SVI asks for."""
