@@ -22,7 +22,7 @@ from numpyro.util import not_jax_tracer
 
 from vi_kit.analysis.degrees import DegreeProbe
 from vi_kit.analysis.jumps import OTHERS, Jumps
-from vi_kit.analysis.mixing import Mixing, looked_at
+from vi_kit.analysis.mixing import looked_at
 from vi_kit.base.errors import BackendError
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import kept_name, label
@@ -443,7 +443,9 @@ class _Step:
                 jumps = jumps.joined(find_jumps_in(plan, inputs, execute, number))
         return jumps
 
-    def mixed(self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]) -> Mixing:
+    def mixed(
+        self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]
+    ) -> set[tuple[str, Axis]]:
         """Which terms see several elements of which plates."""
         key = str(found["jaxpr"]), self.digest(), tuple(plates)
         if key not in self.known:

@@ -740,12 +740,6 @@ def _on_the_way(
     return bijection((one + moved_by).to(draws[0].dtype))
 
 
-def away_from_a_draw(fn: Any, away: float) -> torch.Tensor:
-    """A value so many steps from a draw, as far as draws are apart."""
-    t = torch.tensor([away, *HERE], dtype=torch.float64)
-    return _cut(_on_the_way(fn, t, Reading(), lambda drawn: drawn))
-
-
 def _of(x: Any) -> dict[str, Form]:
     """What an argument is; of a list, what its elements are together."""
     operands = [t.degrees for t in tree_iter(x) if isinstance(t, Traced)]
