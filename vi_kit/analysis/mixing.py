@@ -191,12 +191,14 @@ class Met:
         plates: in which it is.
         upstream: labels of the sites on which it depends.
         draw: label of the site, if it is that of a draw, under the program that drew it.
+        inside: the sequential plates in whose body it is, and in which iteration of each.
     """
 
     what: str
     plates: frozenset[Axis]
     upstream: frozenset[str]
     draw: str = ""
+    inside: frozenset[tuple[Axis, int]] = frozenset()
 
 
 def looked_at(
@@ -211,17 +213,30 @@ def looked_at(
         met: every log density.
         find: looks at plates.
     """
-    plates = sorted(apart, key=lambda a: a.key)
+    in_turn = frozenset(_across(met) if any(not a.order for a in apart) else ())
+    plates = sorted((a for a in apart if a.order), key=lambda a: a.key)
     if not plates:
-        return frozenset(), ()
+        return in_turn, ()
     try:
-        return _with_those_below(find(plates), met), ()
+        return in_turn | _with_those_below(find(plates), met), ()
     except Exception:  # the program may refuse what it is given here
         names = ", ".join(repr(a.name) for a in plates)
         note = (
             f"it could not be found out whether elements of plates {names} see each other's values"
         )
-        return frozenset((m.what, plate) for m in met for plate in m.plates & apart), (note,)
+        return in_turn | {(m.what, a) for m in met for a in m.plates & apart}, (note,)
+
+
+def _across(every: Sequence[Met]) -> Iterator[tuple[str, Axis]]:
+    """Terms in one iteration of a sequential plate that depend on sites of another."""
+    iterations = {met.what: met.inside for met in every if met.inside}
+    inside = {met.draw: iterations.get(met.what, ()) for met in every if met.draw}
+    for met in every:
+        own = dict(met.inside)
+        for label in met.upstream:
+            for plate, iteration in inside.get(label, ()):
+                if own.get(plate, iteration) != iteration:
+                    yield met.what, plate
 
 
 def _with_those_below(mixed: set[tuple[str, Axis]], every: Sequence[Met]) -> Joined:

@@ -191,7 +191,7 @@ class Findings:
 
     def tells_apart(self, plates: Iterable[Axis]) -> None:
         """Note plates whose elements count as independent."""
-        self.apart.update(a for a in plates if a.kind == PLATE and a.order and a.size > 1)
+        self.apart.update(a for a in plates if a.kind == PLATE and a.size > 1)
 
     def same_plates(self) -> dict[tuple[str, Axis], Axis]:
         """Plates that two programs have under two names, as far as their common sites pair them off one to one."""

@@ -389,7 +389,7 @@ class Run:
         if self.findings is not None:
             plates = frozenset(a for a in axes if a.kind == PLATE)
             labels = frozenset(s.label for s in upstream)
-            self.findings.met.append(Met(what, plates, labels, own.label if own else ""))
+            self.findings.met.append(Met(what, plates, labels, own.label if own else "", inside))
         joined = {a for a in axes if counts and (what, a) in self.plan.joined}
         if joined:
             named, drawn_here = named.sum(joined), None
@@ -413,7 +413,7 @@ class Run:
             alternatives,
             upstream=upstream,
             pending=frozenset(a for a in plates if unscaled or a.scale != 1.0),
-            inside=inside,
+            inside=frozenset(i for i in inside if (what, i[0]) not in self.plan.joined),
             held=upstream if held else frozenset(),
             label=what,
             statement=statement,

@@ -145,10 +145,10 @@ def _results(
     results: list[dict[int, Place]] = [{} for _ in equation.outvars]
     for n in plates:
         own = [operand.get(n, NOTHING) for operand in operands]
-        if None in own or name not in RULES:
-            found: Place | list[Place] = None
-        else:
-            found = RULES[name](equation, own, number)
+        known = [place for place in own if place is not None]
+        found: Any = None
+        if len(known) == len(own) and name in RULES:
+            found = RULES[name](equation, known, number)
         each = found if isinstance(found, list) else [found] * len(results)
         for of, place in zip(results, each, strict=True):
             if place != NOTHING:

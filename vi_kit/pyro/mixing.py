@@ -237,7 +237,7 @@ class Reader(TorchDispatchMode):
             operands = [(x, places[number]) for x, places in of if number in places]
             found = None if None in [p for _, p in operands] else rule(call, operands)
             found = found if isinstance(found, list) else [found] * len(results)
-            if any(p is None or not _is_whole(p, self._counts.get(number, 0)) for p in found):
+            if any(p and not _is_whole(p, self._counts.get(number, 0)) for p in found):
                 self.apart.add(number)
             for x, place, places in zip(call.made, found, results, strict=True):
                 places[number] = _checked(place, x.shape)
@@ -510,16 +510,15 @@ def _indexed(call: Call, operands: Operands) -> Place | list[Place]:
         front = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
         for i in given:
             place = broadcast(placed.get(id(i), NOTHING), i.shape, shape)
-            found.append(None if place is None else moved(place, front + place.dim))
+            found.append(place if place is None else moved(place, front + place.dim))
     return together(found)
 
 
 def _put(call: Call, operands: Operands) -> Place | list[Place]:
     """What is written at indices, or one number at a mask."""
-    indices = call.given["indices"]
-    mask, *rest = indices
-    is_mask = not rest and mask is not None and mask.dtype == torch.bool
-    if is_mask and mask.dim() == call.given["self"].dim() and call.given["values"].dim() == 0:
+    indices, values = call.given["indices"], call.given["values"]
+    is_mask = [i is not None and i.dtype == torch.bool for i in indices] == [True]
+    if is_mask and indices[0].dim() == call.given["self"].dim() and values.dim() == 0:
         return _kept(call, operands)
     if call.given.get("accumulate") or any(
         x is i or id(i) in call.may_change for i in indices for x, _ in operands
