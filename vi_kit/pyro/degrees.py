@@ -471,17 +471,18 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         found: whether it has.
+        tells: whether it is told values as Python numbers.
         reads: to be entered, too.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = False
+        self.found = self.tells = False
         self.reads = Reads()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.found:
+        if self.found and self.tells:
             return result
         name = func._schema.name.removeprefix("aten::").strip("_")
         made = result if isinstance(result, tuple) else (result,)
@@ -494,7 +495,8 @@ class Watch(TorchDispatchMode):
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             # a program that is told something may take a way that this run does not see
             of = of or (tells and not is_own(sys._getframe(1), LIBRARIES))
-            self.found = of and not is_validation(sys._getframe(1))
+            of = of and not is_validation(sys._getframe(1))
+            self.found, self.tells = self.found or of, self.tells or (of and tells)
         return result
 
 
@@ -544,7 +546,11 @@ def _listed(x: Any) -> Any:
 
 
 def find_jumps_in(
-    plan: Plan, leaves: Iterable[torch.Tensor], execute: Callable[[DegreeProbe], None], number: int
+    plan: Plan,
+    leaves: Iterable[torch.Tensor],
+    execute: Callable[[DegreeProbe], None],
+    number: int,
+    one_way: bool = False,
 ) -> Jumps:
     """Which terms jump in the values of the sites of `Plan.pathwise`.
 
@@ -553,6 +559,8 @@ def find_jumps_in(
         leaves: its parameters, which are moved a little meanwhile.
         execute: makes a dry run with a probe.
         number: of the values of other sites.
+        one_way: whether all elements of sites move in one direction, by which what is told of the least, of the
+            largest or of all changes.
     """
 
     held: dict[Any, torch.Tensor] = {}
@@ -581,7 +589,7 @@ def find_jumps_in(
                 return known(label, _cut(sample()))
 
         def draw(label: str, dist: Any, t: torch.Tensor) -> Any:
-            return _on_the_way(dist.fn, t, reading, functools.partial(known, label))
+            return _on_the_way(dist.fn, t, reading, functools.partial(known, label), one_way)
 
         zeros = {label: leaf(label, start) for label, start in zip(labels, starts, strict=True)}
         probe = JumpProbe(zeros, draw=draw, cut=cut, known=sampled, number=number)
@@ -719,13 +727,18 @@ def _cut(value: torch.Tensor) -> torch.Tensor:
 
 
 def _on_the_way(
-    fn: Any, t: torch.Tensor, reading: Reading, known: Callable[[torch.Tensor], torch.Tensor]
+    fn: Any,
+    t: torch.Tensor,
+    reading: Reading,
+    known: Callable[[torch.Tensor], torch.Tensor],
+    one_way: bool,
 ) -> Any:
-    """A value on the way from a draw; of a transformed distribution it is its noise that moves."""
+    """A value on the way from a draw, all elements one way or each its own; of a transformed distribution it is its
+    noise that moves."""
     if isinstance(fn, torch.distributions.Independent):
-        return _on_the_way(fn.base_dist, t, reading, known)
+        return _on_the_way(fn.base_dist, t, reading, known, one_way)
     if isinstance(fn, torch.distributions.TransformedDistribution):
-        value = _on_the_way(fn.base_dist, t, reading, known)
+        value = _on_the_way(fn.base_dist, t, reading, known, one_way)
         for transform in fn.transforms:
             value = transform(value)
         return value
@@ -735,7 +748,8 @@ def _on_the_way(
         free = torch.stack([_cut(bijection.inv(draw)).double() for draw in draws])
         one, *others = known(free)
     steps = torch.stack([other - one for other in others])
-    step = torch.sign(steps[0]) * (steps**2).mean(0).sqrt()
+    step = (steps**2).mean(0).sqrt()
+    step = step if one_way else torch.sign(steps[0]) * step
     moved_by = torch.tensordot(t, torch.stack([step, *steps[1:]]), 1)
     return bijection((one + moved_by).to(draws[0].dtype))
 

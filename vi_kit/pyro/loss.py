@@ -464,11 +464,14 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
 
     leaves = [*backend.leaves("model"), *backend.leaves("guide")]
     found = Jumps()
-    for number in OTHERS if plan.draws_others() else OTHERS[:1]:
+    numbers = OTHERS if plan.draws_others() else OTHERS[:1]
+    passes = [(number, False) for number in numbers]
+    passes += [(OTHERS[0], True)] * (watch.tells or bool(watch.reads.found))
+    for number, one_way in passes:
         if found.of_all(plan.pathwise):
             break
         try:
-            found = found.joined(find_jumps_in(plan, leaves, dry, number))
+            found = found.joined(find_jumps_in(plan, leaves, dry, number, one_way))
         except Exception:  # the program may do what tensors of another class refuse
             found = found.joined(Jumps.unknown(plan.pathwise))
     return without_jumps(
