@@ -221,6 +221,39 @@ def test_what_is_the_same_in_all_replicates_by_chance(loc, broadcasts):
         assert ("after the other" not in found) == broadcasts
 
 
+HIDDEN = {
+    "sum": lambda z: z.sum(),
+    "order": lambda z: torch.sort(z, 0)[0].sum(-1),
+    "total": lambda z: torch.cumsum(z, 0).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("kind", ["bernoulli", "normal"])
+def test_replicates_that_hide_it_by_chance(name, kind):
+    """One whose elements are zero adds nothing to the sum of others; and values may stand in order."""
+
+    def site():
+        size = 2 if name == "sum" else 1
+        if kind == "normal":
+            return dist.Normal(torch.zeros(size).double(), 1.0).to_event(1)
+        return dist.Bernoulli(torch.full((size,), 0.3).double()).to_event(1)
+
+    def model():
+        z = pyro.sample("z", site())
+        pyro.sample("x", dist.Normal(HIDDEN[name](z), 1.0), obs=torch.tensor(2.0).double())
+
+    def guide():
+        pyro.sample("z", site())
+
+    broadcast = 0
+    for seed in range(30):
+        pyro.set_rng_seed(seed)
+        loss = Loss(estimators=vi.Score() if kind == "bernoulli" else vi.Reparam(), num_samples=2)
+        broadcast += "one replicate after the other" not in loss.explain(model, guide)
+    assert broadcast == 0
+
+
 @pytest.mark.parametrize("estimator", [vi.Enumerate(), vi.Score(vi.LeaveOneOut())], ids=repr)
 def test_weights_that_start_at_zero(estimator):
     def model():

@@ -8,6 +8,7 @@ come out the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -77,8 +78,8 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
                     return found
     if run.plan.in_turn:
         return None
-    apart = (_far_apart(run, one, backend) for one in first.values())
-    return next((a for a in apart if a is not None), None)
+    checks = (check(run, one, backend) for check in (_turned, _far_apart) for one in first.values())
+    return next((found for found in checks if found is not None), None)
 
 
 def _lost(term: Term, one: Recorded) -> str | None:
@@ -104,7 +105,20 @@ def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None
                 still |= {(site.name, a) for a in axes if a.kind == REPLICATE} | {(site.name, None)}
     if not still:
         return None
-    values = dict(draw.by_name)
+    with moved_a_little(_params_of(run)):
+        for order in ((0, -1), (-1, 0)):  # one of them is not that of values that are sorted
+            values = _at_ends(one, still, order)
+            found = _at_others(run, one, backend, values, ends=2)
+            if found is not None:
+                return found
+    return None
+
+
+def _at_ends(
+    one: Recorded, still: Iterable[tuple[str, Axis | None]], order: Sequence[int]
+) -> dict[str, Any]:
+    """Values of which those of two replicates are as far apart as their supports allow."""
+    draw, values = one.draw, dict(one.draw.by_name)
     for name, axis in still:
         value = values.get(name)
         if axis is None or value is None or name in draw.data:
@@ -114,28 +128,51 @@ def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None
         dim = one.dims[axis] - len(statement.dist.event_shape)
         if far.ndim >= -dim and dist.fn.support.is_discrete:
             ends = dist.ends() or (far.amin(dim), far.amax(dim))
-            for i, end in zip((0, -1), ends, strict=True):
+            for i, end in zip(order, ends, strict=True):
                 far.select(dim, i).copy_(end)
             values[name] = track_provenance(far, get_provenance(value))
+    return values
+
+
+def _turned(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None:
+    """What differs alone where replicates stand the other way round: the first is looked at too, and what was in order
+    by chance is so no more."""
+    replicates = [a for a in one.dims if a.kind == REPLICATE and a.size > 1]
+    values = dict(one.draw.by_name)
+    if not replicates or any(isinstance(value, Random) for value in values.values()):
+        return None
+    for name, value in one.draw.by_name.items():
+        if name in one.draw.data:
+            continue
+        plain, num_dims = detach_provenance(value), len(one.draw.details[name].dist.event_shape)
+        own = one.draw.sites[name].axes if name in one.draw.sites else ()
+        dims = [one.dims[a] - num_dims for a in replicates if a in own]
+        dims = [d for d in dims if plain.ndim >= -d and plain.shape[d] > 1]
+        if dims:
+            values[name] = track_provenance(plain.flip(dims), get_provenance(value))
+    return _at_others(run, one, backend, values, ends=1)
+
+
+def _at_others(
+    run: Run, one: Recorded, backend: PyroBackend, values: dict[str, Any], ends: int
+) -> Mismatch | None:
+    """What differs alone at other values of its sites, at the last replicate or at both ends."""
     again = copy(run)
     again.backend, again.terms, again.dims = backend, [], dict(one.dims)
     again.num_terms = one.num_terms
-    replay = one.again(again, replace(draw, by_name=values))
-    with moved_a_little(_params_of(run)):
-        token = _current.set(again)
-        try:
-            with torch.enable_grad(), backend.session(again):
-                backend.once(replay)
-        except ValueError:  # the support of a site is not the same at all values of another
-            return None
-        finally:
-            _current.reset(token)
-        apart = Recorded(replay, one.dims, one.num_terms)
-        found = (
-            _Solo(again, apart, position, 0, {}).run_alone(backend)
-            for position in (lambda dim, size: 0, lambda dim, size: size - 1)
-        )
-        return next((f for f in found if f is not None), None)
+    replay = one.again(again, replace(one.draw, by_name=values))
+    token = _current.set(again)
+    try:
+        with torch.enable_grad(), backend.session(again):
+            backend.once(replay)
+    except ValueError:  # the support of a site is not the same at all values of another
+        return None
+    finally:
+        _current.reset(token)
+    apart = Recorded(replay, one.dims, one.num_terms)
+    positions: tuple[Position, ...] = (lambda dim, size: size - 1, lambda dim, size: 0)
+    found = (_Solo(again, apart, at, 0, {}).run_alone(backend) for at in positions[:ends])
+    return next((f for f in found if f is not None), None)
 
 
 def _params_of(run: Run) -> list[torch.Tensor]:
