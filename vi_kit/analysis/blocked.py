@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vi_kit.analysis.factors import Library, Value, start
@@ -101,7 +102,7 @@ def started(
         return Blocked("sample", str(error), line_of_program(frames), sites)
 
 
-PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+PACKAGE = os.path.join(Path(__file__).resolve().parents[1], "")
 
 
 def line_of_program(frames: Iterable[tuple[str, int, str]]) -> str:
