@@ -102,17 +102,18 @@ def joined(groups: Sequence[Mapping[Key, Place]]) -> dict[Key, Place]:
 
 
 def spread_out(place: Place, shape: Sequence[int]) -> np.ndarray:
-    """For each entry of an array the element of which it is made."""
-    if place is None:
-        return np.full(shape, SEVERAL)
-    if place.dim == NOWHERE:
-        return np.full(shape, place.elements[0])
-    elements = np.reshape(place.elements, (-1, *(1,) * (len(shape) - place.dim - 1)))
-    return np.broadcast_to(elements, shape).copy()
+    """For each entry of an array the element of which it is made, in as little memory as its place."""
+    elements, dim = ((SEVERAL,), NOWHERE) if place is None else (place.elements, place.dim)
+    if dim == NOWHERE:
+        return np.broadcast_to(np.array(elements[0]), shape)
+    return np.broadcast_to(np.reshape(elements, (-1, *(1,) * (len(shape) - dim - 1))), shape)
 
 
 def gathered(elements: np.ndarray) -> Place:
     """The place of an array, from the element of each entry."""
+    shape = elements.shape
+    if elements.size:  # what is the same all along a dim without taking memory
+        elements = elements[tuple(slice(0, None if step else 1) for step in elements.strides)]
     if (elements == SEVERAL).any():
         return None
     if elements.size == 0 or (elements == elements.flat[0]).all():
@@ -122,7 +123,7 @@ def gathered(elements: np.ndarray) -> Place:
         most, least = elements.max(others, keepdims=True), elements.min(others, keepdims=True)
         own = np.where(most > 0, most, least)
         if ((elements == own) | (elements == 0)).all():
-            return along(dim, map(int, own.ravel()))
+            return along(dim, map(int, np.broadcast_to(own.ravel(), shape[dim])))
     return None
 
 
@@ -159,10 +160,12 @@ class MixingProbe(DegreeProbe):
     Attributes:
         marks: by plate an array of truth values, one for each element, of which values in the plate are made.
         draw: a value of a site, from its distribution.
+        beside: brings a mark to where a value is.
     """
 
     marks: Mapping[Axis, Array] = field(kw_only=True)
     draw: Callable[[Any], Array] = field(kw_only=True)
+    beside: Callable[[Array, Array], Array] = field(default=lambda mark, _: mark, kw_only=True)
 
     def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Array:
         del estimator
@@ -171,7 +174,7 @@ class MixingProbe(DegreeProbe):
         value = self.draw(dist)
         for axis in site.axes:
             if axis in self.marks:
-                mark = self.marks[axis]
+                mark = self.beside(self.marks[axis], value)
                 xp = array_namespace(mark)
                 trailing = axis.order - 1 + len(dist.event_shape)
                 mark = xp.reshape(mark, (axis.size, *(1,) * trailing))

@@ -233,7 +233,35 @@ def _rearranged(equation: Any, places: Sequence[Along], number: Numbers) -> list
     """Of operations that leave numbers as they are: the same is done with the elements of which they are made."""
     del number
     pairs = zip(equation.invars, places, strict=True)
-    return _of_elements(equation, [spread_out(p, _shape(v)) for v, p in pairs])
+    elements = [spread_out(p, _shape(v)) for v, p in pairs]
+    if equation.primitive.name in VIEWS:
+        return [gathered(VIEWS[equation.primitive.name](elements[0], equation))]
+    return _of_elements(equation, elements)
+
+
+def _broadcast_in_dim(x: np.ndarray, equation: Any) -> np.ndarray:
+    shape, dims = _shape(equation.outvars[0]), equation.params["broadcast_dimensions"]
+    sizes = dict(zip(dims, x.shape, strict=True))
+    return np.broadcast_to(x.reshape([sizes.get(d, 1) for d in range(len(shape))]), shape)
+
+
+def _sliced(x: np.ndarray, equation: Any) -> np.ndarray:
+    params = equation.params
+    steps = params["strides"] or (1,) * x.ndim
+    bounds = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
+    return x[tuple(slice(*bound) for bound in bounds)]
+
+
+VIEWS: Mapping[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+    "reshape": lambda x, equation: x.reshape(_shape(equation.outvars[0])),
+    "squeeze": lambda x, equation: x.reshape(_shape(equation.outvars[0])),
+    "expand_dims": lambda x, equation: x.reshape(_shape(equation.outvars[0])),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "transpose": lambda x, equation: x.transpose(equation.params["permutation"]),
+    "slice": _sliced,
+    "rev": lambda x, equation: np.flip(x, equation.params["dimensions"]),
+}
+"""Rearrangements that take no memory."""
 
 
 def _of_elements(equation: Any, operands: Sequence[Any]) -> list[Place]:

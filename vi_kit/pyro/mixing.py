@@ -63,7 +63,7 @@ def find_mixed_in(
         with reader.drawing():
             return dist.sample().detach().clone()
 
-    probe = MixingProbe({}, marks=marks, draw=draw)
+    probe = MixingProbe({}, marks=marks, draw=draw, beside=lambda mark, x: mark.to(x.device))
     run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
     try:
         with reader, reader.reads:
@@ -181,10 +181,9 @@ class Reader(TorchDispatchMode):
             written[number] = storage = torch.zeros(size, dtype=torch.int64)
             for other, of in known.items():
                 if number in of:
-                    other.of(storage).copy_(torch.from_numpy(spread_out(of[number], other.shape)))
+                    other.of(storage).copy_(_elements(of[number], other.shape))
         for number, storage in written.items():
-            elements = spread_out(places.get(number, NOTHING), spot.shape)
-            spot.of(storage).copy_(torch.from_numpy(elements))
+            spot.of(storage).copy_(_elements(places.get(number, NOTHING), spot.shape))
         self._kept.append(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -297,14 +296,23 @@ def _kept(call: Call, operands: Operands) -> Place:
     return together(place for _, place in operands)
 
 
+def _elements(place: Place, shape: Sequence[int]) -> torch.Tensor:
+    """For each entry of a tensor the element of which it is made."""
+    spread = spread_out(place, shape)
+    own = spread[tuple(slice(0, None if step else 1) for step in spread.strides)]
+    return torch.from_numpy(np.array(own)).expand(tuple(shape))
+
+
 def _rearranged(call: Call, operands: Operands) -> list[Place]:
     """Of operations that leave numbers as they are: the same is done with the elements of which they are made."""
     places = {id(x): place for x, place in operands}
 
     def elements(x: Any) -> Any:
-        if not isinstance(x, torch.Tensor) or id(x) in indices:
+        if not isinstance(x, torch.Tensor):
             return x
-        return torch.from_numpy(spread_out(places.get(id(x), NOTHING), x.shape))
+        if id(x) in indices:
+            return x.cpu()
+        return _elements(places.get(id(x), NOTHING), x.shape)
 
     indices = {id(x) for name in ("index", "indices") for x in _tensors(call.given.get(name))}
     given = tree_map(elements, {**call.given, **({"value": 0} if "value" in call.given else {})})
@@ -568,13 +576,16 @@ RULES: Mapping[str, Rule] = {
     **_named("_linalg_eigh _linalg_svd _linalg_det _linalg_slogdet", _before_the_last(2)),
     **_named("linalg_matrix_exp _cdist_forward", _before_the_last(2)),
     "_scaled_dot_product_flash_attention_for_cpu": _before_the_last(2),
+    "_scaled_dot_product_flash_attention": _before_the_last(2),
+    "_scaled_dot_product_efficient_attention": _before_the_last(2),
     **_named("max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d", _before_the_last(2)),
     **_named("upsample_nearest2d upsample_bilinear2d adaptive_max_pool2d", _before_the_last(2)),
     **_named("multinomial _sample_dirichlet", _before_the_last(1)),
     **dict.fromkeys(PRODUCTS, _product),
     **_named("convolution native_group_norm", _of_rows),
     "native_layer_norm": _layer_norm,
-    **_named("native_batch_norm _native_batch_norm_legit", _batch_norm),
+    **_named("native_batch_norm _native_batch_norm_legit cudnn_batch_norm", _batch_norm),
+    **_named("_thnn_fused_gru_cell _thnn_fused_lstm_cell", _before_the_last(1)),
     "mkldnn_rnn_layer": _recurrent,
     "embedding": _embedded,
     "index": _indexed,
