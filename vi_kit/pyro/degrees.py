@@ -526,7 +526,8 @@ class Reads(TorchFunctionMode):
             if any(isinstance(x, Traced) for x in listed):
                 kwargs = {"dtype": listed[0].dtype, **kwargs}
                 args = (tree_map(_listed, args[0]), *args[1:])
-        self.is_checking = func is torch.nn.functional.one_hot
+        is_counted = len(args) > 1 or "num_classes" in kwargs
+        self.is_checking = func is torch.nn.functional.one_hot and is_counted
         try:
             return func(*args, **kwargs)
         finally:

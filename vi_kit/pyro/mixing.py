@@ -38,7 +38,6 @@ from vi_kit.engine.run import Run
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.degrees import Reads, is_own
 from vi_kit.pyro.distributions import is_validation
-from vi_kit.pyro.leak_probe import READS
 from vi_kit.pyro.noise import Generators
 
 aten = torch.ops.aten
@@ -203,9 +202,9 @@ class Reader(TorchDispatchMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any, of: Any) -> None:
         frame = sys._getframe(2)
-        if func.overloadpacket in READS and not self.reads.is_checking:
+        if _tells(func, args, result) and not self.reads.is_checking:
             if not (is_validation(frame) or is_own(frame)):
-                self.told.update(*(places for _, places in of))
+                self.told.update(*(found for _, found in of))
         schema = func._schema.arguments
         given = {
             a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
@@ -241,6 +240,16 @@ class Reader(TorchDispatchMode):
             for x, place, places in zip(call.made, found, results, strict=True):
                 places[number] = _checked(place, x.shape)
         return results
+
+
+def _tells(func: Any, args: Any, result: Any) -> bool:
+    """Whether the program is told a value: as a number, or by how large a result is."""
+    if any(not isinstance(x, torch.Tensor) for x in tree_leaves(result) if x is not None):
+        return True
+    masks = (x for x in tree_leaves(args[1:2]) if isinstance(x, torch.Tensor))
+    if func.overloadpacket is aten.index:
+        return any(x.dtype in (torch.bool, torch.uint8) for x in masks)
+    return torch.Tag.dynamic_output_shape in func.tags
 
 
 def _is_whole(place: Along, count: int) -> bool:
