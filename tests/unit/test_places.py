@@ -237,6 +237,9 @@ TOLD = {
     "a list": lambda z: torch.tensor(z[:, 0].tolist())[:, None] * z,
     "an array": lambda z: torch.from_numpy(z.numpy())[:, None] * z,
     "a branch": lambda z: z if z.sum() > 0 else 2 * z,
+    "how many": lambda z: z + len(z.nonzero()) + (z[z > 0.5]).numel(),
+    "how many kinds": lambda z: z + F.one_hot((z[:, 0] > 0).long()).shape[-1],
+    "whether they are alike": lambda z: z if torch.allclose(z, z.flip(0)) else 2 * z,
     "whether all are": lambda z: z if bool((z == 1.0).all()) else 2 * z,
 }
 
