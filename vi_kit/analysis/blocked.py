@@ -90,7 +90,7 @@ def started(
     library: Library,
     frames: Iterable[tuple[str, int, str]],
 ) -> Value | Blocked:
-    """The value of a site, or why it has none. See `vi_kit.factors.start`."""
+    """The value of a site, or why it has none. See `vi_kit.analysis.factors.start`."""
     above = [x for x in arrays if isinstance(x, Value | Blocked)]
     sites = sites_of(above) | {site}
     blocked = Blocked.among(above)

@@ -67,7 +67,7 @@ OF_VECTORS = ("Categorical", "OneHotCategorical", "Dirichlet")
 
 
 class DistributionView(ABC):
-    """A library's distribution; implements `vi_kit.backend.Distribution`.
+    """A library's distribution; implements `vi_kit.base.protocols.Distribution`.
 
     Args:
         fn: the distribution. Masks around it and in it are dropped: they change the density, not the draw.

@@ -144,7 +144,7 @@ class Moments:
     """What is known of the values of a distribution.
 
     Attributes:
-        kind: see `vi_kit.expectations.start`.
+        kind: see `vi_kit.analysis.expectations.start`.
         arrays: likewise.
         push: maps elements of which these are the moments to values of the distribution.
         is_whole: whether its values are whole numbers.

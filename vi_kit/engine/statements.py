@@ -471,7 +471,7 @@ class Evaluation:
     Attributes:
         run: in which it is made.
         draw: what the function is evaluated at.
-        fn: see `vi_kit.language.evaluate`.
+        fn: see `vi_kit.language.words.evaluate`.
         program: itself, with the arguments of the step.
     """
 

@@ -58,7 +58,7 @@ PARAMS = "params"
 
 
 class NumPyroBackend:
-    """Implements `vi_kit.backend.Backend` for JAX and NumPyro.
+    """Implements `vi_kit.engine.backend.Backend` for JAX and NumPyro.
 
     Args:
         key: random key of this step.

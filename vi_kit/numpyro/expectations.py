@@ -23,7 +23,7 @@ from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.numpyro.jax_rules import FUNCTIONS, LIBRARY, RULES, cut_out, without
 
 random_p = Primitive("vi_kit_random")
-"""The value of a site: from a sample and what `vi_kit.expectations.start` needs."""
+"""The value of a site: from a sample and what `vi_kit.analysis.expectations.start` needs."""
 
 sampled_p = Primitive("vi_kit_sampled")
 """The first operand, which has the second as its sample."""

@@ -18,7 +18,7 @@ from vi_kit.analysis.parts import NoRuleError
 
 
 class JaxLibrary:
-    """Implements `vi_kit.expectations.Library`."""
+    """Implements `vi_kit.analysis.expectations.Library`."""
 
     def vmap(self, fn: Any) -> Any:
         return jax.vmap(fn)

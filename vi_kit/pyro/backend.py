@@ -56,7 +56,7 @@ from vi_kit.pyro.noise import Noise
 
 
 class PyroBackend:
-    """Implements `vi_kit.backend.Backend` for torch and Pyro.
+    """Implements `vi_kit.engine.backend.Backend` for torch and Pyro.
 
     Args:
         state: what is kept from step to step.

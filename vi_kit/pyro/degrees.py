@@ -113,8 +113,27 @@ class Number:
     of: int
 
 
+class Drawing:
+    """Knows whether a site gets its value, whose randomness is known to the probe.
+
+    Attributes:
+        is_drawing: whether it does.
+    """
+
+    is_drawing = False
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """While a site gets its value."""
+        self.is_drawing = True
+        try:
+            yield
+        finally:
+            self.is_drawing = False
+
+
 @dataclass(eq=False)
-class Reading:
+class Reading(Drawing):
     """What all the tensors of a probe share.
 
     Attributes:
@@ -131,7 +150,6 @@ class Reading:
         plain: all values by number.
         leaves: the numbers of those from which all others are made.
         sharing: the tensors of each storage, which a write into one of them changes.
-        is_drawing: whether a site gets its value, whose randomness is known to the probe.
     """
 
     repeats: bool = False
@@ -147,7 +165,6 @@ class Reading:
     plain: list[torch.Tensor] = field(default_factory=list)
     leaves: list[int] = field(default_factory=list)
     sharing: dict[int, list[Traced]] = field(default_factory=dict)
-    is_drawing: bool = False
 
     def leaf(self, label: str, value: torch.Tensor, degree: int | None) -> Traced:
         self.leaves.append(len(self.plain))
@@ -160,15 +177,6 @@ class Reading:
         if made.number is not None:
             self.plain.append(value)
         return made
-
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """While a site gets its value."""
-        self.is_drawing = True
-        try:
-            yield
-        finally:
-            self.is_drawing = False
 
     def leak(self, degrees: Degrees, cut: Cut) -> None:
         """What a value is that left the reach of tracing, which from now on any may depend on."""

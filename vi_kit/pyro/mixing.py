@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -36,7 +35,7 @@ from vi_kit.base.named import Axis
 from vi_kit.engine.plan import Findings, Plan
 from vi_kit.engine.run import Run
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.degrees import Reads, is_own
+from vi_kit.pyro.degrees import Drawing, Reads, is_own
 from vi_kit.pyro.distributions import is_validation
 from vi_kit.pyro.noise import Generators
 
@@ -115,7 +114,7 @@ GIVEN = -1
 """In the place of the number of a plate: the arguments of the program."""
 
 
-class Reader(TorchDispatchMode):
+class Reader(Drawing, TorchDispatchMode):
     """Reads off operations of which elements of plates tensors are made.
 
     Args:
@@ -132,7 +131,6 @@ class Reader(TorchDispatchMode):
         super().__init__()
         self.reads = Reads()
         self.told, self.apart = set[int](), set[int]()
-        self.is_drawing = False
         self._counts = {number: len(x) for number, x in enumerate(elements)}
         self._places: defaultdict[int, dict[Spot, dict[int, Place]]] = defaultdict(dict)
         self._written: defaultdict[int, dict[int, torch.Tensor]] = defaultdict(dict)
@@ -148,15 +146,6 @@ class Reader(TorchDispatchMode):
         told = self.told.union(*map(self._of, self.reads.found))
         lost = told | (self.apart if GIVEN in told else set())
         return {**self._of(value), **dict.fromkeys(lost, None)}
-
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """While a site gets a value, which counts as given."""
-        self.is_drawing = True
-        try:
-            yield
-        finally:
-            self.is_drawing = False
 
     def _of(self, value: torch.Tensor) -> dict[int, Place]:
         memory, spot = _memory(value), _spot(value)

@@ -15,7 +15,7 @@ from vi_kit.analysis.parts import NoRuleError
 
 
 class TorchLibrary:
-    """Implements `vi_kit.expectations.Library`."""
+    """Implements `vi_kit.analysis.expectations.Library`."""
 
     def vmap(self, fn: Any) -> Any:
         return torch.func.vmap(fn)
