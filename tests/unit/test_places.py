@@ -11,6 +11,7 @@ from torch.distributions import Multinomial, MultivariateNormal
 from torch.nn import functional as F
 
 from vi_kit.analysis.mixing import NOTHING, Along, along
+from vi_kit.base.named import PLATE, Axis
 from vi_kit.numpyro.mixing import places
 from vi_kit.pyro.mixing import Reader
 
@@ -186,9 +187,15 @@ CASES = {
 }
 
 
+def marked_reader(elements, *arguments):
+    reader = Reader((arguments, {}))
+    reader.mark(elements, {Axis(PLATE, 1, "rows", N): 0})
+    return reader
+
+
 def read(fn, z):
     elements = torch.zeros(N, dtype=torch.bool)
-    reader = Reader([elements], ())
+    reader = marked_reader(elements)
     with reader, reader.reads:
         marked = z + 0.0 * elements[:, None]
         made = fn(marked)
@@ -252,12 +259,12 @@ def test_what_the_program_is_told(name):
 def test_what_arguments_say_may_change():
     elements, order = torch.zeros(N, dtype=torch.bool), torch.arange(N)
     whole = along(0, range(1, N + 1))
-    reader = Reader([elements], ((order,), {}))
+    reader = marked_reader(elements, order)
     with reader, reader.reads:
         merged = elements[:, None].expand(N, 4).reshape(-1).view(N, 4)[:, 0]
         order.tolist()
     assert reader.places(merged)[0] == whole  # what is told of arguments is no matter
-    reader = Reader([elements], ((order,), {}))
+    reader = marked_reader(elements, order)
     with reader, reader.reads:
         by_argument, own = elements[order], elements[torch.arange(N)]
         parts = torch.stack([elements[i] for i in range(N)])

@@ -140,13 +140,16 @@ def find(
         (what, plate)
         for what, axes, of in terms
         for number, plate in enumerate(plates)
-        if plate in axes and not _is_own(of.get(number, NOTHING), axes.index(plate), plate.size)
+        if plate in axes
+        and not is_within(
+            of.get(number, NOTHING), along(axes.index(plate), range(1, plate.size + 1))
+        )
     }
 
 
-def _is_own(place: Place, dim: int, size: int) -> bool:
-    """Whether each element of a term is made of nothing but the same element of the plate."""
-    return place == NOTHING or together([place, along(dim, range(1, size + 1))]) is not None
+def is_within(place: Place, most: Along) -> bool:
+    """Whether each entry of an array is made of no more than the element that is at most to be there."""
+    return together([place, most]) == most
 
 
 Joined = frozenset[tuple[str, Axis]]

@@ -52,6 +52,7 @@ from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
+from vi_kit.pyro.mixing import Reader
 from vi_kit.pyro.noise import Noise
 
 
@@ -80,6 +81,7 @@ class PyroBackend:
         self.own_params: dict[str, torch.Tensor] = {}
         self.own_modules: dict[str, torch.nn.Module] = {}
         self.recorded: list[Recorded] | None = None
+        self.reader: Reader | None = None
 
     # Arrays
 
@@ -246,7 +248,9 @@ class PyroBackend:
         mode = _Leaks(self) if self.tracking else nullcontext()
         first = run.plan.analytic and self.tracking
         moments = CarriedMoments() if first else nullcontext()
-        with _Outermost(self), mode, moments, self.probe or nullcontext():
+        reader = self.reader or nullcontext()
+        reads = self.reader.reads if self.reader else nullcontext()
+        with _Outermost(self), mode, moments, self.probe or nullcontext(), reader, reads:
             yield
 
     @contextmanager
@@ -588,10 +592,19 @@ class _Handler:
             infer = {**infer, "obs": self.originals.get(id(infer["obs"]), infer["obs"])}
         if self.noise is not None:
             self.noise.at_site()
-        value = self.reading.latent(Statement(name, dist, self.axes(msg), infer, given))
+        value = self._latent(Statement(name, dist, self.axes(msg), infer, given))
         if self.noise is not None:
             self.noise.after_site(name)
         msg["value"], msg["done"] = dist.fn() if value is None else value, True
+
+    def _latent(self, statement: Statement) -> Any:
+        reader = self.run.backend.reader
+        if reader is None or not isinstance(self.reading, Simulation):
+            return self.reading.latent(statement)
+        with reader.drawing():
+            value = self.reading.latent(statement)
+        reader.mark_in_front(self.run, value, len(statement.dist.event_shape))
+        return value
 
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""

@@ -1,23 +1,22 @@
 """Whether a program computes for each replicate, world and alternative what it would compute for that one alone.
 
 These are dims in front of the program's own, and a program as people write it (`z.sum()`, `z[0]`, `W @ z`) may mix
-or misplace them without an error. So the first run with a plan is recorded, and each program of it is run again by
-itself, at one index of all that was in front: with plain values, of the program's own shapes. Every log density must
-come out the same.
+or misplace them without an error. So in the first run with a plan it is followed of what at each index every entry is
+made; and each program is run again by itself, at one index of all that was in front: with plain values, of the
+program's own shapes, on which it may depend, too. Every log density must come out the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.ops.provenance import detach_provenance
 from torch.distributions import TransformedDistribution
 
 from vi_kit.analysis.blocked import settled
+from vi_kit.analysis.mixing import NOTHING, NOWHERE, along, is_within
 from vi_kit.base.context import _current
 from vi_kit.base.errors import BackendError, EstimatorError, ViKitError, message
 from vi_kit.base.named import PLATE, REPLICATE, Axis, Named, from_layout
@@ -27,10 +26,10 @@ from vi_kit.engine.run import Run
 from vi_kit.engine.statements import Simulation, realigned
 from vi_kit.language.programs import Statement
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.degrees import moved_a_little
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.front import Position, Recorded, Uneven, at, fitted, in_words, with_one_of_each
+from vi_kit.pyro.mixing import Reader
 from vi_kit.pyro.noise import noise_states
 
 
@@ -62,24 +61,14 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
                 return Mismatch(
                     f"{term.label} depends on {lost} and is the same for all its values"
                 )
-    n = run.plan.num_slots
-    positions: list[tuple[Position, int]] = [(lambda dim, size: size - 1, n - 1)]
-    if n > 1 or any(s.world is not None for s in run.sites):
-        positions.append((lambda dim, size: 0, n // 2))  # the other end, where a maximum differs
-    if any(s.world is not None and s.world.size > 2 for s in run.sites):
-        positions.append((lambda dim, size: 2 * size // 5, n // 2))  # values sorted end alike
-    first = {r.key: r for r in reversed(recorded)}
-    for position, slot in positions:
-        known: dict[Site, tuple[Any, torch.Tensor]] = {}
-        for one in reversed(first.values()):
-            if any(axis.size > 1 for axis in one.dims):
-                found = _Solo(run, one, position, slot, known).run_alone(backend)
-                if found is not None:
-                    return found
-    if run.plan.in_turn:
-        return None
-    checks = (check(run, one, backend) for check in (_turned, _far_apart) for one in first.values())
-    return next((found for found in checks if found is not None), None)
+    known: dict[Site, tuple[Any, torch.Tensor]] = {}
+    for one in reversed({r.key: r for r in reversed(recorded)}.values()):
+        if any(axis.size > 1 for axis in one.dims):
+            found = _Solo(run, one, known).run_alone(backend)
+            if found is not None:
+                return found
+    reader = getattr(run.backend, "reader", None)
+    return None if reader is None else _seen_together(run, reader)
 
 
 def _lost(term: Term, one: Recorded) -> str | None:
@@ -91,98 +80,34 @@ def _lost(term: Term, one: Recorded) -> str | None:
     return None
 
 
-def _far_apart(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None:
-    """What differs alone, where a log density does not change with the replicates or worlds of a site on which it
-    depends: by chance, if it is of a maximum over all, or because weights start at zero. So parameters are moved, and
-    discrete sites are in two replicates as far apart as their supports allow."""
-    draw, still = one.draw, set()
-    if any(isinstance(value, Random) for value in draw.by_name.values()):
-        return None  # moments of other parameters are others
-    for term in one.reading.terms:
-        for site in draw.sites.values():  # what a path leads to is not followed
-            axes = [a for a in (*site.axes, site.world) if a in one.dims and a in term.base.axes]
-            if term.statement != site.name and any(_is_constant(term.base, a) for a in axes):
-                still |= {(site.name, a) for a in axes if a.kind == REPLICATE} | {(site.name, None)}
-    if not still:
-        return None
-    with moved_a_little(_params_of(run)):
-        for order in ((0, -1), (-1, 0)):  # one of them is not that of values that are sorted
-            values = _at_ends(one, still, order)
-            found = _at_others(run, one, backend, values, ends=2)
-            if found is not None:
-                return found
+def _seen_together(run: Run, reader: Reader) -> Mismatch | None:
+    """The first term that may be made of several replicates, worlds or alternatives at once."""
+    slots: dict[Axis, tuple[Axis | None, range]] = {run.slot_axis: (None, range(1))}
+    for term in run.terms:
+        parts = [(term.base, slots)]
+        for site, named in term.alternatives.items():
+            parts.append((named, {run.slot_axis: (site.slots, run.slots[site])}))
+        for named, in_slots in parts:
+            places = reader.places(named.array)
+            for axis, number in reader.numbers.items():
+                own, elements = in_slots.get(axis, (axis, range(axis.size)))
+                dim = named.axes.index(own) if own in named.axes else NOWHERE
+                is_there = dim != NOWHERE or axis in in_slots
+                most = along(dim, (i + 1 for i in elements)) if is_there else NOTHING
+                if not is_within(places.get(number, NOTHING), most):
+                    return _mixed(term, axis, reader.told.get(number), reader.unknown.get(number))
     return None
 
 
-def _at_ends(
-    one: Recorded, still: Iterable[tuple[str, Axis | None]], order: Sequence[int]
-) -> dict[str, Any]:
-    """Values of which those of two replicates are as far apart as their supports allow."""
-    draw, values = one.draw, dict(one.draw.by_name)
-    for name, axis in still:
-        value = values.get(name)
-        if axis is None or value is None or name in draw.data:
-            continue
-        statement, far = draw.details[name], detach_provenance(value).clone()
-        dist = cast(PyroDistribution, statement.dist)
-        dim = one.dims[axis] - len(statement.dist.event_shape)
-        if far.ndim >= -dim and dist.fn.support.is_discrete:
-            ends = dist.ends() or (far.amin(dim), far.amax(dim))
-            for i, end in zip(order, ends, strict=True):
-                far.select(dim, i).copy_(end)
-            values[name] = track_provenance(far, get_provenance(value))
-    return values
-
-
-def _turned(run: Run, one: Recorded, backend: PyroBackend) -> Mismatch | None:
-    """What differs alone where replicates stand the other way round: the first is looked at too, and what was in order
-    by chance is so no more."""
-    replicates = [a for a in one.dims if a.kind == REPLICATE and a.size > 1]
-    values = dict(one.draw.by_name)
-    if not replicates or any(isinstance(value, Random) for value in values.values()):
-        return None
-    for name, value in one.draw.by_name.items():
-        if name in one.draw.data:
-            continue
-        plain, num_dims = detach_provenance(value), len(one.draw.details[name].dist.event_shape)
-        own = one.draw.sites[name].axes if name in one.draw.sites else ()
-        dims = [one.dims[a] - num_dims for a in replicates if a in own]
-        dims = [d for d in dims if plain.ndim >= -d and plain.shape[d] > 1]
-        if dims:
-            values[name] = track_provenance(plain.flip(dims), get_provenance(value))
-    return _at_others(run, one, backend, values, ends=1)
-
-
-def _at_others(
-    run: Run, one: Recorded, backend: PyroBackend, values: dict[str, Any], ends: int
-) -> Mismatch | None:
-    """What differs alone at other values of its sites, at the last replicate or at both ends."""
-    again = copy(run)
-    again.backend, again.terms, again.dims = backend, [], dict(one.dims)
-    again.num_terms = one.num_terms
-    replay = one.again(again, replace(one.draw, by_name=values))
-    token = _current.set(again)
-    try:
-        with torch.enable_grad(), backend.session(again):
-            backend.once(replay)
-    except ValueError:  # the support of a site is not the same at all values of another
-        return None
-    finally:
-        _current.reset(token)
-    apart = Recorded(replay, one.dims, one.num_terms)
-    positions: tuple[Position, ...] = (lambda dim, size: size - 1, lambda dim, size: 0)
-    found = (_Solo(again, apart, at, 0, {}).run_alone(backend) for at in positions[:ends])
-    return next((f for f in found if f is not None), None)
-
-
-def _params_of(run: Run) -> list[torch.Tensor]:
-    backend: Any = run.backend
-    return [p for known in backend.params.values() for p in known.values()]
-
-
-def _is_constant(named: Named, axis: Axis) -> bool:
-    array, dim = detach_provenance(named.array), named.axes.index(axis)
-    return bool((array == array.select(dim, 0).unsqueeze(dim)).all())
+def _mixed(term: Term, axis: Axis, told: str | None, unknown: str | None) -> Mismatch:
+    what = "replicates" if axis.kind == REPLICATE else axis.name
+    if told is not None:
+        return Mismatch(
+            f"the program is told values at {told}, which are those of all {what}", False
+        )
+    if unknown is not None:
+        return Mismatch(f"what {unknown} does to {what} is not known", False)
+    return Mismatch(f"{term.label} sees several {what} at once")
 
 
 def refused(run: Run, reason: str, error: Exception | None) -> Exception:
@@ -222,8 +147,6 @@ class _Solo:
         self,
         was: Run,
         recorded: Recorded,
-        position: Position,
-        slot: int,
         known: dict[Site, tuple[Any, torch.Tensor]],
     ):
         self.original: Any = recorded.reading
@@ -233,10 +156,11 @@ class _Solo:
         self.dims, self.num_terms = recorded.dims, recorded.num_terms
         draw = recorded.draw
         # what is held is not compared with its alternatives, and another draw's alternatives are none of this one
+        slot = was.plan.num_slots - 1
         own = any(slot in was.slots.get(site, ()) for site in draw.sites.values())
         self.slot = slot if not draw.held and (own or self.program.simulated) else 0
         self.position: Position = lambda dim, size: (
-            self.slot if dim == was.slot_dim and was.plan.num_slots > 1 else position(dim, size)
+            self.slot if dim == was.slot_dim and was.plan.num_slots > 1 else size - 1
         )
         self.program = with_one_of_each(self.program, lambda _: self.position, self.nesting)
         self.run = Run(was.backend, replace(was.plan, num_slots=1, tracked=False))

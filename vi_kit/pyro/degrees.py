@@ -269,7 +269,7 @@ class Traced(torch.Tensor):
     def _read(self, name: str) -> torch.Tensor:
         """The values, which the program is told."""
         if self.degrees:
-            _told(self.reading, self.degrees, Cut(_line(sys._getframe(2)), name), self)
+            _told(self.reading, self.degrees, Cut(line_of(sys._getframe(2)), name), self)
         return self.plain.detach()
 
     @classmethod
@@ -281,7 +281,7 @@ class Traced(torch.Tensor):
         traced = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
         reading, name = traced[0].reading, func._schema.name.removeprefix("aten::")
         degrees, frame = _degrees(name, args, kwargs), sys._getframe(1)
-        cut = Cut(_line(frame), name.strip("_"), len(reading.steps))
+        cut = Cut(line_of(frame), name.strip("_"), len(reading.steps))
         by_distribution = is_validation(frame)
         steps = name in JUMPS or bool(kwargs.get("rounding_mode"))
         if not degrees:
@@ -429,7 +429,7 @@ def _told(reading: Reading, degrees: Degrees, cut: Cut, value: Traced) -> None:
 LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, vi_kit))
 
 
-def _line(frame: Any) -> str:
+def line_of(frame: Any) -> str:
     """The line of the program on which something is done."""
     while frame is not None:
         name = frame.f_code.co_filename

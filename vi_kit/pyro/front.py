@@ -13,7 +13,6 @@ import torch
 import vi_kit
 from vi_kit.base.errors import ViKitError
 from vi_kit.base.named import Axis
-from vi_kit.engine.run import Run
 from vi_kit.engine.statements import Evaluation, Replay, Simulation
 from vi_kit.language.programs import Draw, Program, with_replaced
 
@@ -101,10 +100,3 @@ class Recorded:
         """The values of its sites."""
         reading = self.reading
         return reading.result() if isinstance(reading, Simulation) else reading.draw
-
-    def again(self, run: Run, draw: Draw) -> Replay | Evaluation:
-        """The same at other values."""
-        reading = self.reading
-        if isinstance(reading, Evaluation):
-            return Evaluation(run, draw, reading.fn)
-        return Replay(run, reading.program, draw)

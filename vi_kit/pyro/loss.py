@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 
 from vi_kit.analysis.degrees import DegreeProbe
 from vi_kit.analysis.jumps import OTHERS, Jumps
-from vi_kit.analysis.mixing import looked_at
+from vi_kit.analysis.mixing import MixingProbe, find, looked_at
 from vi_kit.base.errors import (
     BackendError,
     EstimatorError,
@@ -21,6 +21,7 @@ from vi_kit.base.errors import (
     ViKitError,
     message,
 )
+from vi_kit.base.named import Axis
 from vi_kit.engine.arguments import described
 from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
@@ -47,7 +48,8 @@ from vi_kit.pyro.degrees import (
 )
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
-from vi_kit.pyro.mixing import find_mixed_in
+from vi_kit.pyro.mixing import Reader
+from vi_kit.pyro.noise import Generators
 from vi_kit.pyro.replay import PyroReplay
 
 T = TypeVar("T")
@@ -211,6 +213,8 @@ class Loss(CommonLoss, ELBO):
             backend = PyroBackend(self.state)
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
             backend.recorded = None if plan.settled else []
+            if not (plan.settled or plan.in_turn):
+                backend.reader = Reader((args, kwargs))
             try:
                 groups = self._execute(run, *programs)
                 if groups.keys() - {None}:
@@ -350,7 +354,7 @@ class Loss(CommonLoss, ELBO):
             joined, assumed = looked_at(
                 plan.apart,
                 plan.met,
-                lambda plates: find_mixed_in(plan, plates, (args, kwargs), execute),
+                lambda plates: _find_mixed(plan, plates, (args, kwargs), execute),
             )
             if joined:
                 draft = replace(draft, joined=joined, plates=plan.plates)
@@ -477,6 +481,38 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
     return without_jumps(
         plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
     )
+
+
+def _find_mixed(
+    plan: Plan, plates: Sequence[Axis], arguments: Any, execute: Callable[[Run], None]
+) -> set[tuple[str, Axis]]:
+    """Which terms see several elements of which plates, found by a dry run.
+
+    Args:
+        plan: of the program, which is kept for other arguments, too.
+        plates: to be looked at.
+        arguments: of the program.
+        execute: makes a dry run.
+    """
+    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
+    marks = {plate: torch.ones(plate.size, dtype=torch.bool) for plate in plates}
+    reader, start = Reader(arguments), Generators.now()
+    for plate, mark in marks.items():
+        reader.mark(mark, {plate: 0})
+
+    def draw(dist: Any) -> torch.Tensor:
+        with reader.drawing():
+            return dist.sample().detach().clone()
+
+    probe = MixingProbe({}, marks=marks, draw=draw, beside=lambda mark, x: mark.to(x.device))
+    run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
+    try:
+        with reader, reader.reads:
+            execute(run)
+    finally:
+        start.restore()
+    terms = [(t.label, t.base.axes, reader.places(t.base.array)) for t in run.terms]
+    return find(plates, terms)
 
 
 def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:

@@ -1,6 +1,6 @@
-"""Which torch programs see several elements of a plate at once.
+"""Which torch programs see several elements of a plate at once, or of what lies in front of their own dims.
 
-Of which elements of a plate each entry of a tensor is made is read off the ATen operations of one run.
+Of which elements each entry of a tensor is made is read off the ATen operations of one run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from pyro.ops.provenance import detach_provenance, get_provenance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -20,11 +21,9 @@ from vi_kit.analysis.mixing import (
     NOTHING,
     NOWHERE,
     Along,
-    MixingProbe,
     Place,
     along,
     broadcast,
-    find,
     gathered,
     merged,
     moved,
@@ -32,44 +31,12 @@ from vi_kit.analysis.mixing import (
     together,
 )
 from vi_kit.base.named import Axis
-from vi_kit.engine.plan import Findings, Plan
 from vi_kit.engine.run import Run
-from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.degrees import Drawing, Reads, is_own
+from vi_kit.pyro.degrees import Drawing, Reads, is_own, line_of
 from vi_kit.pyro.distributions import is_validation
-from vi_kit.pyro.noise import Generators
+from vi_kit.pyro.expectations import Random
 
 aten = torch.ops.aten
-
-
-def find_mixed_in(
-    plan: Plan, plates: Sequence[Axis], arguments: Any, execute: Callable[[Run], None]
-) -> set[tuple[str, Axis]]:
-    """Which terms see several elements of which plates, found by a dry run.
-
-    Args:
-        plan: of the program, which is kept for other arguments, too.
-        plates: to be looked at.
-        arguments: of the program.
-        execute: makes a dry run.
-    """
-    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
-    marks = {plate: torch.ones(plate.size, dtype=torch.bool) for plate in plates}
-    reader, start = Reader(list(marks.values()), arguments), Generators.now()
-
-    def draw(dist: Any) -> torch.Tensor:
-        with reader.drawing():
-            return dist.sample().detach().clone()
-
-    probe = MixingProbe({}, marks=marks, draw=draw, beside=lambda mark, x: mark.to(x.device))
-    run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
-    try:
-        with reader, reader.reads:
-            execute(run)
-    finally:
-        start.restore()
-    terms = [(t.label, t.base.axes, reader.places(t.base.array)) for t in run.terms]
-    return find(plates, terms)
 
 
 @dataclass(frozen=True)
@@ -115,35 +82,56 @@ GIVEN = -1
 
 
 class Reader(Drawing, TorchDispatchMode):
-    """Reads off operations of which elements of plates tensors are made.
+    """Reads off operations of which elements of plates, or of other axes, tensors are made.
 
     Args:
-        elements: an array of the elements for each plate.
         arguments: of the program.
 
     Attributes:
         reads: to be entered, too.
-        told: plates of whose elements the program was told values, so that any later one may depend on them.
-        apart: plates whose elements were taken apart.
+        numbers: of the axes.
+        told: axes of whose elements the program was told values, so that any later one may depend on them; where.
+        unknown: axes whose elements came to an operation of which nothing is known; which.
+        apart: axes whose elements were taken apart.
     """
 
-    def __init__(self, elements: Sequence[torch.Tensor], arguments: Any) -> None:
+    def __init__(self, arguments: Any) -> None:
         super().__init__()
         self.reads = Reads()
-        self.told, self.apart = set[int](), set[int]()
-        self._counts = {number: len(x) for number, x in enumerate(elements)}
+        self.numbers: dict[Axis, int] = {}
+        self.told, self.unknown, self.apart = dict[int, str](), dict[int, str](), set[int]()
+        self._counts: dict[int, int] = {}
         self._places: defaultdict[int, dict[Spot, dict[int, Place]]] = defaultdict(dict)
         self._written: defaultdict[int, dict[int, torch.Tensor]] = defaultdict(dict)
         self._kept: list[torch.Tensor] = []
-        for number, x in enumerate(elements):
-            self._add(x, {number: along(0, range(1, len(x) + 1))})
         for x in _tensors(arguments):
             self._add(x, {GIVEN: None})
 
+    def mark(self, value: torch.Tensor, dims: Mapping[Axis, int]) -> None:
+        """Say along which dims of a tensor the elements of axes lie, of whatever it was made."""
+        places: dict[int, Place] = {}
+        for axis, dim in dims.items():
+            number = self.numbers.setdefault(axis, len(self.numbers))
+            self._counts[number] = axis.size
+            places[number] = along(dim % value.ndim, range(1, axis.size + 1))
+        write = self._write if self._written[_memory(value)] else self._add
+        write(value, places)
+
+    def mark_in_front(self, run: Run, value: torch.Tensor, event_ndim: int) -> None:
+        """Say so of a drawn value and what lies in front of its plates."""
+        if isinstance(value, Random):
+            if value.sample is None:
+                return
+            value = value.sample()
+        layout = run.layout((), get_provenance(value), "a value")
+        value = detach_provenance(value)
+        dims = {axis: dim - event_ndim for dim, axis in layout.items()}
+        self.mark(value, {a: d for a, d in dims.items() if value.ndim >= -d and value.shape[d] > 1})
+
     def places(self, value: torch.Tensor) -> dict[int, Place]:
-        """Where elements of plates lie in a tensor. Those that were taken apart may have met, if the program was told
-        what its arguments are: at others it may do something else."""
-        told = self.told.union(*map(self._of, self.reads.found))
+        """Where elements lie in a tensor. Those that were taken apart may have met, if the program was told what its
+        arguments are: at others it may do something else."""
+        told = {*self.told}.union(*map(self._of, self.reads.found))
         lost = told | (self.apart if GIVEN in told else set())
         return {**self._of(value), **dict.fromkeys(lost, None)}
 
@@ -193,7 +181,8 @@ class Reader(Drawing, TorchDispatchMode):
         frame = sys._getframe(2)
         if _tells(func, args, result) and not self.reads.is_checking:
             if not (is_validation(frame) or is_own(frame)):
-                self.told.update(*(found for _, found in of))
+                line = line_of(frame)
+                self.told.update({n: line for _, found in of for n in found if n not in self.told})
         schema = func._schema.arguments
         given = {
             a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
@@ -209,7 +198,7 @@ class Reader(Drawing, TorchDispatchMode):
         call = Call(func, name, given, made or written, may_change)
         if name in ("copy", "fill"):  # what was there before is gone
             of = [(x, places) for x, places in of if x is not given["self"]]
-        results = self._results(call, of)
+        results = self._results(call, of, frame)
         for x, places in zip(call.made, results, strict=True):
             self._add(x, {n: p for n, p in places.items() if p != NOTHING})
         for x in written:
@@ -217,15 +206,19 @@ class Reader(Drawing, TorchDispatchMode):
             lost = {n: None for places in results for n in places}
             self._write(x, lost if at is None else results[at])
 
-    def _results(self, call: Call, of: Any) -> list[dict[int, Place]]:
+    def _results(self, call: Call, of: Any, frame: Any) -> list[dict[int, Place]]:
         """By result, where what lies in the operands is in it."""
         rule, results = _rule(call), [dict[int, Place]() for _ in call.made]
+        if rule is _unknown:
+            self.unknown.update({n: call.name for _, places in of for n in places})
         for number in {n: None for _, places in of for n in places}:
             operands = [(x, places[number]) for x, places in of if number in places]
             found = None if None in [p for _, p in operands] else rule(call, operands)
             found = found if isinstance(found, list) else [found] * len(results)
-            if any(p and not _is_whole(p, self._counts.get(number, 0)) for p in found):
-                self.apart.add(number)
+            if number not in self.apart and any(
+                p and not _is_whole(p, self._counts.get(number, 0)) for p in found
+            ):
+                self.apart.update([] if is_own(frame) else [number])
             for x, place, places in zip(call.made, found, results, strict=True):
                 places[number] = _checked(place, x.shape)
         return results
