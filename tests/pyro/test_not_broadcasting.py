@@ -265,6 +265,58 @@ def test_weights_that_start_at_zero(estimator):
     assert "after the other" in loss.explain(model, guide)
 
 
+def one_if(condition):
+    return lambda z: z.sum(-1) + (1.0 if condition(z) else 0.0)
+
+
+SELDOM = {
+    "all ones": one_if(lambda z: (z == 1).all()),
+    "a sum": one_if(lambda z: z.sum() == 3),
+    "kinds": one_if(lambda z: z.unique().numel() == 3),
+    "close": one_if(lambda z: torch.allclose(z, torch.full_like(z, 0.3))),
+    "alike": one_if(lambda z: torch.equal(z, 2 * z.flip(-1))),
+    "a number": one_if(lambda z: z.amax().item() > 2),
+    "a list": one_if(lambda z: 2.0 in z.reshape(-1).tolist()),
+    "filled": lambda z: torch.zeros_like(z).copy_(z[:1]).sum(-1),
+    "weights": lambda z: 0.0 * z.sum() + z.sum(-1),
+    "length": lambda z: z.sum(-1) / len(z),
+    "size": lambda z: z.sum(-1) / z.size(0),
+    "shape": lambda z: z.sum(-1) / z.shape[0],
+    "number of elements": lambda z: z.sum(-1) / z.shape.numel(),
+}
+
+
+@pytest.mark.parametrize("name", SELDOM)
+@pytest.mark.parametrize("estimator", [vi.Enumerate(), vi.Score(), vi.MeasureValued()], ids=repr)
+def test_what_seldom_makes_a_difference(name, estimator):
+    """All zeros as a rule."""
+
+    def zeros():
+        pyro.sample("z", dist.Bernoulli(torch.full((3,), 1e-6).double()).to_event(1))
+
+    loss = Loss(estimators=estimator, num_samples=2)
+    assert "after the other" in loss.explain(model_of(SELDOM[name]), zeros)
+
+
+APART = {
+    "shape": lambda z: (torch.zeros((*z.shape[:-1], 3)) + z).sum(-1) / z.shape[-1],
+    "last size": lambda z: torch.ones(3).expand(z.size()).mul(z).sum(-1) / z.size(-1),
+    "view": lambda z: z.view(*z.shape[:-1], 3, 1).sum((-1, -2)),
+    "rows": lambda z: torch.nn.functional.linear(
+        z.reshape(-1, 3), torch.ones(1, 3).double()
+    ).reshape(z.shape[:-1]),
+    "softmax": lambda z: torch.softmax(z, -1).amax(-1),
+    "in place": lambda z: torch.zeros_like(z).copy_(z).mul_(2.0).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("estimator", [vi.Enumerate(), vi.Score(), vi.MeasureValued()], ids=repr)
+def test_what_stays_apart_is_in_one_pass(name, estimator):
+    loss = Loss(estimators=estimator, num_samples=2)
+    assert "after the other" not in loss.explain(model_of(APART[name]), guide)
+
+
 def test_many_values_are_not_run_one_after_the_other_by_default():
     def guide_of(size):
         return lambda: pyro.sample("z", dist.Bernoulli(0.4 * torch.ones(size)).to_event(1))

@@ -52,7 +52,7 @@ from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
-from vi_kit.pyro.mixing import Reader
+from vi_kit.pyro.mixing import SHAPES, Reader, Shapes
 from vi_kit.pyro.noise import Noise
 
 
@@ -248,10 +248,12 @@ class PyroBackend:
         mode = _Leaks(self) if self.tracking else nullcontext()
         first = run.plan.analytic and self.tracking
         moments = CarriedMoments() if first else nullcontext()
-        reader = self.reader or nullcontext()
-        reads = self.reader.reads if self.reader else nullcontext()
-        with _Outermost(self), mode, moments, self.probe or nullcontext(), reader, reads:
-            yield
+        with _Outermost(self), mode, moments, self.probe or nullcontext():
+            if self.reader is None:
+                yield
+                return
+            with self.reader, self.reader.reads, Shapes(self.reader):
+                yield
 
     @contextmanager
     def replicated(self, run: Run, axis: Axis) -> Iterator[None]:
@@ -496,6 +498,8 @@ class _Leaks(TorchFunctionMode):
             if name in self.MAKERS:
                 self.backend.leaked |= get_provenance((args, kwargs))
             return func(*args, **kwargs)
+        if func in SHAPES:  # a torch.Size, of which provenance makes a tuple
+            return func(detach_provenance(args[0]), *args[1:], **kwargs)
         result = func(*args, **kwargs)
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if in_place:

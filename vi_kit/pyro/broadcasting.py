@@ -19,7 +19,7 @@ from vi_kit.analysis.blocked import settled
 from vi_kit.analysis.mixing import NOTHING, NOWHERE, along, is_within
 from vi_kit.base.context import _current
 from vi_kit.base.errors import BackendError, EstimatorError, ViKitError, message
-from vi_kit.base.named import PLATE, REPLICATE, Axis, Named, from_layout
+from vi_kit.base.named import PLATE, REPLICATE, WORLD, Axis, Named, from_layout
 from vi_kit.costs.terms import Site, Term
 from vi_kit.engine.drawing import by_moments
 from vi_kit.engine.run import Run
@@ -100,14 +100,13 @@ def _seen_together(run: Run, reader: Reader) -> Mismatch | None:
 
 
 def _mixed(term: Term, axis: Axis, told: str | None, unknown: str | None) -> Mismatch:
-    what = "replicates" if axis.kind == REPLICATE else axis.name
+    of_site = f"values of site {axis.name.removeprefix('worlds of ')!r}"
+    what = {REPLICATE: "replicates", WORLD: of_site}.get(axis.kind, "alternatives")
     if told is not None:
-        return Mismatch(
-            f"the program is told values at {told}, which are those of all {what}", False
-        )
+        return Mismatch(f"at {told} the program is told something of several {what} at once", False)
     if unknown is not None:
-        return Mismatch(f"what {unknown} does to {what} is not known", False)
-    return Mismatch(f"{term.label} sees several {what} at once")
+        return Mismatch(f"torch's {unknown} may mix {what}", False)
+    return Mismatch(f"{term.label} is made of several {what} at once")
 
 
 def refused(run: Run, reason: str, error: Exception | None) -> Exception:

@@ -5,15 +5,17 @@ Of which elements each entry of a tensor is made is read off the ATen operations
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -32,7 +34,7 @@ from vi_kit.analysis.mixing import (
 )
 from vi_kit.base.named import Axis
 from vi_kit.engine.run import Run
-from vi_kit.pyro.degrees import Drawing, Reads, is_own, line_of
+from vi_kit.pyro.degrees import LIBRARIES, Drawing, Reads, is_own, line_of
 from vi_kit.pyro.distributions import is_validation
 from vi_kit.pyro.expectations import Random
 
@@ -75,6 +77,67 @@ class Spot:
 
     def of(self, storage: torch.Tensor) -> torch.Tensor:
         return storage.as_strided(self.shape, self.strides, self.offset)
+
+
+SHAPES = (torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
+"""Give the shape of a tensor."""
+
+
+class Shapes(TorchFunctionMode):
+    """Notices where a program counts dims, or elements, of tensors that have more of them than it would have alone.
+
+    Args:
+        reader: knows those tensors.
+    """
+
+    COUNTED = (torch.Tensor.__len__, torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        frame = sys._getframe(1)
+        if func not in (*self.COUNTED, *SHAPES) or is_own(frame, LIBRARIES):
+            return result
+        places = self.reader.places(detach_provenance(args[0]))
+        in_front = {n for n, p in places.items() if n != GIVEN and (p is None or p.dim != NOWHERE)}
+        if not in_front:
+            return result
+
+        def told() -> None:
+            self.reader.tell(in_front, frame)
+
+        if func in SHAPES and len(args) == 1 and not kwargs:
+            return Shape(result, told)
+        if func in self.COUNTED or _dim(args, kwargs) >= 0:
+            told()
+        return result
+
+
+def _dim(args: Any, kwargs: Any) -> int:
+    return args[1] if len(args) > 1 else kwargs["dim"]
+
+
+class Shape(tuple):
+    """Of a tensor that has more dims than a program knows. It says so if these are counted from the first one."""
+
+    told: Callable[[], None]
+
+    def __new__(cls, sizes: Sequence[int], told: Callable[[], None]) -> Shape:
+        self = super().__new__(cls, sizes)
+        self.told = told
+        return self
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int) and index >= 0:
+            self.told()
+        return super().__getitem__(index)
+
+    def numel(self) -> int:
+        self.told()
+        return math.prod(self)
 
 
 GIVEN = -1
@@ -135,6 +198,10 @@ class Reader(Drawing, TorchDispatchMode):
         lost = told | (self.apart if GIVEN in told else set())
         return {**self._of(value), **dict.fromkeys(lost, None)}
 
+    def tell(self, numbers: Iterable[int], frame: Any) -> None:
+        """Note that the program is told something of all elements of axes."""
+        self.told.update({n: line_of(frame) for n in numbers if n not in self.told})
+
     def _of(self, value: torch.Tensor) -> dict[int, Place]:
         memory, spot = _memory(value), _spot(value)
         own = self._places[memory].get(spot, {}) if memory in self._places else {}
@@ -181,8 +248,7 @@ class Reader(Drawing, TorchDispatchMode):
         frame = sys._getframe(2)
         if _tells(func, args, result) and not self.reads.is_checking:
             if not (is_validation(frame) or is_own(frame)):
-                line = line_of(frame)
-                self.told.update({n: line for _, found in of for n in found if n not in self.told})
+                self.tell({n for _, found in of for n in found}, frame)
         schema = func._schema.arguments
         given = {
             a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
