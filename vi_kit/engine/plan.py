@@ -33,6 +33,7 @@ class Plan:
         num_slots: one plus the alternatives of all sites.
         slots_of: the alternatives of each site, by label.
         has_worlds: whether sites have several values at once.
+        num_replicates: of one draw, those within those of others counted in.
         tracked: whether provenance is needed.
         entangled: whether everything depends on every site before it, so that provenance need not be followed.
         degrees: for each site whose estimator is exact for polynomials only: of which degree, by label; `None` for one
@@ -62,6 +63,7 @@ class Plan:
     num_slots: int = 1
     slots_of: Mapping[str, int] = field(default_factory=dict)
     has_worlds: bool = False
+    num_replicates: int = 1
     tracked: bool = True
     entangled: bool = False
     degrees: Mapping[str, int | None] = field(default_factory=dict)
@@ -84,6 +86,11 @@ class Plan:
     def expands(self) -> bool:
         """Whether the model is evaluated on more values than are drawn."""
         return self.has_worlds or self.num_slots > 1
+
+    @property
+    def has_front(self) -> bool:
+        """Whether programs are to be run with dims in front of their own."""
+        return not self.in_turn and (self.expands or (self.vectorize and self.num_replicates > 1))
 
     def draws_others(self) -> bool:
         """Whether there are draws besides those of `pathwise` sites."""

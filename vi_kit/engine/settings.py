@@ -258,6 +258,7 @@ def make_plan(
         plan,
         selection=replace(plan.selection, resolved=resolved),
         num_slots=findings.num_slots,
+        num_replicates=findings.num_replicates,
         slots_of=findings.slots_of,
         has_worlds=findings.has_worlds,
         degrees=findings.degrees,

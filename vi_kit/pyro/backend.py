@@ -52,7 +52,7 @@ from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaves import described, reached
-from vi_kit.pyro.mixing import SHAPES, Reader, Shapes
+from vi_kit.pyro.mixing import SHAPES, Reader
 from vi_kit.pyro.noise import Noise
 
 
@@ -248,12 +248,9 @@ class PyroBackend:
         mode = _Leaks(self) if self.tracking else nullcontext()
         first = run.plan.analytic and self.tracking
         moments = CarriedMoments() if first else nullcontext()
-        with _Outermost(self), mode, moments, self.probe or nullcontext():
-            if self.reader is None:
-                yield
-                return
-            with self.reader, self.reader.reads, Shapes(self.reader):
-                yield
+        reader = self.reader.modes() if self.reader is not None else nullcontext()
+        with _Outermost(self), reader, mode, moments, self.probe or nullcontext():
+            yield
 
     @contextmanager
     def replicated(self, run: Run, axis: Axis) -> Iterator[None]:

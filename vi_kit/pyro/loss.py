@@ -88,9 +88,9 @@ class Loss(CommonLoss, ELBO):
         num_samples: independent estimates that are averaged.
         max_plate_nesting: dims reserved for plates; found by running model and guide if left out.
         vectorize: whether replicates are drawn in one pass, as batch dims in front of the program's own, or one after
-            the other. Left out, the first step finds out: it runs model and guide by themselves at one or two of
-            the replicates and of the values of enumerated sites, and compares every log density. A program that
-            does not broadcast then has its replicates, and these values, one after the other.
+            the other. Left out, the first step finds out: it follows of which replicates, and values of enumerated
+            sites, every log density is made, and compares one of each with model and guide run by themselves. A
+            program that does not broadcast then has its replicates, and these values, one after the other.
 
     Attributes:
         state: what moving averages and schedules keep from step to step, by name. It is not among the parameters:
@@ -213,7 +213,7 @@ class Loss(CommonLoss, ELBO):
             backend = PyroBackend(self.state)
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
             backend.recorded = None if plan.settled else []
-            if not (plan.settled or plan.in_turn):
+            if plan.has_front and not plan.settled:
                 backend.reader = Reader((args, kwargs))
             try:
                 groups = self._execute(run, *programs)

@@ -9,6 +9,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -180,6 +181,12 @@ class Reader(Drawing, TorchDispatchMode):
         write = self._write if self._written[_memory(value)] else self._add
         write(value, places)
 
+    @contextmanager
+    def modes(self) -> Iterator[None]:
+        """All that is to be entered where something lies in front."""
+        with self, self.reads, Shapes(self):
+            yield
+
     def mark_in_front(self, run: Run, value: torch.Tensor, event_ndim: int) -> None:
         """Say so of a drawn value and what lies in front of its plates."""
         if isinstance(value, Random):
@@ -194,7 +201,7 @@ class Reader(Drawing, TorchDispatchMode):
     def places(self, value: torch.Tensor) -> dict[int, Place]:
         """Where elements lie in a tensor. Those that were taken apart may have met, if the program was told what its
         arguments are: at others it may do something else."""
-        told = {*self.told}.union(*map(self._of, self.reads.found))
+        told = {*self.told}.union(*(self._of(detach_provenance(x)) for x in self.reads.found))
         lost = told | (self.apart if GIVEN in told else set())
         return {**self._of(value), **dict.fromkeys(lost, None)}
 
