@@ -354,7 +354,7 @@ class Loss(CommonLoss, ELBO):
             joined, assumed = looked_at(
                 plan.apart,
                 plan.met,
-                lambda plates: _find_mixed(plan, plates, (args, kwargs), execute),
+                lambda plates: find_mixed_in(plan, plates, (args, kwargs), execute),
             )
             if joined:
                 draft = replace(draft, joined=joined, plates=plan.plates)
@@ -483,7 +483,7 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
     )
 
 
-def _find_mixed(
+def find_mixed_in(
     plan: Plan, plates: Sequence[Axis], arguments: Any, execute: Callable[[Run], None]
 ) -> set[tuple[str, Axis]]:
     """Which terms see several elements of which plates, found by a dry run.
