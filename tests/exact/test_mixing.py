@@ -7,6 +7,7 @@ import scipy.special
 import vi_kit as vi
 from tests import oracles
 from tests.libraries import LIBRARIES
+from tests.unseen import WAYS
 
 X, LOGITS = np.array([1.5, 0.2, -0.4]), np.array([0.4, -0.3, 0.1])
 
@@ -389,6 +390,17 @@ def test_elements_one_by_one(lib):
 
     told = lib.Loss().explain(model, programs(lib, None)[1])
     assert "Enumerate" in told and "see each other" not in told
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_elements_that_leave_torch(way):
+    lib = LIBRARIES["pyro"]()
+
+    def others(xp, z):
+        return z + 0.8 * lib.xp.as_tensor(np.roll(way(z.detach()), 1, -1))
+
+    told = lib.Loss().explain(*programs(lib, others))
+    assert "model site 'x': elements of plate 'data' see each other's values" in told
 
 
 READ = {

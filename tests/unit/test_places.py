@@ -1,5 +1,7 @@
 """Along which dim of an array the elements of a plate lie, read off the operations of torch and of a jaxpr."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.scipy.linalg import solve_triangular
 from torch.distributions import Multinomial, MultivariateNormal
 from torch.nn import functional as F
 
+from tests.unseen import WAYS
 from vi_kit.analysis.mixing import NOTHING, Along, along
 from vi_kit.base.named import PLATE, Axis
 from vi_kit.numpyro.mixing import places
@@ -34,6 +37,19 @@ def in_place_elsewhere(z):
 
 def normed(z):
     return F.batch_norm(z, torch.zeros(2), torch.ones(2), training=True)
+
+
+def bytes_of_written(z):
+    out = torch.zeros(N, 2)
+    out[:] = z
+    return torch.empty(0, dtype=torch.uint8).set_(out.untyped_storage(), 0, (4 * N, 2))
+
+
+def written_bytes(z):
+    out = torch.zeros(N, 2)
+    out[0] = z[0]
+    torch.empty(0, dtype=torch.uint8).set_(out.untyped_storage(), 4, (4,)).copy_(z.flatten()[:4])
+    return out
 
 
 def scan(z):
@@ -183,6 +199,13 @@ CASES = {
     "transform": (lambda z: torch.fft.rfft(z, dim=-1).abs(), 0),
     "transform of columns": (lambda z: torch.fft.rfft(z, dim=0).abs(), None),
     "pattern": (lambda z: (z > 0).eq(torch.tensor([[True], [False], [True]])).all(), None),
+    "deep copy": (copy.deepcopy, 0),
+    "deep copies": (lambda z: copy.deepcopy([z, z.T])[1], 1),
+    "same memory": (lambda z: torch.empty(0).set_(z), 0),
+    "part of memory": (lambda z: torch.empty(0).set_(z.untyped_storage(), 2, (2,)), None),
+    "its bytes": (lambda z: z.view(torch.uint8), None),
+    "bytes of what is written": (bytes_of_written, None),
+    "bytes that are written": (written_bytes, None),
     "shapes only": (lambda z: torch.zeros_like(z) + z.new_ones(N, 2), "nothing"),
 }
 
@@ -240,9 +263,8 @@ def test_operations(name):
 
 
 TOLD = {
+    **{name: lambda z, way=way: torch.tensor(way(z)) for name, way in WAYS.items()},
     "a number": lambda z: float(z[0, 0]) * z,
-    "a list": lambda z: torch.tensor(z[:, 0].tolist())[:, None] * z,
-    "an array": lambda z: torch.from_numpy(z.numpy())[:, None] * z,
     "a branch": lambda z: z if z.sum() > 0 else 2 * z,
     "how many": lambda z: z + len(z.nonzero()) + (z[z > 0.5]).numel(),
     "how many kinds": lambda z: z + F.one_hot((z[:, 0] > 0).long()).shape[-1],

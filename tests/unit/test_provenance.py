@@ -1,6 +1,8 @@
 """Which terms enter the score of a site: all that depend on it, also where its value leaves the tensors,
 and none that does not."""
 
+import copy
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,6 +11,7 @@ import torch
 
 import vi_kit as vi
 from tests import oracles
+from tests.unseen import WAYS
 from vi_kit.pyro import Loss
 from vi_kit.pyro import backend as pyro_backend
 from vi_kit.pyro.leak_probe import LeakProbe
@@ -213,6 +216,29 @@ def test_mutant_that_ignores_leaks(leak, request, monkeypatch):
     monkeypatch.setattr(LeakProbe, "_report", lambda *args: None)
     biased = draws(leak, oracles.seed_of(request.node.name))
     assert oracles.largest_z(biased, EXACT) >= 8
+
+
+@pytest.mark.parametrize("name", [*WAYS, "followed"])
+def test_worlds_where_a_value_leaves_the_tensors(name):
+    """Enumerated, so that one draw is exact."""
+    way = WAYS.get(name, copy.deepcopy)
+    model, guide = programs(lambda z: torch.as_tensor(way(z)))
+    loss = Loss(estimators={"z": vi.Enumerate(), "u": vi.Enumerate()})
+    np.testing.assert_allclose(gradients(loss, model, guide, 0, 1)[0], EXACT, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_comes_later_enters_where_a_value_leaves_the_tensors(way):
+    def model(constant):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("u", dist.Bernoulli(0.5))
+        way(z)
+        pyro.factor("of none", torch.tensor(constant))
+
+    plain = gradient(lambda: model(0.0), global_guide, vi.Score(), 0)
+    shifted = gradient(lambda: model(HUGE), global_guide, vi.Score(), 0)
+    assert (plain - shifted)[0].abs() > 1e6
+    assert plain[1] == shifted[1]
 
 
 def test_beside_an_enumerated_site(request):

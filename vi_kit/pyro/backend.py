@@ -25,6 +25,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from vi_kit.analysis.blocked import Blocked, settled
 from vi_kit.base.errors import EstimatorError, message
@@ -46,11 +47,12 @@ from vi_kit.engine.statements import (
     split_scale,
 )
 from vi_kit.language.programs import Draw, Program, Statement, with_replaced
+from vi_kit.pyro.degrees import TELLING
 from vi_kit.pyro.distributions import PyroDistribution, at_value, is_validation, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
 from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
-from vi_kit.pyro.leak_probe import LeakProbe
+from vi_kit.pyro.leak_probe import LeakProbe, is_apart
 from vi_kit.pyro.leaves import described, reached
 from vi_kit.pyro.mixing import SHAPES, Reader
 from vi_kit.pyro.noise import Noise
@@ -494,12 +496,22 @@ class _Leaks(TorchFunctionMode):
                 return track_provenance(made, get_provenance(args[0]))
             if name in self.MAKERS:
                 self.backend.leaked |= get_provenance((args, kwargs))
+            caller = sys._getframe(1)
+            if caller.f_code is ProvenanceTensor.__repr__.__code__:
+                self.backend.leaked |= get_provenance(caller.f_locals["self"])
             return func(*args, **kwargs)
         if func in SHAPES:  # a torch.Size, of which provenance makes a tuple
             return func(detach_provenance(args[0]), *args[1:], **kwargs)
-        result = func(*args, **kwargs)
+        known = get_provenance((args, kwargs))
+        result = func(*detach_provenance(args), **detach_provenance(kwargs))
+        if any(isinstance(x, torch.Tensor) and is_apart(x) for x in tree_leaves(result)):
+            self.backend.leaked |= known
+            return result
+        result = track_provenance(result, known)
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        if in_place:
+        if func in TELLING:
+            self.backend.leaked |= known
+        elif in_place:
             written = args[0] if args[0]._base is None else None
             known = get_provenance(written) if written is not None else frozenset()
             self.backend.leaked |= get_provenance((args, kwargs)) - known
@@ -520,7 +532,7 @@ class _Leaks(TorchFunctionMode):
         if name == "__getitem__":
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             return any(isinstance(i, ProvenanceTensor) and i.dtype == torch.bool for i in index)
-        return not isinstance(result, torch.Tensor | tuple | list | type(None)) or name == "tolist"
+        return not isinstance(result, torch.Tensor | tuple | list | type(None))
 
 
 class _Handler:

@@ -220,6 +220,7 @@ class Reading(Drawing):
 
 
 NUMBER, ARRAY = "a value that became a Python number", "a value that became an array of NumPy"
+UNSEEN = "a value that left torch"
 
 
 class Traced(torch.Tensor):
@@ -252,24 +253,12 @@ class Traced(torch.Tensor):
         self.plain, self.degrees, self.reading, self.number = plain, degrees, reading, number
         return self
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"Traced({self.plain!r}, {dict(self.degrees)})"
-
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        return self._read(ARRAY).numpy(*args, **kwargs)
-
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._read(ARRAY).__array__(*args, **kwargs)
-
-    def tolist(self) -> Any:
-        return self._read(NUMBER).tolist()
-
-    def _read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, frame: Any) -> torch.Tensor:
         """The values, which the program is told."""
         if self.degrees:
-            _told(self.reading, self.degrees, Cut(line_of(sys._getframe(2)), name), self)
+            _told(self.reading, self.degrees, Cut(line_of(frame), name), self)
         return self.plain.detach()
 
     @classmethod
@@ -510,7 +499,7 @@ class Watch(TorchDispatchMode):
 
 class Reads(TorchFunctionMode):
     """Notices whether values are read without an operation, or detached. What a program makes of a list of tensors,
-    it makes of a list of numbers here.
+    it makes of a list of numbers here, and a deep copy by an operation.
 
     Attributes:
         found: those that are read.
@@ -525,15 +514,20 @@ class Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist):
-            self.found.append(args[0])
-        self.detaches |= func in DETACHING and not is_own(sys._getframe(1))
+        frame = sys._getframe(1)
+        if func in TELLING:
+            self.found += [] if is_own(frame) else [x for x in args if isinstance(x, torch.Tensor)]
+            told = TELLING[func]
+            args = tuple(x.read(told, frame) if isinstance(x, Traced) else x for x in args)
+        if func is torch.Tensor.__deepcopy__ and args[0].is_leaf:
+            func = _deeply_copied
+        self.detaches |= func in DETACHING and not is_own(frame)
         if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
             listed = [x for x in tree_iter(args[0]) if isinstance(x, torch.Tensor)]
             self.found += listed
             if any(isinstance(x, Traced) for x in listed):
                 kwargs = {"dtype": listed[0].dtype, **kwargs}
-                args = (tree_map(_listed, args[0]), *args[1:])
+                args = (tree_map(functools.partial(_listed, frame), args[0]), *args[1:])
         is_counted = len(args) > 1 or "num_classes" in kwargs
         self.is_checking = func is torch.nn.functional.one_hot and is_counted
         try:
@@ -541,6 +535,19 @@ class Reads(TorchFunctionMode):
         finally:
             self.is_checking = False
 
+
+TELLING: Mapping[Any, str] = {
+    torch.Tensor.tolist: NUMBER,
+    torch.Tensor.numpy: ARRAY,
+    torch.Tensor.__array__: ARRAY,
+    **{
+        getattr(torch.Tensor, name): UNSEEN
+        for name in "__repr__ __format__ __reduce_ex__ __dlpack__ storage untyped_storage"
+        " data_ptr const_data_ptr share_memory_ apply_ map_ map2_".split()
+    },
+    torch.Tensor.__cuda_array_interface__.__get__: UNSEEN,  # type: ignore[attr-defined]
+}
+"""Bring values out of the reach of torch's operations: as what."""
 
 DETACHING = (
     torch.detach,
@@ -550,8 +557,14 @@ DETACHING = (
 )
 
 
-def _listed(x: Any) -> Any:
-    return x.tolist() if isinstance(x, Traced) else x
+def _listed(frame: Any, x: Any) -> Any:
+    return x.read(NUMBER, frame).tolist() if isinstance(x, Traced) else x
+
+
+def _deeply_copied(x: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    if id(x) not in memo:
+        memo[id(x)] = x.detach().clone().requires_grad_(x.requires_grad)
+    return memo[id(x)]
 
 
 def find_jumps_in(

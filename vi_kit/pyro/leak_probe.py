@@ -57,25 +57,35 @@ class LeakProbe(TorchDispatchMode):
         self.untraceable.update(s.label for s in sites)
 
     def _found(self, value: torch.Tensor) -> frozenset[Site]:
-        return self._sites.get(_memory(value), frozenset())
+        return frozenset() if is_apart(value) else self._sites.get(_memory(value), frozenset())
 
     def _add(self, value: torch.Tensor, sites: frozenset[Site]) -> None:
+        if is_apart(value):
+            return
         self._sites[_memory(value)] = self._found(value) | sites
         self._kept.append(value)  # or its memory might be another's later
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        sites = frozenset[Site]().union(*map(self._found, given))
+        sites = frozenset[Site]().union(*map(self._found, _tensors((args, kwargs))))
         with torch._C.DisableTorchFunction():  # or provenance would be followed here, too
             result = func(*args, **kwargs)
         if sites:
-            if func.overloadpacket in READS and not _is_known_read():
+            made = _tensors(result)
+            if (func.overloadpacket in READS or any(map(is_apart, made))) and not _is_known_read():
                 self._report(sites)
-            for made in tree_leaves(result):
-                if isinstance(made, torch.Tensor):
-                    self._add(made, sites)
+            for x in made:
+                self._add(x, sites)
         return result
+
+
+def is_apart(value: torch.Tensor) -> bool:
+    """Whether a tensor, as a sparse one, has no memory to be known by, nor can be marked."""
+    return value.layout is not torch.strided
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def _memory(value: torch.Tensor) -> int:

@@ -41,6 +41,7 @@ from vi_kit.language.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
 from vi_kit.pyro.degrees import (
+    Reads,
     Watch,
     degree_probe,
     degrees_found,
@@ -521,7 +522,10 @@ def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:
         return
     probe, plain = degree_probe(plan), replace(plan, num_slots=1, tracked=False)
     try:
-        execute(Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False))
+        with Reads():
+            execute(
+                Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
+            )
     except (RuntimeError, TypeError, ValueError) as error:
         error.add_note(
             "while the degrees of the terms were found; biased=True does not ask for them"

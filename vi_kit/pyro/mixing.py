@@ -38,6 +38,7 @@ from vi_kit.engine.run import Run
 from vi_kit.pyro.degrees import LIBRARIES, Drawing, Reads, is_own, line_of
 from vi_kit.pyro.distributions import is_validation
 from vi_kit.pyro.expectations import Random
+from vi_kit.pyro.leak_probe import is_apart
 
 aten = torch.ops.aten
 
@@ -210,13 +211,16 @@ class Reader(Drawing, TorchDispatchMode):
         self.told.update({n: line_of(frame) for n in numbers if n not in self.told})
 
     def _of(self, value: torch.Tensor) -> dict[int, Place]:
+        """Of what is not known in memory that is, no more than that elements are in there."""
         memory, spot = _memory(value), _spot(value)
-        own = self._places[memory].get(spot, {}) if memory in self._places else {}
+        known = self._places[memory] if memory in self._places else {}
         written = self._written[memory] if memory in self._written else {}
-        if not written:
-            return own
+        if not written and (spot in known or not known):
+            return known.get(spot, {})
+        if not all(len(storage) == _size(value) for storage in written.values()) or not written:
+            return dict.fromkeys({n for of in (written, *known.values()) for n in of})
         found = {n: gathered(spot.of(storage).numpy()) for n, storage in written.items()}
-        return {n: p for n, p in {**own, **found}.items() if p != NOTHING}
+        return {n: p for n, p in {**known.get(spot, {}), **found}.items() if p != NOTHING}
 
     def _add(self, value: torch.Tensor, places: dict[int, Place]) -> None:
         self._places[_memory(value)][_spot(value)] = places
@@ -227,12 +231,14 @@ class Reader(Drawing, TorchDispatchMode):
         memory, spot = _memory(value), _spot(value)
         known, written = self._places[memory], self._written[memory]
         for number in {n for of in (places, *known.values()) for n in of} - written.keys():
-            size = value.untyped_storage().nbytes() // value.element_size()
-            written[number] = storage = torch.zeros(size, dtype=torch.int64)
+            written[number] = storage = torch.zeros(_size(value), dtype=torch.int64)
             for other, of in known.items():
                 if number in of:
                     other.of(storage).copy_(_elements(of[number], other.shape))
         for number, storage in written.items():
+            if len(storage) != _size(value):  # numbers of another type are there
+                storage.copy_(_elements(None, storage.shape))
+                continue
             spot.of(storage).copy_(_elements(places.get(number, NOTHING), spot.shape))
         self._kept.append(value)
 
@@ -298,8 +304,9 @@ class Reader(Drawing, TorchDispatchMode):
 
 
 def _tells(func: Any, args: Any, result: Any) -> bool:
-    """Whether the program is told a value: as a number, or by how large a result is."""
-    if any(not isinstance(x, torch.Tensor) for x in tree_leaves(result) if x is not None):
+    """Whether the program is told a value: as a number, by how large a result is, or as numbers out of reach."""
+    made = [x for x in tree_leaves(result) if x is not None]
+    if len(_tensors(made)) < len(made):
         return True
     masks = (x for x in tree_leaves(args[1:2]) if isinstance(x, torch.Tensor))
     if func.overloadpacket is aten.index:
@@ -324,11 +331,18 @@ def _checked(place: Place, shape: Sequence[int]) -> Place:
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+    """Those that have memory to be known by."""
+    leaves = (x for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+    return [x for x in leaves if not is_apart(x)]
 
 
 def _memory(value: torch.Tensor) -> int:
     return value.untyped_storage()._cdata
+
+
+def _size(value: torch.Tensor) -> int:
+    """How many numbers of its type are in the memory of a tensor."""
+    return value.untyped_storage().nbytes() // value.element_size()
 
 
 def _spot(value: torch.Tensor) -> Spot:
@@ -381,6 +395,8 @@ def _rearranged(call: Call, operands: Operands) -> list[Place]:
     indices = {id(x) for name in ("index", "indices") for x in _tensors(call.given.get(name))}
     given = tree_map(elements, {**call.given, **({"value": 0} if "value" in call.given else {})})
     if call.name in RESHAPES:
+        if given["self"].numel() != call.made[0].numel():  # numbers of another type
+            return [None]
         made = given["self"].reshape(call.made[0].shape)
     else:
         named = {a.name: a.kwarg_only for a in call.func._schema.arguments}
@@ -660,6 +676,6 @@ RULES: Mapping[str, Rule] = {
 
 FROM_SHAPES = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
-    " new_zeros new_ones new_full new_empty new_empty_strided".split()
+    " new_zeros new_ones new_full new_empty new_empty_strided set".split()
 )
-"""Operations that look at shapes only."""
+"""Operations that look at shapes only, or at memory, which is known by itself."""
