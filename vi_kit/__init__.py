@@ -5,7 +5,7 @@
 
 from array_api_compat import array_namespace
 
-from vi_kit import generators
+from vi_kit import extend, generators
 from vi_kit.base.errors import (
     AnalyticError,
     BackendError,
@@ -137,6 +137,7 @@ __all__ = [
     "elbo",
     "evaluate",
     "expected_reward",
+    "extend",
     "f_divergence",
     "forward_kl",
     "from_log_density",

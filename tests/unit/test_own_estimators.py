@@ -12,6 +12,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import ConjugateNormal, LocalBernoulli, exact
 from vi_kit.base.context import current
+from vi_kit.base.layouts import Alternatives, Worlds
 from vi_kit.estimators.credit import contract_differences, contract_score, contract_worlds
 from vi_kit.estimators.score import WithBaseline
 
@@ -23,8 +24,8 @@ class IndependentPair(vi.Estimator):
     forgets: bool = False
     says: int = 1
 
-    def num_slots(self, dist):
-        return self.says
+    def layout(self, dist):
+        return Alternatives(self.says)
 
     def reason_against(self, dist):
         return None
@@ -51,8 +52,6 @@ def test_two_draws_in_one_site(forgets, lib, request):
 class PathOfTheLocation(WithBaseline):
     """A Normal by its deviation from the location: a path for the location, a score for the scale."""
 
-    scores_noise = True
-
     def reason_against(self, dist):
         return None if dist.name == "Normal" else "needs a Normal"
 
@@ -77,7 +76,7 @@ def test_noise_with_a_density(num_particles, baseline, lib, request):
 
 @pytest.mark.parametrize("says", [0, 2])
 def test_another_number_of_alternatives(says, lib):
-    text = rf"IndependentPair.num_slots disagree\n  got:      1 alternatives\n  expected: {says}"
+    text = rf"IndependentPair.layout disagree\n  got:      1 alternatives\n  expected: {says}"
     with pytest.raises(vi.EstimatorError, match=text):
         LocalBernoulli(lib).gradients(lib.Loss(vi.elbo(), IndependentPair(says=says)), 1, 0)
 
@@ -106,11 +105,8 @@ class Wrong(vi.Estimator):
     slots: int = 1
     worlds: int = 1
 
-    def num_slots(self, dist):
-        return self.slots
-
-    def num_worlds(self, dist):
-        return self.worlds
+    def layout(self, dist):
+        return Worlds(self.worlds) if self.worlds > 1 else Alternatives(self.slots)
 
     def reason_against(self, dist):
         return None
@@ -140,7 +136,7 @@ SHAPES = {
     ),
     "alternatives": (
         Wrong(lambda z, all, c: E(z, alternatives=z, coefficients=c[None]), slots=3),
-        r"alternatives of a wrong shape\n  got:      shape \(3,\)\n  expected: shape \(num_slots, 3\)",
+        r"alternatives of a wrong shape\n  got:      shape \(3,\)\n  expected: shape \(num, 3\)",
     ),
     "coefficients": (
         Wrong(lambda z, all, c: E(z, alternatives=z[None], coefficients=c)),
@@ -160,11 +156,11 @@ SHAPES = {
         Wrong(
             lambda z, all, c: E(all[:, None, None, None, None], is_worlds=True), slots=0, worlds=2
         ),
-        r"value of a wrong shape\n  got:      shape \(2, 1, 1, 1, 1\)\n  expected: shape \(num_worlds, 3\)",
+        r"value of a wrong shape\n  got:      shape \(2, 1, 1, 1, 1\)\n  expected: shape \(num, 3\)",
     ),
     "number of worlds": (
         Wrong(lambda z, all, c: E(all, is_worlds=True), slots=0, worlds=3),
-        r"num_worlds disagree\n  got:      2 worlds\n  expected: 3",
+        r"layout disagree\n  got:      2 worlds\n  expected: 3",
     ),
 }
 

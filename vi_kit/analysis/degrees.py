@@ -15,6 +15,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from vi_kit.base.demands import Demand, Polynomial
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site
@@ -167,9 +168,9 @@ def parted(result: Degrees, operands: Degrees, cut: Cut) -> dict[str, Form]:
     }
 
 
-def start(degree: int | None) -> Form:
+def start(demand: Demand | None) -> Form:
     """What the value of a site is in itself, if a degree is asked for; else whether something jumps."""
-    return CONTINUOUS if degree is None else Form(1)
+    return Form(1) if isinstance(demand, Polynomial) else CONTINUOUS
 
 
 def unknown(name: str, forms: Sequence[Form]) -> Form:

@@ -1,5 +1,7 @@
 """Errors of vi_kit: what is wrong and where, then what was got, what was expected, and a fix."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from numbers import Integral
 from typing import Any
@@ -23,6 +25,24 @@ class AnalyticError(ViKitError):
 
 class BackendError(ViKitError):
     """The library below (Pyro, NumPyro) cannot run the program in the way that was asked for."""
+
+
+class Refusal(str):
+    """Why an estimator cannot serve a site; a plain `str` has the site served by another estimator.
+
+    Args:
+        reason: to be read after the estimator's name.
+        expected: what would serve.
+        fix: a change that helps.
+    """
+
+    expected: str
+    fix: str
+
+    def __new__(cls, reason: str, *, expected: str = "", fix: str = "") -> Refusal:
+        self = super().__new__(cls, reason)
+        self.expected, self.fix = expected, fix
+        return self
 
 
 def message(headline: str, *, got: str, expected: str, fix: str) -> str:

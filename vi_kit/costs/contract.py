@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Named, total
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term, merge, stopped
@@ -46,7 +47,7 @@ def _without_noise(term: Term) -> Term:
     """Without the gradient of a log density at a value drawn from it, whose mean is zero."""
     if term.own is None:
         return term
-    if term.own.estimator.constant_value and not term.own.has_path:
+    if term.own.estimator.gradient is Gradient.NONE and not term.own.has_path:
         term = replace(term, base=stopped(term.base))
     return replace(term, own=None)
 

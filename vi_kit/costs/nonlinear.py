@@ -202,7 +202,7 @@ def _applied(
             alternatives[site], slopes[site] = _pushed(reduction, others, tangents, over, swap_in)
         else:
             other = _evaluate(reduction, others, over, swap_in)
-            alternatives[site] = other if site.estimator.live_alternatives else stopped(other)
+            alternatives[site] = other if site.is_live else stopped(other)
     return Term(
         base,
         alternatives,

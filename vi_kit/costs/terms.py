@@ -13,17 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, cast
 
 from vi_kit.base.context import Context, current
+from vi_kit.base.layouts import Alternatives, Closed, Gradient, Layout, Single, Worlds
 from vi_kit.base.named import Axis, Named, total
 
 
 class Acting(Protocol):
     """What the algebra asks of a site's estimator; see `vi_kit.estimators.Estimator`."""
 
-    tracked: ClassVar[bool]
-    pathwise: ClassVar[bool]
-    constant_value: ClassVar[bool]
+    gradient: ClassVar[Gradient]
     holds_params: ClassVar[bool]
-    live_alternatives: ClassVar[bool]
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]: ...
     def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None: ...
@@ -38,6 +36,7 @@ class Site:
         order: position among the sites of the run.
         axes: its plates and replicate axes; one element of the site per index.
         estimator: the one chosen for it.
+        layout: how many values it has, as its estimator says.
         role: of the program that sampled it: `"model"`, `"guide"` or `"reference"`.
         variant: of the estimate that it is a part of.
         log_q: log density of its value, neither scaled nor masked (nats).
@@ -56,6 +55,7 @@ class Site:
     order: int
     axes: tuple[Axis, ...]
     estimator: Acting
+    layout: Layout = field(default_factory=Single)
     role: str = "guide"
     variant: int = 0
     log_q: Term | None = None
@@ -73,8 +73,31 @@ class Site:
     def label(self) -> str:
         return label(self.name, self.role, self.variant)
 
+    @property
+    def tracked(self) -> bool:
+        """Whether it must be known which terms depend on it."""
+        return is_tracked(self.estimator, self.layout)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether alternatives to its value are differentiated, and not only compared with it."""
+        return isinstance(self.layout, Alternatives) and self.layout.are_live
+
+    def max_worlds(self, otherwise: float) -> float:
+        """See `Worlds.max_worlds`; and what it is if that says nothing."""
+        most = self.layout.max_worlds if isinstance(self.layout, Worlds) else None
+        return otherwise if most is None else most
+
     def __repr__(self) -> str:
         return f"Site({self.name!r})"
+
+
+def is_tracked(estimator: Acting, layout: Layout) -> bool:
+    """Whether it must be known which terms depend on a site. It need not be where a world axis shows it, or where the
+    gradient finds its way through the value."""
+    if isinstance(layout, Worlds | Closed):
+        return False
+    return estimator.gradient is not Gradient.PATH or estimator.holds_params
 
 
 def label(name: str, role: str, variant: int = 0) -> str:

@@ -68,7 +68,7 @@ def _possible(rows: Sequence[Sequence[Term]], local: Sequence[Site], reduced: se
     if inside - set(local) or any(t.alternatives or t.held for t in terms):
         return False
     joint = math.prod(s.world.size ** _count(s, reduced) for s in local if s.world is not None)
-    return joint <= min(getattr(s.estimator, "max_worlds", 1) for s in local)
+    return joint <= min(s.max_worlds(otherwise=1) for s in local)
 
 
 def _involved(rows: Sequence[Sequence[Term]], local: Sequence[Site]) -> list[Site]:

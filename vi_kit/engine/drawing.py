@@ -9,7 +9,9 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.demands import ClosedForm, Continuous, ContinuousBetween, Polynomial
+from vi_kit.base.errors import EstimatorError, Refusal, message
+from vi_kit.base.layouts import Alternatives, Closed, Gradient, Single, Worlds, is_support
 from vi_kit.base.named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
 from vi_kit.base.protocols import Distribution, Moments
 from vi_kit.costs.terms import Site, Term, centred, label
@@ -39,7 +41,7 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
     dist = statement.dist
     if run.findings is not None:
         return _try(run, site, dist, choice), site
-    if choice.estimator.carries_moments:
+    if isinstance(choice.estimator.layout(dist), Closed):
         return _moments(run, site, dist), site
     expansion = expanded(run, site, dist)
     if expansion.is_worlds and run.backend.maps_values:
@@ -58,7 +60,7 @@ def claim(run: Run, site: Site, expansion: Expansion) -> None:
     site.has_path = expansion.has_path
     made = 0 if expansion.alternatives is None else expansion.alternatives.shape[0]
     if made != run.plan.slots_of.get(site.label, made):
-        raise other_number(site, "num_slots", made, run.plan.slots_of[site.label])
+        raise other_number(site, made, run.plan.slots_of[site.label])
     in_front = expansion.alternatives if made else expansion.control
     if expansion.is_worlds:
         in_front = expansion.value
@@ -96,7 +98,7 @@ def placed(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array
         value = _alternatives(run, site, expansion, event_ndim)
     else:
         value = _aligned_slots(run, expansion.value, event_ndim, upstream)
-    return run.backend.track(value, site) if site.estimator.tracked else value
+    return run.backend.track(value, site) if site.tracked else value
 
 
 def draw_inside(
@@ -118,10 +120,10 @@ def draw_inside(
     if run.findings is not None:
         choice = choice or run.findings.choices[site.label]
         return _try(run, site, dist, choice, inside=True), site
-    if not site.estimator.tracked and dist.has_rsample:
+    if not site.tracked and dist.has_rsample:
         return None, site
     value = expanded(run, site, dist).value
-    return (run.backend.track(value, site) if site.estimator.tracked else value), site
+    return (run.backend.track(value, site) if site.tracked else value), site
 
 
 def open_site(
@@ -144,7 +146,9 @@ def open_site(
         why,
         run.variant,
     )
-    site = Site(name, run.num_sites, axes, choice.estimator.acting, role, run.variant)
+    site = Site(
+        name, run.num_sites, axes, choice.estimator.acting, choice.layout, role, run.variant
+    )
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = run.opened = site
@@ -157,7 +161,7 @@ def open_site(
             reason = _reason_against(run, site, dist, choice.estimator)
             if reason:
                 raise EstimatorError(_refusal(run, site, dist, choice, reason))
-        if site.estimator.tracked and not run.plan.tracked:
+        if site.tracked and not run.plan.tracked:
             raise Replan
     return site, choice
 
@@ -189,16 +193,12 @@ def _refusal(
     name = type(choice.estimator).__name__
     others = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
     if inside:
-        others = [e for e in others if e.num_worlds(dist) + e.num_slots(dist) == 1]
+        others = [e for e in others if isinstance(e.layout(dist), Single)]
     others = [type(e).__name__ for e in others if type(e).__name__ != name] or [name]
     expected = " or ".join(f"{other}()" for other in others)
     fix = f'estimators={{"{site.name}": vi.{others[0]}()}}'
-    if "replicates" in reason:
-        expected, fix = "num_samples >= 2, or another baseline", "num_samples=2"
-    if "log_accept" in reason or "proposals" in reason:
-        fix = "a Rejector whose log_accept is the log of a probability, or another estimator"
-    if "max_worlds" in reason:
-        fix += f", or vi.Enumerate(max_worlds={dist.support_size()})"
+    if isinstance(reason, Refusal):
+        expected, fix = reason.expected or expected, reason.fix or fix
     return message(
         f"site {site.name!r}: {name}() {reason}",
         got=f"{choice.estimator!r}, from {choice.rule}",
@@ -210,39 +210,42 @@ def _refusal(
 def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool = False) -> Array:
     """Dry run: check the choice, note it, and sample plainly."""
     findings, estimator = run.findings, choice.estimator
+    layout, demand = estimator.layout(dist), estimator.demand(dist)
+    num_slots = layout.num if isinstance(layout, Alternatives) else 0
+    is_closed = isinstance(layout, Closed)
     assert findings is not None
     reason = _reason_against(run, site, dist, estimator)
-    if reason is None and inside and estimator.carries_moments:
+    if reason is None and inside and is_closed:
         reason = "needs to see what is done with the value, which a scan or cond does not show"
-    if reason is None and inside and estimator.scores_noise:
-        reason = "needs the density of its noise, which a scan or cond does not hand out"
-    if reason is None and estimator.num_worlds(dist) + estimator.num_slots(dist) > 1:
+    if reason is None and layout.size + num_slots > 1:
         if inside:
             reason = "needs several values at once, which a scan or cond cannot hold"
         elif _undeclared(run, site.axes, dist):
             reason = "needs each of its batch dims in a plate, or made event dims by .to_event"
-    if reason and choice.rule == "default" and estimator.num_slots(dist):
+    if reason is None and inside and estimator.gradient is Gradient.PART:
+        reason = "needs the density of its noise, which a scan or cond does not hand out"
+    if reason and choice.rule == "default" and num_slots:
         findings.sampled[site.label] = reason  # a single draw will do
     elif reason:
         text = _refusal(run, site, dist, choice, reason, inside)
         findings.problem(text, of_estimator=True)
     else:
-        findings.slots_of[site.label] = estimator.num_slots(dist)
-        findings.num_slots += findings.slots_of[site.label]
-        findings.sizes[site] = estimator.num_worlds(dist)
-        if site.estimator.tracked or findings.sizes[site] > 1 or findings.slots_of[site.label]:
+        findings.slots_of[site.label] = num_slots
+        findings.num_slots += num_slots
+        findings.sizes[site] = layout.size
+        if site.tracked or findings.sizes[site] > 1 or num_slots:
             findings.tells_apart(site.axes)
-        findings.has_worlds |= type(estimator).num_worlds is not Estimator.num_worlds
-        degree = estimator.max_degree(dist)
-        if degree is not None or estimator.live_alternatives:
-            findings.degrees[site.label] = degree
-        if estimator.carries_moments:
+        findings.has_worlds |= isinstance(layout, Worlds)
+        if isinstance(demand, Polynomial | ContinuousBetween):
+            findings.degrees[site.label] = demand
+        if isinstance(demand, ClosedForm):
             findings.analytic.add(site.label)
-        elements = dist.elementary() if estimator.num_slots(dist) and dist.has_rsample else None
+        elements = dist.elementary() if num_slots and dist.has_rsample else None
         has_path = elements is not None and elements.push_has_params
-        if (estimator_of(site).needs_continuity or has_path) and dist.name != "Delta":
+        on_path = isinstance(estimator_of(site).demand(dist), Continuous)
+        if (on_path or has_path) and dist.name != "Delta":
             findings.pathwise.add(site.label)
-        if estimator.num_worlds(dist) > 1 or estimator.num_slots(dist) > 0:
+        if layout.size > 1 or num_slots > 0:
             findings.all_at_once.add(site)
     findings.choices[site.label] = choice
     findings.names.add(site.name)
@@ -251,11 +254,11 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
     findings.rows[site.label] = Row(
         site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
     )
-    if run.analysis is not None and estimator.carries_moments:
+    if run.analysis is not None and is_closed:
         return by_moments(run, site, dist, run.backend.untracked(dist.sample()))
     if run.probe is not None:
         return run.probe.value(site, dist, estimator)
-    pathwise = estimator.pathwise and not reason
+    pathwise = estimator.gradient is Gradient.PATH and not reason
     try:
         value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()
     except NotImplementedError:
@@ -271,22 +274,22 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         findings.raise_if_any()
         raise
     findings.above[site] = _upstream(run, site, value)
-    followed = estimator.tracked or estimator.carries_moments or site in findings.auxiliary
+    followed = site.tracked or is_closed or site in findings.auxiliary
     if pathwise and not followed:
         return value
-    if estimator.is_support:
+    if is_support(layout):
         value = run.backend.untracked(value)
     return run.backend.track(value, site)
 
 
 def _moments(run: Run, site: Site, dist: Distribution) -> Array:
     """The value of a site by its moments, and what it falls back on."""
-    if estimator_of(site).carries_moments:
+    if isinstance(site.layout, Closed):
         return by_moments(run, site, dist, None)
     sample = expanded(run, site, dist).value
     upstream = _upstream(run, site, sample) if run.plan.num_slots > 1 else frozenset[Site]()
     sample = _aligned_slots(run, sample, len(dist.event_shape), upstream)
-    sample = run.backend.track(sample, site) if site.estimator.tracked else sample
+    sample = run.backend.track(sample, site) if site.tracked else sample
     return by_moments(run, site, dist, sample)
 
 

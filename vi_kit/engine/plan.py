@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vi_kit.analysis.mixing import Met
+from vi_kit.base.demands import ContinuousBetween, Polynomial
 from vi_kit.base.errors import EstimatorError, ObjectiveError
 from vi_kit.base.named import PLATE, Axis
 from vi_kit.costs.terms import Site
@@ -36,8 +37,7 @@ class Plan:
         num_replicates: of one draw, those within those of others counted in.
         tracked: whether provenance is needed.
         entangled: whether everything depends on every site before it, so that provenance need not be followed.
-        degrees: for each site whose estimator is exact for polynomials only: of which degree, by label; `None` for one
-            that asks for a cost without jumps.
+        degrees: what is asked of costs, by label of the site, where it has to be proved from their degrees.
         analytic: labels of the sites of which moments are carried.
         closed: of which terms the expectation over these sites is known.
         states: of which of the guide's sites each term of the model needs the last, counted from one, by label.
@@ -66,7 +66,7 @@ class Plan:
     num_replicates: int = 1
     tracked: bool = True
     entangled: bool = False
-    degrees: Mapping[str, int | None] = field(default_factory=dict)
+    degrees: Mapping[str, Polynomial | ContinuousBetween] = field(default_factory=dict)
     analytic: frozenset[str] = frozenset()
     closed: frozenset[Any] = frozenset()
     states: Mapping[str, int] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Findings:
     sizes: dict[Site, int] = field(default_factory=dict)
     all_at_once: set[Site] = field(default_factory=set)
     has_worlds: bool = False
-    degrees: dict[str, int | None] = field(default_factory=dict)
+    degrees: dict[str, Polynomial | ContinuousBetween] = field(default_factory=dict)
     analytic: set[str] = field(default_factory=set)
     sampled: dict[str, str] = field(default_factory=dict)
     pathwise: set[str] = field(default_factory=set)

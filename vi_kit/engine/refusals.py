@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from vi_kit.analysis.degrees import Form
+from vi_kit.base.demands import Polynomial
 from vi_kit.base.errors import message
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import PLATE, Axis
 from vi_kit.costs.terms import CostContext, Nonlinear, Site, Term
 from vi_kit.engine.plan import Findings, Plan
@@ -66,7 +68,7 @@ def refuse_inexact(run: Checked, terms: Sequence[Term], name: str) -> None:
                     fix=f'estimators={{"{site.name}": vi.Reparam()}}',
                 )
             )
-        if degrees.get(site.label) is not None:
+        if isinstance(degrees.get(site.label), Polynomial):
             estimator = type(site.estimator).__name__
             run.refuse(
                 message(
@@ -85,7 +87,7 @@ def refuse_half_held(run: Checked, terms: Sequence[Term]) -> None:
     live = {s for t in terms for s in t.upstream - t.held}
     sizes = run.findings.sizes if run.findings is not None else {}
     for site in sorted(held & live, key=lambda s: s.order):
-        if not (site.estimator.tracked or site.world or sizes.get(site, 1) > 1):
+        if not (site.tracked or site.world or sizes.get(site, 1) > 1):
             continue
         text = message(
             f"site {site.name!r}: a nonlinear function sees its draw both with stop_gradient and"
@@ -147,18 +149,16 @@ def refuse_scores_below(run: Checked) -> None:
     """Refuse draws given a site whose cost is differentiated as a function of its value, where their scores would
     be left out."""
     for site in run.sites:
-        if site.log_q is None or site.estimator.pathwise:
+        if site.log_q is None or site.estimator.gradient is Gradient.PATH:
             continue
         for above in sorted(site.log_q.upstream, key=lambda s: s.order):
-            enumerated = not site.estimator.tracked
-            nonlinear = (
-                run.in_nonlinear if above.estimator.live_alternatives else run.varied_in_nonlinear
-            )
+            enumerated = not site.tracked
+            nonlinear = run.in_nonlinear if above.is_live else run.varied_in_nonlinear
             is_analytic = run.findings is not None and above.label in run.findings.analytic
             if enumerated and above not in nonlinear and not is_analytic:
                 continue
-            if is_analytic or above.estimator.holds_params or above.estimator.live_alternatives:
-                instead = "DisARM()" if above.estimator.live_alternatives else "Reparam()"
+            if is_analytic or above.estimator.holds_params or above.is_live:
+                instead = "DisARM()" if above.is_live else "Reparam()"
                 name = "Analytic" if is_analytic else type(above.estimator).__name__
                 run.refuse(
                     message(
@@ -185,16 +185,20 @@ def shortfalls(plan: Plan, found: Iterable[tuple[str, str, Form]]) -> list[str]:
     """
     wrong: dict[str, dict[str, Form]] = {}
     for what, label, form in found:
-        bound = plan.degrees[label]
+        demand = plan.degrees[label]
+        bound = demand.degree if isinstance(demand, Polynomial) else None
         if (
             bound is None and form.blocker == what
         ):  # what is drawn given the site is another check's
             continue
         if form.reason is not None or (bound is not None and form.degree > bound):
             wrong.setdefault(label, {})[what] = form
+    demands = ((label, plan.degrees[label], terms) for label, terms in wrong.items())
     return [
-        _jump(plan, label, terms) if plan.degrees[label] is None else _shortfall(plan, label, terms)
-        for label, terms in wrong.items()
+        _shortfall(plan, label, demand, terms)
+        if isinstance(demand, Polynomial)
+        else _jump(plan, label, terms)
+        for label, demand, terms in demands
     ]
 
 
@@ -208,8 +212,8 @@ def _jump(plan: Plan, label: str, terms: Mapping[str, Form]) -> str:
     )
 
 
-def _shortfall(plan: Plan, label: str, terms: Mapping[str, Form]) -> str:
-    estimator, bound = plan.selection.resolved[label].estimator, plan.degrees[label]
+def _shortfall(plan: Plan, label: str, demand: Polynomial, terms: Mapping[str, Form]) -> str:
+    estimator, bound = plan.selection.resolved[label].estimator, demand.degree
     name, site = type(estimator).__name__, label.split(" (")[0]
     parts, fix = [], f'estimators={{"{site}": vi.Reparam()}}, or vi.{name}(..., biased=True)'
     for what, form in terms.items():
@@ -218,7 +222,7 @@ def _shortfall(plan: Plan, label: str, terms: Mapping[str, Form]) -> str:
             degree = f"not a polynomial, because of {form.reason}"
         parts.append(f"{what}, {degree}")
     if all(form.reason is None for form in terms.values()):
-        enough = estimator.for_degree(max(form.degree for form in terms.values()))
+        enough = demand.larger(max(form.degree for form in terms.values()))
         fix = f'estimators={{"{site}": vi.{enough!r}}}' if enough is not None else fix
     return message(
         f"site {label!r}: {name}() is exact for polynomials of degree at most {bound} in {site!r}",

@@ -33,6 +33,7 @@ from vi_kit.engine.backend import Backend
 from vi_kit.engine.plan import Findings, Plan, Replan
 from vi_kit.engine.refusals import check_nonlinear, refuse_scores_below, refuse_varied
 from vi_kit.estimators.base import estimator_of
+from vi_kit.estimators.memory import Learned
 from vi_kit.language.programs import Draw, Program
 
 STEP_KEY = "vi_kit.step"
@@ -435,9 +436,11 @@ class Run:
         return state
 
     def parameter(self, site: Site, name: str, like: Array) -> Array:
-        """One of `Estimator.parameters` of a site: a constant, but while it is being learned."""
+        """A number in `Estimator.memory` of a site: a constant, but while it is being learned."""
         self.learns = True
-        start = array_namespace(like).asarray(estimator_of(site).parameters[name], dtype=like.dtype)
+        kept = estimator_of(site).memory[name]
+        assert isinstance(kept, Learned)
+        start = array_namespace(like).asarray(kept.start, dtype=like.dtype)
         value = self.backend.parameter(kept_name(name, site.label), start)
         return value if self.learning else self.backend.stop_gradient(value)
 
@@ -519,7 +522,7 @@ class Run:
             assert self.findings is not None
             worlds = math.prod(self.findings.sizes[s] for s in enumerated)
             self.findings.num_worlds = max(self.findings.num_worlds, worlds)
-            bounds = [getattr(s.estimator, "max_worlds", math.inf) for s in enumerated]
+            bounds = [s.max_worlds(otherwise=math.inf) for s in enumerated]
             if worlds > max(bounds):
                 self.findings.over_bound = (what, worlds, tuple(enumerated))
 

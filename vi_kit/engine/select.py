@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.layouts import Layout, Single, is_support
 from vi_kit.base.named import REPLICATE, Axis
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import kept_name
@@ -33,6 +34,8 @@ class Choice:
     why: str
     kind: tuple[Any, ...] = ()
     """Of the distribution for which it was made."""
+    layout: Layout = field(default_factory=Single)
+    """Of the value of the site."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Selection:
         choice = replace(choice, estimator=choice.estimator.variants[variant])
         if self.second_rules:
             choice = replace(choice, estimator=choice.estimator.second_rule())
-        return choice
+        return replace(choice, layout=choice.estimator.acting.layout(dist))
 
     def _choose(
         self,
@@ -197,7 +200,7 @@ class Selection:
         kept = {
             label: choice
             for label, choice in self.resolved.items()
-            if choice.rule != "default" or not choice.estimator.is_support
+            if choice.rule != "default" or not is_support(choice.layout)
         }
         return replace(self, max_values=MAX_VALUES_IN_TURN, resolved=kept)
 

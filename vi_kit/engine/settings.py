@@ -12,8 +12,10 @@ from vi_kit.analysis.blocked import Blocked, analytic_error
 from vi_kit.analysis.jumps import Jumps, refusal
 from vi_kit.analysis.mixing import in_words
 from vi_kit.base.errors import BackendError, ObjectiveError, message, whole_number
+from vi_kit.base.layouts import Closed
 from vi_kit.base.named import Named
 from vi_kit.costs.cost import Cost
+from vi_kit.costs.terms import is_tracked
 from vi_kit.engine.backend import Backend
 from vi_kit.engine.plan import Findings, Plan
 from vi_kit.engine.run import Run, running
@@ -170,7 +172,7 @@ def make_plan(
         what, worlds, sites = findings.over_bound
         names = {s.label for s in sites if findings.choices[s.label].rule == "default"}
         if not names:
-            bound = max(getattr(s.estimator, "max_worlds", 0) for s in sites)
+            bound = max(s.max_worlds(otherwise=0) for s in sites)
             each = ", ".join(f"{s.name!r} has {findings.sizes[s]}" for s in sites)
             findings.problem(
                 message(
@@ -266,7 +268,7 @@ def make_plan(
         pathwise=frozenset(findings.pathwise),
         apart=frozenset(findings.apart),
         met=tuple(findings.met),
-        tracked=any(c.estimator.acting.tracked for c in resolved.values())
+        tracked=any(is_tracked(c.estimator.acting, c.layout) for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
         leaves=findings.leaves,
@@ -309,7 +311,7 @@ def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
             rows.append(f"{what}: closed form")
             continue
         labels = sorted(label for _, label in blocked.sites)
-        if any(estimators[label].acting.carries_moments for label in labels):
+        if any(isinstance(plan.selection.resolved[label].layout, Closed) for label in labels):
             has_path = all(plan.selection.resolved[label].kind[2] for label in labels)
             other = "Reparam" if has_path else "Score"
             refused.append(replace(blocked, term=what, other=other))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vi_kit.base.demands import ClosedForm, Demand
 from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.layouts import Closed, Gradient, Layout
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
@@ -50,9 +52,7 @@ class Analytic(Estimator):
         Ranganath, Gerrish and Blei 2014, Black Box Variational Inference (on expectations given all else).
     """
 
-    tracked: ClassVar[bool] = False
-    pathwise: ClassVar[bool] = True
-    carries_moments: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.PATH
     fallback: Estimator | None = None
 
     def __post_init__(self) -> None:
@@ -61,9 +61,9 @@ class Analytic(Estimator):
             return
         fits = (
             isinstance(other, Estimator)
-            and type(other).num_worlds is Estimator.num_worlds
-            and type(other).num_slots is Estimator.num_slots
-            and not (isinstance(other, Analytic) or other.holds_params or other.scores_noise)
+            and type(other).layout is Estimator.layout
+            and other.gradient is not Gradient.PART
+            and not other.holds_params
         )
         if not fits:
             raise EstimatorError(
@@ -81,6 +81,14 @@ class Analytic(Estimator):
     @property
     def acting(self) -> Estimator:
         return self if self.fallback is None else self.fallback
+
+    def demand(self, dist: Distribution) -> Demand:
+        del dist
+        return ClosedForm()
+
+    def layout(self, dist: Distribution) -> Layout:
+        del dist
+        return Closed()
 
     def reason_against(self, dist: Distribution) -> str | None:
         if self.fallback is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, cast
 
 from vi_kit.base.context import current
+from vi_kit.base.demands import Continuous, Demand
+from vi_kit.base.layouts import Gradient, Layout, Single
 from vi_kit.base.named import Array, Axis, Named
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import CostContext, Site, Term
+from vi_kit.estimators.memory import Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class Expansion:
             in one replicate and with all the data (nats).
         has_path: whether `value` has a gradient, through a map with parameters that its elements go through.
         log_noise: log density of the noise from which `value` was made, shape `(*batch)`, with a gradient by the
-            parameters but none through the noise (nats); for estimators that say `scores_noise`.
+            parameters but none through the noise (nats).
     """
 
     value: Array
@@ -78,32 +81,12 @@ class Estimator(ABC):
     Subclass it to write your own: a frozen dataclass with `reason_against`, `expand` and `contract`.
     """
 
-    tracked: ClassVar[bool] = True
-    """Whether it must be known which terms depend on the site. Not needed where a world axis shows it."""
-
-    pathwise: ClassVar[bool] = False
-    """Whether the site's value has a gradient, through its sampler, which is the whole of it."""
-
-    constant_value: ClassVar[bool] = False
-    """Whether the value that it draws has no gradient at all, but for `Expansion.has_path`. Then that of the site's own
-    log density has mean zero given the draws before, and is left out where the cost is linear in it."""
-
-    is_support: ClassVar[bool] = False
-    """Whether the site's value is its whole support, which depends on nothing."""
+    gradient: ClassVar[Gradient] = Gradient.PART
+    """Where the gradient of the site's value is, but for `Expansion.has_path`."""
 
     holds_params: ClassVar[bool] = False
     """Whether its site's log density in a simulation is taken with the program's parameters held fixed. The
     alternatives to a term are then its values with parameters held and one element of the site live."""
-
-    scores_noise: ClassVar[bool] = False
-    """Whether its value has a gradient, and is made of noise whose density depends on the parameters
-    (`Expansion.log_noise`), so that there is a score term too."""
-
-    has_path: ClassVar[bool] = False
-    """Whether the worlds that it makes have gradients of their own, and not by their weights only."""
-
-    carries_moments: ClassVar[bool] = False
-    """Whether it has no draws: the site's value is its moments, which the operations of the program carry on."""
 
     biased = False
     """Whether the user accepted a bias that it may have."""
@@ -111,36 +94,15 @@ class Estimator(ABC):
     relaxes: ClassVar[bool] = False
     """Whether its values may lie outside the support, which is then not checked."""
 
-    live_alternatives: ClassVar[bool] = False
-    """Whether the alternatives to the drawn value are differentiated, and not only compared with it."""
-
-    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
-        """Shape of what is kept per site from step to step; `None` for nothing. See `Baseline.state_shape`."""
-        del plates
-        return None
-
-    def num_worlds(self, dist: Distribution) -> int:
-        """By how much the site multiplies the number of times that the model is evaluated."""
-        del dist
-        return 1
-
-    def num_slots(self, dist: Distribution) -> int:
-        """How many alternatives to the drawn value the model is evaluated on, besides it."""
-        del dist
-        return 0
-
     @property
-    def parameters(self) -> Mapping[str, float]:
-        """Names and first values of numbers that are learned, each site its own, by minimising the variance
-        (`Run.parameter`)."""
+    def memory(self) -> Memory:
+        """What it keeps from step to step."""
         return {}
 
-    def networks(
-        self, dist: Distribution, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Sequence[tuple[Any, Array]]:
-        """Networks with parameters of their own, each with an input, from the arguments of a step."""
-        del dist, args, kwargs
-        return ()
+    def layout(self, dist: Distribution) -> Layout:
+        """How many values a site has, also where `reason_against` has something against its distribution."""
+        del dist
+        return Single()
 
     @property
     def variants(self) -> tuple[Estimator, Estimator]:
@@ -152,36 +114,14 @@ class Estimator(ABC):
         """What draws the values of its sites and contracts their terms: itself, or one that it falls back on."""
         return self
 
-    @property
-    def needs_continuity(self) -> bool:
-        """Whether it is biased if a cost jumps in the value of its site, and refused for it."""
-        is_path = self.pathwise or self.scores_noise
-        return is_path and not self.biased and not self.carries_moments
-
-    @property
-    def needs_step(self) -> bool:
-        """Whether it asks for the number of steps so far (`Run.step`)."""
-        return False
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether something of its own is kept from step to step."""
-        return self.needs_step or bool(self.parameters) or self.state_shape(()) is not None
-
-    def max_degree(self, dist: Distribution) -> int | None:
-        """Up to which degree it is exact for terms that are polynomials in the elements of the site, if it is
-        refused for others; `None` if it may be given any cost."""
+    def demand(self, dist: Distribution) -> Demand | None:
+        """What it asks of the cost; `None` if it may be given any."""
         del dist
-        return None
-
-    def for_degree(self, degree: int) -> Estimator | None:
-        """One like it with that `max_degree` or a larger one, if there is one."""
-        del degree
-        return None
+        return None if self.gradient is Gradient.NONE or self.biased else Continuous()
 
     def degree_one(self, dist: Distribution, zero: Array) -> Array:
         """A value of the site whose elements have `zero` added, to find by it the degrees of terms, or jumps. For
-        estimators with a `max_degree` or `live_alternatives`."""
+        estimators that ask for a `Polynomial`, or for what is `ContinuousBetween`."""
         raise NotImplementedError
 
     def second_rule(self) -> Estimator:
@@ -249,7 +189,7 @@ class EstimatorContext(CostContext, Protocol):
         ...
 
     def parameter(self, site: Site, name: str, like: Array) -> Array:
-        """One of `Estimator.parameters` of a site: a constant, but while it is being learned."""
+        """A number in `Estimator.memory` of a site: a constant, but while it is being learned."""
         ...
 
     def predict(self, site: Site, network: Any, inputs: Array) -> Array | None:

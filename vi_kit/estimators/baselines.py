@@ -5,37 +5,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from array_api_compat import array_namespace, device
 
 from vi_kit.base.context import current
-from vi_kit.base.errors import EstimatorError, ObjectiveError, message
+from vi_kit.base.errors import EstimatorError, ObjectiveError, Refusal, message
 from vi_kit.base.named import PLATE, REPLICATE, Array, Axis, Named, combine, from_layout
 from vi_kit.costs.terms import kept_name
 from vi_kit.estimators.base import estimator_context
+from vi_kit.estimators.memory import Learned, Memory, Network, State
 from vi_kit.estimators.others import Others, Seen
 
 
 class Baseline(ABC):
     """Subclass it to write your own: a frozen dataclass with `subtracted`. Baselines can be added."""
 
-    networks: ClassVar[tuple[NeuralBaseline, ...]] = ()
-    """Those in it that have parameters."""
-
     @property
-    def parameters(self) -> Mapping[str, float]:
-        """See `Estimator.parameters`."""
+    def memory(self) -> Memory:
+        """What it keeps from step to step."""
         return {}
-
-    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
-        """Shape of the array that it keeps per site, zero at first, from step to step; `None` for none.
-
-        Args:
-            plates: sizes of the plates of the site, leftmost first.
-        """
-        del plates
-        return None
 
     def __add__(self, other: Baseline) -> Sum:
         return Sum((*_parts(self), *_parts(other)))
@@ -69,6 +58,15 @@ class Baseline(ABC):
         """Why the baseline cannot serve a site with these axes; `None` if it can."""
         del axes
         return None
+
+
+def lacks_replicates(name: str) -> Refusal:
+    """Why a baseline cannot serve a site that has one replicate only."""
+    return Refusal(
+        f"{name} needs at least 2 replicates of the site, and there is 1",
+        expected="num_samples >= 2, or another baseline",
+        fix="num_samples=2",
+    )
 
 
 def check_baseline(where: str, baseline: Any) -> None:
@@ -124,8 +122,8 @@ class LearnedConstant(Baseline):
     value: float = 0.0
 
     @property
-    def parameters(self) -> Mapping[str, float]:
-        return {"constant": self.value}
+    def memory(self) -> Memory:
+        return {"constant": Learned(self.value)}
 
     def subtracted(self, others: Others) -> Seen | None:
         return others.constant(others.parameter("constant"))
@@ -144,7 +142,7 @@ class LeaveOneOut(Baseline):
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         if _innermost(axes) is None:
-            return "LeaveOneOut() needs at least 2 replicates of the site, and there is 1"
+            return lacks_replicates("LeaveOneOut()")
         return None
 
     def alternative(self, others: Others) -> Seen | None:
@@ -175,8 +173,9 @@ class MovingAverage(Baseline):
     decay: float = 0.9
     per_element: bool = False
 
-    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...]:
-        return (2, *plates) if self.per_element else (2,)
+    @property
+    def memory(self) -> Memory:
+        return {"baseline": State(lambda plates: (2, *plates) if self.per_element else (2,))}
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         subsampled = [a.name for a in axes if a.kind == PLATE and a.scale != 1.0]
@@ -238,8 +237,9 @@ class NeuralBaseline(Baseline):
     inputs: Callable[..., Array] | None = None
 
     @property
-    def networks(self) -> tuple[NeuralBaseline, ...]:  # type: ignore[override]
-        return (self,)
+    def memory(self) -> Memory:
+        inputs = Network(self.network, lambda dist, args, kwargs: self.given(args, kwargs))
+        return {"network": inputs}
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Array:
         """What the network gets in this step."""
@@ -308,9 +308,8 @@ class Sum(Baseline):
                         fix=f"vi.Constant({part})" if is_number else "baselines only",
                     )
                 )
-        stateful = [p for p in self.parts if p.state_shape(()) is not None or p.parameters]
-        learned = [p for p in self.parts if p.networks]
-        for kept, what in ((stateful, "state"), (learned, "network")):
+        for what, kinds in (("state", State | Learned), ("network", Network)):
+            kept = [p for p in self.parts if any(isinstance(m, kinds) for m in p.memory.values())]
             if len(kept) > 1:
                 raise EstimatorError(
                     message(
@@ -322,16 +321,8 @@ class Sum(Baseline):
                 )
 
     @property
-    def parameters(self) -> Mapping[str, float]:
-        return {name: start for part in self.parts for name, start in part.parameters.items()}
-
-    @property
-    def networks(self) -> tuple[NeuralBaseline, ...]:  # type: ignore[override]
-        return tuple(n for part in self.parts for n in part.networks)
-
-    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
-        shapes = [part.state_shape(plates) for part in self.parts]
-        return next((shape for shape in shapes if shape is not None), None)
+    def memory(self) -> Memory:
+        return {name: kept for part in self.parts for name, kept in part.memory.items()}
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         needs = [part.unmet_need(axes) for part in self.parts]
@@ -380,19 +371,12 @@ class Scaled(Baseline):
             )
 
     @property
-    def parameters(self) -> Mapping[str, float]:
-        return self.baseline.parameters
-
-    @property
-    def networks(self) -> tuple[NeuralBaseline, ...]:  # type: ignore[override]
-        return self.baseline.networks
-
-    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
-        return self.baseline.state_shape(plates)
+    def memory(self) -> Memory:
+        return self.baseline.memory
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         if _innermost(axes) is None:
-            return "Scaled(...) needs at least 2 replicates of the site, and there is 1"
+            return lacks_replicates("Scaled(...)")
         return self.baseline.unmet_need(axes)
 
     def subtracted(self, others: Others) -> Seen | None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace, device
 
 from vi_kit.base.context import current
+from vi_kit.base.layouts import Alternatives, Gradient, Layout
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
@@ -47,12 +48,12 @@ class DisARM(Estimator):
         Dong, Mnih and Tucker 2021, Coupled Gradient Estimators for Discrete Latent Variables.
     """
 
-    constant_value: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.NONE
     arm: bool = False
 
-    def num_slots(self, dist: Distribution) -> int:
+    def layout(self, dist: Distribution) -> Layout:
         del dist
-        return 1
+        return Alternatives(1)
 
     def reason_against(self, dist: Distribution) -> str | None:
         elements = dist.elementary()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import combine
 from vi_kit.base.protocols import Distribution
 from vi_kit.base.supports import moves
@@ -46,7 +47,7 @@ class DoublyReparam(Estimator):
     """
 
     holds_params: ClassVar[bool] = True
-    pathwise: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.PATH
     biased: bool = field(default=False, kw_only=True, repr=False)
 
     def __repr__(self) -> str:

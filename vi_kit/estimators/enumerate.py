@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vi_kit.base.errors import Refusal
+from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
@@ -40,13 +42,11 @@ class Enumerate(Estimator):
         Titsias and Lázaro-Gredilla 2015, Local Expectation Gradients for Black Box Variational Inference.
     """
 
-    tracked: ClassVar[bool] = False
-    constant_value: ClassVar[bool] = True
-    is_support: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.NONE
     max_worlds: int = 1024
 
-    def num_worlds(self, dist: Distribution) -> int:
-        return dist.support_size() or 1
+    def layout(self, dist: Distribution) -> Layout:
+        return Worlds(dist.support_size() or 1, self.max_worlds, is_support=True)
 
     def reason_against(self, dist: Distribution) -> str | None:
         size = dist.support_size()
@@ -55,7 +55,8 @@ class Enumerate(Estimator):
                 f"needs a finite support that is the same for all draws; that of {dist.name} is not"
             )
         if size > self.max_worlds:
-            return f"{dist.name} has {size} values, above max_worlds={self.max_worlds}"
+            reason = f"{dist.name} has {size} values, above max_worlds={self.max_worlds}"
+            return Refusal(reason, fix=f"vi.Enumerate(max_worlds={size}), or another estimator")
         return None
 
     def expand(self, dist: Distribution) -> Expansion:

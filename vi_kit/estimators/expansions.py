@@ -9,6 +9,7 @@ from array_api_compat import array_namespace
 
 from vi_kit.base.context import Arrays
 from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.layouts import Worlds
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site
@@ -33,24 +34,22 @@ def checked(backend: Arrays, site: Site, dist: Distribution, expansion: Expansio
         return expansion
     e, batch, event = expansion, tuple(dist.batch_shape), tuple(dist.event_shape)
     if e.is_worlds:  # in which dims may be one or left out, where all elements have the same
-        _check_shape(site, "value", e.value, "num_worlds", batch, event, whole=False)
-        made, said = e.value.shape[0], estimator_of(site).num_worlds(dist)
+        _check_shape(site, "value", e.value, "num", batch, event, whole=False)
+        made, said = e.value.shape[0], site.layout.size
         if made != said:
-            raise other_number(site, "num_worlds", made, said)
+            raise other_number(site, made, said)
     else:
         _check_shape(site, "value", e.value, "", batch, event)
     if e.weights is not None:
-        _check_shape(site, "weights", e.weights, "num_worlds", batch, (), whole=False)
+        _check_shape(site, "weights", e.weights, "num", batch, (), whole=False)
         _check_count(site, "weights", e.weights, "worlds", e.value)
     if e.alternatives is not None:
-        _check_shape(site, "alternatives", e.alternatives, "num_slots", batch, event)
+        _check_shape(site, "alternatives", e.alternatives, "num", batch, event)
     if e.coefficients is not None:
         if e.alternatives is None:
             raise _lacks(site, "alternatives", "coefficients without alternatives")
-        _check_shape(site, "coefficients", e.coefficients, "num_slots", batch, ())
+        _check_shape(site, "coefficients", e.coefficients, "num", batch, ())
         _check_count(site, "coefficients", e.coefficients, "alternatives", e.alternatives)
-    if estimator_of(site).scores_noise and e.log_noise is None:
-        raise _lacks(site, "log_noise", "scores_noise = True")
     if e.log_noise is not None:
         _check_shape(site, "log_noise", e.log_noise, "", batch, ())
     if estimator_of(site).relaxes:
@@ -75,16 +74,16 @@ def checked(backend: Arrays, site: Site, dist: Distribution, expansion: Expansio
     return e
 
 
-def other_number(site: Site, word: str, made: int, said: int) -> EstimatorError:
+def other_number(site: Site, made: int, said: int) -> EstimatorError:
     """The error about an estimator that makes another number of values than it said it would."""
     name = type(site.estimator).__name__
-    what = "alternatives" if word == "num_slots" else "worlds"
+    what = "worlds" if isinstance(site.layout, Worlds) else "alternatives"
     return EstimatorError(
         message(
-            f"site {site.name!r}: {name}.expand and {name}.{word} disagree",
+            f"site {site.name!r}: {name}.expand and {name}.layout disagree",
             got=f"{made} {what}",
-            expected=f"{said}, which is what {word} returned",
-            fix=f"return from {word} how many {what} expand makes",
+            expected=f"{said}, which is what layout says",
+            fix=f"say in layout how many {what} expand makes",
         )
     )
 

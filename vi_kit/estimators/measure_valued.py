@@ -10,6 +10,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace, device
 
 from vi_kit.base.context import current
+from vi_kit.base.layouts import Alternatives, Gradient, Layout, Single
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution, Elementary
 from vi_kit.costs.terms import Site, Term
@@ -45,14 +46,14 @@ class MeasureValued(Estimator):
         Arratia, Goldstein and Kochman 2019, Size Bias for One and All (section 11, for Beta).
     """
 
-    constant_value: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.NONE
 
-    def num_slots(self, dist: Distribution) -> int:
+    def layout(self, dist: Distribution) -> Layout:
         elements = dist.elementary()
         if elements is None or elements.family not in WEAK_DERIVATIVES:
-            return 0
+            return Single()
         per_element = WEAK_DERIVATIVES[elements.family].num_slots(elements.params)
-        return per_element * math.prod(_event_shape(elements))
+        return Alternatives(per_element * math.prod(_event_shape(elements)))
 
     def reason_against(self, dist: Distribution) -> str | None:
         elements = dist.elementary()

@@ -9,6 +9,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from vi_kit.base.context import current
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution, Mixture
 from vi_kit.costs.terms import Site, Term
@@ -43,8 +44,7 @@ class MixtureReparam(Estimator):
         Figurnov, Mohamed and Mnih 2018, Implicit Reparameterization Gradients.
     """
 
-    tracked: ClassVar[bool] = False
-    pathwise: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.PATH
     biased: bool = field(default=False, kw_only=True, repr=False)
 
     def __repr__(self) -> str:

@@ -151,7 +151,7 @@ class Others:
         return Seen(from_layout(values, layout))
 
     def parameter(self, name: str) -> Array:
-        """One of `Baseline.parameters`: a constant, but while it is being learned."""
+        """A number in `Baseline.memory`: a constant, but while it is being learned."""
         return estimator_context().parameter(self._site, name, self.like)
 
     def learn(self, lesson: Callable[[Named], None]) -> None:

@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
+from vi_kit.base.demands import Demand, Polynomial
 from vi_kit.base.errors import ObjectiveError, message, whole_number
+from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution, Push
 from vi_kit.costs.terms import Site, Term
@@ -61,8 +63,7 @@ class Quadrature(Estimator):
         Arasaratnam and Haykin 2009, Cubature Kalman Filters (for vectors).
     """
 
-    tracked: ClassVar[bool] = False
-    has_path: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.PART
     num_nodes: int | None = None
     biased: bool = field(default=False, kw_only=True)
     max_worlds: int = field(default=1024, kw_only=True)
@@ -86,20 +87,21 @@ class Quadrature(Estimator):
         more = None if self.num_nodes is None else self.num_nodes + 2
         return replace(self, num_nodes=more, is_second=True)
 
-    def num_worlds(self, dist: Distribution) -> int:
+    def layout(self, dist: Distribution) -> Layout:
         size = math.prod(dist.event_shape)
-        return self._num_nodes if size == 1 else 2 * size
+        return Worlds(self._num_nodes if size == 1 else 2 * size, self.max_worlds)
 
     @property
     def _num_nodes(self) -> int:
         return self.num_nodes or NUM_NODES + 2 * self.is_second
 
-    def max_degree(self, dist: Distribution) -> int | None:
+    def demand(self, dist: Distribution) -> Demand | None:
         if self.biased:
             return None
-        return 2 * self._num_nodes - 1 if math.prod(dist.event_shape) == 1 else 3
+        is_scalar = math.prod(dist.event_shape) == 1
+        return Polynomial(2 * self._num_nodes - 1 if is_scalar else 3, self._for_degree)
 
-    def for_degree(self, degree: int) -> Estimator | None:
+    def _for_degree(self, degree: int) -> Estimator | None:
         return None if self.num_nodes is None else replace(self, num_nodes=degree // 2 + 1)
 
     def reason_against(self, dist: Distribution) -> str | None:

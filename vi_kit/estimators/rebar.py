@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
 from vi_kit.base.context import current
+from vi_kit.base.demands import ContinuousBetween, Demand
 from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.base.layouts import Alternatives, Gradient, Layout, Single
 from vi_kit.base.named import Array, Named, combine, total
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term, centred, stopped
 from vi_kit.estimators.base import Estimator, Expansion, estimator_context
 from vi_kit.estimators.credit import downstream, gradient_term, grouped, matched, own_sum, unit
+from vi_kit.estimators.memory import Learned, Memory, Network
 from vi_kit.estimators.noise import exponential
 from vi_kit.estimators.relaxation import (
     as_value,
@@ -64,9 +67,8 @@ class Rebar(Estimator):
         Tucker et al. 2017, REBAR: Low-variance, Unbiased Gradient Estimates for Discrete Latent Variable Models.
     """
 
-    constant_value: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.NONE
     relaxes: ClassVar[bool] = True
-    live_alternatives: ClassVar[bool] = True
     temperature: float = 0.5
     scale: float | None = 1.0
     learn: bool = True
@@ -84,8 +86,8 @@ class Rebar(Estimator):
             )
 
     @property
-    def parameters(self) -> Mapping[str, float]:
-        return self._numbers if self.learn else {}
+    def memory(self) -> Memory:
+        return {k: Learned(v) for k, v in self._numbers.items()} if self.learn else {}
 
     @property
     def _numbers(self) -> dict[str, float]:
@@ -93,8 +95,14 @@ class Rebar(Estimator):
             return {}
         return {"log_temperature": math.log(self.temperature), "scale": self.scale}
 
-    def num_slots(self, dist: Distribution) -> int:
-        return 2 if self.relaxes and not lacks_relaxation(dist) else 0
+    def layout(self, dist: Distribution) -> Layout:
+        if not self.relaxes or lacks_relaxation(dist):
+            return Single()
+        return Alternatives(2, are_live=True)
+
+    def demand(self, dist: Distribution) -> Demand | None:
+        del dist
+        return ContinuousBetween() if self.relaxes else None
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_relaxation(dist)
@@ -220,14 +228,9 @@ class Relax(Rebar):
         return self.scale is not None
 
     @property
-    def live_alternatives(self) -> bool:  # type: ignore[override]
-        return self.scale is not None
-
-    def networks(
-        self, dist: Distribution, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Sequence[tuple[Any, Array]]:
-        del args, kwargs
-        return [(self.network, _flat(dist, probabilities(dist)))]
+    def memory(self) -> Memory:
+        inputs = Network(self.network, lambda dist, args, kwargs: _flat(dist, probabilities(dist)))
+        return {**super().memory, "network": inputs}
 
     def reason_against(self, dist: Distribution) -> str | None:
         if self.relaxes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from array_api_compat import array_namespace
 
 from vi_kit.base.context import current
+from vi_kit.base.errors import Refusal
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Elementary
 from vi_kit.estimators.noise import Noise
@@ -62,17 +63,16 @@ class Rejector:
         shape = (NUM_PROBES, *like.shape)
         proposed = self.proposal(held, Noise(shape, like))
         if tuple(proposed.shape) != shape:
-            return (
-                f"has a proposal of shape {tuple(proposed.shape)} where the noise has shape {shape}"
-            )
+            got = tuple(proposed.shape)
+            return _wrong(f"has a proposal of shape {got} where the noise has shape {shape}")
         log_accept = self.log_accept(proposed, held)
         if tuple(log_accept.shape) != shape:
-            return f"has a log_accept of shape {tuple(log_accept.shape)}, not {shape}"
+            return _wrong(f"has a log_accept of shape {tuple(log_accept.shape)}, not {shape}")
         xp = array_namespace(log_accept)
         if not backend.may_hold(log_accept <= TOLERANCE):
-            return "has a log_accept above 0, or one that is not a number: no probability"
+            return _wrong("has a log_accept above 0, or one that is not a number: no probability")
         if not backend.may_hold(xp.any(log_accept > -xp.inf, axis=0)):
-            return f"accepts none of {NUM_PROBES} proposals"
+            return _wrong(f"accepts none of {NUM_PROBES} proposals")
         return None
 
     def draw(self, elements: Elementary) -> tuple[Array, Array]:
@@ -95,3 +95,8 @@ class Rejector:
         xp = array_namespace(eps)
         value, slope = backend.jvp(lambda e: self.transform(e, params), [eps], [xp.ones_like(eps)])
         return value, elements.log_prob(value) + xp.log(xp.abs(slope))
+
+
+def _wrong(reason: str) -> Refusal:
+    fix = "a Rejector whose log_accept is the log of a probability, or another estimator"
+    return Refusal(reason, fix=fix)

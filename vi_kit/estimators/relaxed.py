@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, message, whole_number
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
@@ -32,8 +33,7 @@ from vi_kit.estimators.relaxation import (
 class Biased(Estimator):
     """What the relaxations have in common: Bernoulli or one-hot elements, and a value with a gradient."""
 
-    tracked: ClassVar[bool] = False
-    pathwise: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.PATH
     relaxes: ClassVar[bool] = True
     biased: bool = field(default=False, kw_only=True)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler, shown
@@ -33,8 +34,7 @@ class Reparam(Estimator):
         Figurnov, Mohamed and Mnih 2018, Implicit Reparameterization Gradients.
     """
 
-    tracked: ClassVar[bool] = False
-    pathwise: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.PATH
     biased: bool = field(default=False, kw_only=True, repr=False)
 
     def __repr__(self) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from vi_kit.base.named import Array, Axis, Named
+from vi_kit.base.layouts import Gradient
+from vi_kit.base.named import Axis, Named
 from vi_kit.base.protocols import Distribution
 from vi_kit.base.supports import moves
 from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.baselines import Baseline, Constant, check_baseline
 from vi_kit.estimators.credit import contract_score
+from vi_kit.estimators.memory import Memory
 from vi_kit.estimators.others import asked
 
 
@@ -30,21 +32,8 @@ class WithBaseline(Estimator):
         check_baseline(type(self).__name__, self.baseline)
 
     @property
-    def parameters(self) -> Mapping[str, float]:
-        return self.baseline.parameters
-
-    def networks(
-        self, dist: Distribution, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Sequence[tuple[Any, Array]]:
-        del dist
-        return [(b.network, b.given(args, kwargs)) for b in self.baseline.networks]
-
-    def state_shape(self, plates: Sequence[int]) -> tuple[int, ...] | None:
-        return self.baseline.state_shape(plates)
-
-    @property
-    def keeps_state(self) -> bool:
-        return super().keeps_state or bool(self.baseline.networks)
+    def memory(self) -> Memory:
+        return self.baseline.memory
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         return self.baseline.unmet_need(axes)
@@ -57,7 +46,7 @@ class WithBaseline(Estimator):
 class ScoredNoise(WithBaseline):
     """What estimators have in common whose value is a function of noise that has a density with parameters."""
 
-    scores_noise: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.PART
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
         assert site.log_noise is not None
@@ -90,7 +79,7 @@ class Score(WithBaseline):
         Kool, van Hoof and Welling 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free! (RLOO).
     """
 
-    constant_value: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.NONE
     baseline: Baseline = field(default_factory=Constant)
 
     def reason_against(self, dist: Distribution) -> str | None:

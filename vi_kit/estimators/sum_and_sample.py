@@ -10,6 +10,7 @@ from array_api_compat import array_namespace
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import whole_number
+from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion, reason_against_categorical
@@ -45,16 +46,15 @@ class SumAndSample(Estimator):
         Liu et al. 2019, Rao-Blackwellized Stochastic Gradients for Discrete Distributions.
     """
 
-    tracked: ClassVar[bool] = False
-    constant_value: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.NONE
     num_summed: int
 
     def __post_init__(self) -> None:
         whole_number("SumAndSample", "num_summed", self.num_summed)
 
-    def num_worlds(self, dist: Distribution) -> int:
+    def layout(self, dist: Distribution) -> Layout:
         del dist
-        return self.num_summed + 1
+        return Worlds(self.num_summed + 1)
 
     def reason_against(self, dist: Distribution) -> str | None:
         return reason_against_categorical(dist, self.num_summed + 1)

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace, device
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, message, whole_number
+from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
@@ -52,8 +53,7 @@ class WithoutReplacement(Estimator):
         Replacement.
     """
 
-    tracked: ClassVar[bool] = False
-    constant_value: ClassVar[bool] = True
+    gradient: ClassVar[Gradient] = Gradient.NONE
     k: int
 
     def __post_init__(self) -> None:
@@ -68,9 +68,9 @@ class WithoutReplacement(Estimator):
                 )
             )
 
-    def num_worlds(self, dist: Distribution) -> int:
+    def layout(self, dist: Distribution) -> Layout:
         del dist
-        return self.k
+        return Worlds(self.k)
 
     def reason_against(self, dist: Distribution) -> str | None:
         return reason_against_categorical(dist, self.k)

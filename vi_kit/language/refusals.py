@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import message
+from vi_kit.base.layouts import Gradient
 from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Draw, session
 
@@ -26,7 +27,7 @@ def refuse_repeated(draw: Draw) -> None:
 def refuse_others(draw: Draw, what: str) -> None:
     """Refuse estimators other than `Reparam` for a draw, for the sake of `what`."""
     for name, site in draw.sites.items():
-        if site.estimator.pathwise and not site.estimator.holds_params:
+        if site.estimator.gradient is Gradient.PATH and not site.estimator.holds_params:
             continue
         fix = "another objective, such as vi.elbo()"
         if draw.details[name].dist.has_rsample:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Named
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Varied
-from vi_kit.estimators.base import estimator_of
 from vi_kit.language.programs import Draw, Program, session
 
 
@@ -30,7 +30,7 @@ def _together(draw: Draw) -> Site:
     site = sites[0]
     if len(sites) > 1:
         axes = tuple(a for a in site.axes if all(a in s.axes for s in sites))
-        site = Site(", ".join(draw.factors), site.order, axes, site.estimator)
+        site = Site(", ".join(draw.factors), site.order, axes, site.estimator, site.layout)
         run.sites.insert(run.sites.index(sites[0]), site)
     apart = [
         name
@@ -50,8 +50,7 @@ def _together(draw: Draw) -> Site:
 
 
 def _has_path(site: Site) -> bool:
-    estimator = estimator_of(site)
-    return estimator.pathwise or estimator.scores_noise or estimator.has_path
+    return site.estimator.gradient is not Gradient.NONE
 
 
 def _slopes(draw: Draw, name: str) -> dict[Site, Named]:

@@ -193,7 +193,7 @@ class NumPyroBackend:
         sites = [s for order, s in run.by_order.items() if str(order) in self.provenance[key]]
         if self.dry:
             return frozenset(sites)
-        return frozenset(s for s in sites if s.estimator.tracked or s.world is not None)
+        return frozenset(s for s in sites if s.tracked or s.world is not None)
 
     def random(self, moments: Moments, site: Site, sample: jax.Array | None) -> jax.Array:
         return start(moments, (site.order, site.label), sample)

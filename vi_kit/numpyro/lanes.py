@@ -233,7 +233,7 @@ class _Evaluation:
 
     def _held(self, part: Part, lane: Site) -> Part:
         """A value as alternatives need it: they are compared, and only those of few estimators differentiated."""
-        if lane.estimator.live_alternatives or not hasattr(part.array, "dtype"):
+        if lane.is_live or not hasattr(part.array, "dtype"):
             return part
         return Part(lax.stop_gradient(part.array), part.axes)
 

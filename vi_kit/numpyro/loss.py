@@ -40,6 +40,7 @@ from vi_kit.engine.settings import (
     with_closed_forms,
     without_jumps,
 )
+from vi_kit.estimators.memory import Learned, State
 from vi_kit.language.programs import Program
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
@@ -163,15 +164,16 @@ class Loss(CommonLoss, ELBO):
                     own = label(name, "guide", variant)
                     choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
                     estimator = choice.estimator.acting
-                    shape = estimator.state_shape(plates)
-                    if shape is not None:
-                        mutable(kept_name("baseline", own), jnp.zeros(shape))
-                    if estimator.needs_step or selection.schedule is not None:
+                    for what, kept in estimator.memory.items():
+                        key = kept_name(what, own)
+                        if isinstance(kept, State):
+                            mutable(key, jnp.zeros(kept.shape(plates)))
+                        elif isinstance(kept, Learned):
+                            param(key, jnp.asarray(kept.start, jnp.result_type(float)))
+                        else:
+                            predictions(key, kept.network, kept.inputs(dist, args, kwargs))
+                    if selection.schedule is not None:
                         mutable(STEP_KEY, jnp.zeros(()))
-                    for what, start in estimator.parameters.items():
-                        param(kept_name(what, own), jnp.asarray(start, jnp.result_type(float)))
-                    for network, inputs in estimator.networks(dist, args, kwargs):
-                        predictions(kept_name("network", own), network, inputs)
             return result
 
         return with_state
@@ -181,7 +183,7 @@ class Loss(CommonLoss, ELBO):
         step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known)
         plan = step.plan(has_state=True)[0]
         choices = plan.selection.resolved.items()
-        labels = [label for label, c in choices if c.estimator.acting.keeps_state]
+        labels = [label for label, c in choices if c.estimator.acting.memory]
         chosen = [k for k in labels if plan.selection.resolved[k].rule != "default"]
         room = "loss.with_state(guide) in place of guide, for"
         texts = [f"SVI needs {room} {', '.join(chosen)}"] * bool(chosen)

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from vi_kit.analysis.blocked import Blocked, settled
 from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import PLATE, Axis
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
@@ -717,7 +718,9 @@ def _before(run: Run, key: Any) -> frozenset[Site]:
         s
         for s in run.sites
         if s.order != own
-        and (s.estimator.tracked or s.world is not None or (dry and not s.estimator.pathwise))
+        and (
+            s.tracked or s.world is not None or (dry and s.estimator.gradient is not Gradient.PATH)
+        )
     )
 
 

@@ -66,6 +66,7 @@ from vi_kit.analysis.jumps import (
     weighted,
     with_cuts,
 )
+from vi_kit.base.demands import Demand
 from vi_kit.engine.plan import Plan
 from vi_kit.pyro.distributions import is_validation
 
@@ -77,8 +78,8 @@ def degree_probe(plan: Plan) -> DegreeProbe:
     reading = Reading()
     return DegreeProbe(
         {
-            label: reading.leaf(label, torch.zeros(()), degree)
-            for label, degree in plan.degrees.items()
+            label: reading.leaf(label, torch.zeros(()), demand)
+            for label, demand in plan.degrees.items()
         }
     )
 
@@ -166,9 +167,9 @@ class Reading(Drawing):
     leaves: list[int] = field(default_factory=list)
     sharing: dict[int, list[Traced]] = field(default_factory=dict)
 
-    def leaf(self, label: str, value: torch.Tensor, degree: int | None) -> Traced:
+    def leaf(self, label: str, value: torch.Tensor, demand: Demand | None) -> Traced:
         self.leaves.append(len(self.plain))
-        return self.traced(value, {label: start(degree)})
+        return self.traced(value, {label: start(demand)})
 
     def traced(self, value: torch.Tensor, degrees: Degrees) -> Traced:
         made = Traced(value, degrees, self, len(self.plain) if self.repeats and degrees else None)

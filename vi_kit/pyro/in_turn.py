@@ -198,7 +198,7 @@ class Turns:
         value = fitted(value, (*dist.batch_shape, *dist.event_shape))
         value = track_provenance(value, sheet.upstream)
         varies = site.world is not None or site in self.run.slots
-        value = self.backend.track(value, site) if varies or site.estimator.tracked else value
+        value = self.backend.track(value, site) if varies or site.tracked else value
         return dist.shown(value)
 
     def _note(self, sheet: Sheet, arrays: dict[str, torch.Tensor]) -> None:
@@ -240,7 +240,7 @@ class Turns:
         """All joint values of some sites at which the program was not run yet."""
         ordered = sorted(sites, key=lambda s: s.order)
         worlds = {s: s.world.size for s in ordered if s.world is not None}
-        bound = max((getattr(s.estimator, "max_worlds", MOST_RUNS) for s in worlds), default=1)
+        bound = max((s.max_worlds(otherwise=MOST_RUNS) for s in worlds), default=1)
         if math.prod(worlds.values()) > bound:
             raise Uneven(f"a statement depends on {math.prod(worlds.values())} joint values")
         missing: dict[Any, Index] = {}

@@ -11,8 +11,8 @@ from pyro.ops import provenance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vi_kit.base.layouts import is_support
 from vi_kit.costs.terms import Site
-from vi_kit.estimators.base import estimator_of
 from vi_kit.pyro.distributions import is_validation
 
 aten = torch.ops.aten
@@ -45,7 +45,7 @@ class LeakProbe(TorchDispatchMode):
     def mark(self, value: torch.Tensor, site: Site) -> torch.Tensor:
         """The value in memory of its own, from where it is followed."""
         value = value.clone()
-        if estimator_of(site).is_support:  # however it was drawn here, it depends on nothing
+        if is_support(site.layout):  # however it was drawn here, it depends on nothing
             self._sites[_memory(value)] = frozenset()
         self._add(value, frozenset({site}))
         return value

@@ -21,6 +21,7 @@ from vi_kit.base.errors import (
     ViKitError,
     message,
 )
+from vi_kit.base.layouts import is_support
 from vi_kit.base.named import Axis
 from vi_kit.engine.arguments import described
 from vi_kit.engine.loss import CommonLoss
@@ -295,7 +296,7 @@ class Loss(CommonLoss, ELBO):
             labels = [
                 label
                 for label, choice in selection.resolved.items()
-                if choice.rule == "default" and choice.estimator.is_support
+                if choice.rule == "default" and is_support(choice.layout)
             ]
             if not labels and not selection.max_values:
                 raise refused(run, reason, error) from error

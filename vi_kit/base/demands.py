@@ -1,0 +1,38 @@
+"""What an estimator asks of a cost, for which it is refused others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """No jump in the value of the site, along whose path the gradient goes."""
+
+
+@dataclass(frozen=True)
+class ContinuousBetween:
+    """No jump between the discrete values of the site."""
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """A polynomial in the elements of the site.
+
+    Attributes:
+        degree: the highest.
+        larger: an estimator for another degree, or `None` if there is none.
+    """
+
+    degree: int
+    larger: Callable[[int], Any] = lambda degree: None
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A closed form in the value of the site, or what the estimator falls back on."""
+
+
+Demand = Continuous | ContinuousBetween | Polynomial | ClosedForm
