@@ -6,14 +6,14 @@ import inspect
 import re
 from pathlib import Path
 
-from vi_kit.estimators import REGISTRY, Estimator
+from vi_kit.estimators import REGISTRY
 
 README = Path(__file__).parents[2] / "README.md"
 COLUMNS = ("Use for", "Needs", "Unbiased when", "Cost", "Variance")
 START, END = "<!-- from the docstrings of the estimators -->\n", "<!-- end -->"
 
 
-def lines_of(estimator: type[Estimator]) -> dict[str, str]:
+def lines_of(estimator: type) -> dict[str, str]:
     """The named lines of a docstring, each with what continues it, and the first reference."""
     doc = inspect.cleandoc(estimator.__doc__ or "") + "\n"
     found = {}

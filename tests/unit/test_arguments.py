@@ -11,6 +11,7 @@ import torch
 
 import vi_kit as vi
 from tests import oracles
+from vi_kit.base.demands import Polynomial
 from vi_kit.engine.arguments import described
 from vi_kit.engine.plan import Plan, Plans
 
@@ -159,7 +160,7 @@ def test_numbers_of_many_values_are_data():
         assert plans.find("key", i) is None
         plans.keep("key", i, plan)
     assert plans.find("key", 7) is plan
-    proved = Plan(None, 0, degrees={"z": 3})
+    proved = Plan(None, 0, degrees={"z": Polynomial(3)})
     plans.keep("key", 7, proved)
     assert plans.find("key", 7) is proved and plans.find("key", 8) is None
     for name in "abc":

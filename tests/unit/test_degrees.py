@@ -9,6 +9,7 @@ import pytest
 
 import vi_kit as vi
 from vi_kit.analysis.degrees import CONSTANT, Form
+from vi_kit.base.demands import Polynomial
 
 
 def degree(lib, fn, shape=(3,)):
@@ -17,7 +18,7 @@ def degree(lib, fn, shape=(3,)):
         from vi_kit.pyro.degrees import Reading, Traced
 
         reading = Reading()
-        result = fn(lib.xp, reading.leaf("z", lib.xp.ones(shape), 1))
+        result = fn(lib.xp, reading.leaf("z", lib.xp.ones(shape), Polynomial(1)))
         own = result.degrees if isinstance(result, Traced) else {}
         return {**own, **reading.leaks}.get("z", CONSTANT)
     import jax

@@ -13,12 +13,20 @@ from vi_kit.base.demands import ClosedForm, Continuous, ContinuousBetween, Polyn
 from vi_kit.base.errors import EstimatorError, Refusal, message
 from vi_kit.base.layouts import Alternatives, Closed, Gradient, Single, Worlds, is_support
 from vi_kit.base.named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
-from vi_kit.base.protocols import Distribution, Moments
+from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term, centred, label
 from vi_kit.engine.plan import Replan, Row
 from vi_kit.engine.run import Run
 from vi_kit.engine.select import Choice
-from vi_kit.estimators import Enumerate, Estimator, Expansion, MeasureValued, Reparam, Score
+from vi_kit.estimators import (
+    Analytic,
+    Enumerate,
+    Estimator,
+    Expansion,
+    MeasureValued,
+    Reparam,
+    Score,
+)
 from vi_kit.estimators.base import estimator_of
 from vi_kit.estimators.expansions import checked, other_number
 from vi_kit.language.programs import Statement
@@ -146,9 +154,7 @@ def open_site(
         why,
         run.variant,
     )
-    site = Site(
-        name, run.num_sites, axes, choice.estimator.acting, choice.layout, role, run.variant
-    )
+    site = Site(name, run.num_sites, axes, choice.acting, choice.layout, role, run.variant)
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = run.opened = site
@@ -295,7 +301,8 @@ def _moments(run: Run, site: Site, dist: Distribution) -> Array:
 
 def by_moments(run: Run, site: Site, dist: Distribution, sample: Array | None) -> Array:
     """The value of a site of which moments are carried, and where it is a sample."""
-    moments = dist.moments() or Moments("unknown", (), lambda value: value)
+    moments = Analytic().expand(dist).moments
+    assert moments is not None
     return run.backend.random(moments, site, sample)
 
 

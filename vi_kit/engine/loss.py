@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from vi_kit.base.errors import refuse_settings
+from vi_kit.engine.select import Given
 from vi_kit.engine.settings import SETTINGS, Settings
-from vi_kit.estimators import Estimator
 from vi_kit.language.words import Objective
 
 
@@ -19,7 +19,7 @@ class CommonLoss:
     def __init__(
         self,
         objective: Objective | None = None,
-        estimators: Mapping[str, Estimator] | Estimator | None = None,
+        estimators: Mapping[str, Given] | Given | None = None,
         *,
         num_samples: int = 1,
         max_plate_nesting: int | None = None,
@@ -40,7 +40,7 @@ class CommonLoss:
     def __repr__(self) -> str:
         return self.settings.describe()
 
-    def with_estimators(self, estimators: Mapping[str, Estimator] | Estimator | None) -> Self:
+    def with_estimators(self, estimators: Mapping[str, Given] | Given | None) -> Self:
         """The same loss with other estimators."""
         own = self.settings
         return type(self)(

@@ -12,7 +12,16 @@ from vi_kit.base.layouts import Layout, Single, is_support
 from vi_kit.base.named import REPLICATE, Axis
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import kept_name
-from vi_kit.estimators import Annealed, Enumerate, Estimator, MeasureValued, Reparam, Score
+from vi_kit.estimators import (
+    Analytic,
+    Annealed,
+    Enumerate,
+    Estimator,
+    MeasureValued,
+    Policy,
+    Reparam,
+    Score,
+)
 from vi_kit.estimators.baselines import Constant, LeaveOneOut, MovingAverage
 
 UNCONSTRAINED = "_unconstrained"
@@ -23,6 +32,10 @@ DEFAULT_MAX_WORLDS = 64
 
 MAX_VALUES_IN_TURN = 16
 """How many values such a site may have where each takes a run of the program."""
+
+
+Given = Estimator | Policy
+"""What a user gives for the sites of a pattern."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,16 @@ class Choice:
     layout: Layout = field(default_factory=Single)
     """Of the value of the site."""
 
+    @property
+    def acting(self) -> Estimator:
+        """What draws the values of the site and contracts its terms: itself, or one that it falls back on."""
+        fallback = self.estimator.fallback if isinstance(self.estimator, Analytic) else None
+        return self.estimator if fallback is None else fallback
+
+
+def as_chosen(estimator: Estimator) -> Estimator:
+    return estimator
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -47,24 +70,24 @@ class Selection:
         resolved: choices already made, by site label. They stand while a site has a distribution of the same kind.
         kept: names of what is kept from step to step, `None` where anything can be. The default rule asks for nothing
             else.
-        second_rules: whether estimators that have a second rule use that.
+        adapted: what stands for an estimator, once it is chosen.
         max_values: of a site that the default rule enumerates; 0 for none that was not met before.
         sampled: sites to which the default rule must give single draws, and why.
         seen: names of the sites of all programs so far, which patterns may be for.
         jumps: sites which the default rule must not reparameterise, and why.
     """
 
-    patterns: tuple[tuple[str, Estimator], ...] = ()
+    patterns: tuple[tuple[str, Given], ...] = ()
     sampled: Mapping[str, str] = field(default_factory=dict)
     jumps: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
     kept: frozenset[str] | None = None
     max_values: int = DEFAULT_MAX_WORLDS
-    second_rules: bool = False
+    adapted: Callable[[Estimator], Estimator] = as_chosen
     seen: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
-    def of(cls, estimators: Mapping[str, Estimator] | Estimator | None) -> Selection:
+    def of(cls, estimators: Mapping[str, Given] | Given | None) -> Selection:
         """From what a user gives to `Loss`; one estimator alone stands for every site.
 
         Raises:
@@ -72,10 +95,10 @@ class Selection:
         """
         if estimators is None:
             return cls()
-        if isinstance(estimators, Estimator):
+        if isinstance(estimators, Estimator | Policy):
             estimators = {"*": estimators}
         for pattern, estimator in estimators.items():
-            if not isinstance(estimator, Estimator):
+            if not isinstance(estimator, Estimator | Policy):
                 name = getattr(estimator, "__name__", repr(estimator))
                 raise EstimatorError(
                     message(
@@ -126,17 +149,15 @@ class Selection:
             axes: its plates and replicate axes.
             infer: its annotations.
             not_enumerated: why the default rule must not enumerate the site, if so.
-            variant: which of `Estimator.variants`.
+            variant: which of `Policy.variants`.
         """
         kind = (dist.name, dist.event_shape, dist.has_rsample, dist.has_partial_rsample)
         if label in self.resolved and self.resolved[label].kind == kind:
             return self.resolved[label]
-        choice = self._choose(name, label, dist, axes, infer, not_enumerated)
+        choice = self._choose(name, label, dist, axes, infer, not_enumerated, variant)
         choice = replace(choice, kind=kind)
-        choice = replace(choice, estimator=choice.estimator.variants[variant])
-        if self.second_rules:
-            choice = replace(choice, estimator=choice.estimator.second_rule())
-        return replace(choice, layout=choice.estimator.acting.layout(dist))
+        choice = replace(choice, estimator=self.adapted(choice.estimator))
+        return replace(choice, layout=choice.acting.layout(dist))
 
     def _choose(
         self,
@@ -146,12 +167,14 @@ class Selection:
         axes: Sequence[Axis],
         infer: Mapping[str, Any],
         not_enumerated: str,
+        variant: int,
     ) -> Choice:
         if dist.name == "Delta":
             return Choice(Reparam(), "default", "a Delta is a differentiable value")
         names = (name, name.removesuffix(UNCONSTRAINED)) if infer.get("is_auxiliary") else (name,)
-        for pattern, estimator in self.patterns:
+        for pattern, given in self.patterns:
             if any(fnmatchcase(n, pattern) for n in names):
+                estimator = given.variants[variant] if isinstance(given, Policy) else given
                 return Choice(estimator, f"pattern {pattern!r}", "you said so")
         if "estimator" in infer:
             if isinstance(infer["estimator"], Annealed):

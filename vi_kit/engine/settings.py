@@ -19,8 +19,8 @@ from vi_kit.costs.terms import is_tracked
 from vi_kit.engine.backend import Backend
 from vi_kit.engine.plan import Findings, Plan
 from vi_kit.engine.run import Run, running
-from vi_kit.engine.select import DEFAULT_MAX_WORLDS, Selection
-from vi_kit.estimators import Estimator, Reparam
+from vi_kit.engine.select import DEFAULT_MAX_WORLDS, Given, Selection
+from vi_kit.estimators import Reparam
 from vi_kit.language.programs import Program
 from vi_kit.language.words import Objective, iid
 from vi_kit.objectives import elbo
@@ -62,7 +62,7 @@ class Settings:
     """
 
     objective: Objective
-    estimators: Mapping[str, Estimator] | Estimator | None
+    estimators: Mapping[str, Given] | Given | None
     num_samples: int
     max_plate_nesting: int | None
     vectorize: bool | None
@@ -72,7 +72,7 @@ class Settings:
     def of(
         cls,
         objective: Objective | None,
-        estimators: Mapping[str, Estimator] | Estimator | None,
+        estimators: Mapping[str, Given] | Given | None,
         num_samples: int,
         max_plate_nesting: int | None,
         vectorize: bool | None,
@@ -268,7 +268,7 @@ def make_plan(
         pathwise=frozenset(findings.pathwise),
         apart=frozenset(findings.apart),
         met=tuple(findings.met),
-        tracked=any(is_tracked(c.estimator.acting, c.layout) for c in resolved.values())
+        tracked=any(is_tracked(c.acting, c.layout) for c in resolved.values())
         or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
         entangled=findings.entangled,
         leaves=findings.leaves,
@@ -304,7 +304,6 @@ def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
     Raises:
         AnalyticError: a term has none, and a site on which it depends no fallback.
     """
-    estimators = {label: plan.selection.resolved[label].estimator for label in plan.analytic}
     refused, rows = [], []
     for (_, what), blocked in found.items():
         if blocked is None:
@@ -315,7 +314,9 @@ def with_closed_forms(plan: Plan, found: Mapping[Any, Blocked | None]) -> Plan:
             has_path = all(plan.selection.resolved[label].kind[2] for label in labels)
             other = "Reparam" if has_path else "Score"
             refused.append(replace(blocked, term=what, other=other))
-        used = ", ".join(f"{estimators[label].acting!r} for {label!r}" for label in labels)
+        used = ", ".join(
+            f"{plan.selection.resolved[label].acting!r} for {label!r}" for label in labels
+        )
         rows.append(f"{what}: {used}, because of {blocked}")
     if refused:
         raise analytic_error(refused)

@@ -2,7 +2,7 @@
 
 from vi_kit.estimators.analytic import Analytic
 from vi_kit.estimators.annealed import Annealed
-from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.base import Estimator, Expansion, Policy
 from vi_kit.estimators.disarm import DisARM
 from vi_kit.estimators.doubly_reparam import DoublyReparam
 from vi_kit.estimators.enumerate import Enumerate
@@ -19,7 +19,7 @@ from vi_kit.estimators.score import Score
 from vi_kit.estimators.sum_and_sample import SumAndSample
 from vi_kit.estimators.without_replacement import WithoutReplacement
 
-REGISTRY: tuple[type[Estimator], ...] = (
+REGISTRY: tuple[type[Estimator | Policy], ...] = (
     Reparam,
     DoublyReparam,
     MixtureReparam,
@@ -52,6 +52,7 @@ __all__ = [
     "GeneralizedReparam",
     "MeasureValued",
     "MixtureReparam",
+    "Policy",
     "Quadrature",
     "Rebar",
     "RejectionReparam",

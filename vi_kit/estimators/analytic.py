@@ -9,9 +9,11 @@ from typing import ClassVar
 from vi_kit.base.demands import ClosedForm, Demand
 from vi_kit.base.errors import EstimatorError, message
 from vi_kit.base.layouts import Closed, Gradient, Layout
-from vi_kit.base.protocols import Distribution
+from vi_kit.base.protocols import Distribution, Moments
 from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
+
+UNKNOWN = Moments("unknown", (), lambda value: value)
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,10 +80,6 @@ class Analytic(Estimator):
     def __repr__(self) -> str:
         return "Analytic()" if self.fallback is None else f"Analytic(fallback={self.fallback!r})"
 
-    @property
-    def acting(self) -> Estimator:
-        return self if self.fallback is None else self.fallback
-
     def demand(self, dist: Distribution) -> Demand:
         del dist
         return ClosedForm()
@@ -98,7 +96,7 @@ class Analytic(Estimator):
         return None
 
     def expand(self, dist: Distribution) -> Expansion:
-        raise NotImplementedError("the values of its sites are moments")
+        return Expansion(None, moments=dist.moments() or UNKNOWN)
 
     def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
         del site

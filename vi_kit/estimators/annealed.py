@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vi_kit.base.errors import EstimatorError, message
-from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term
-from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.base import Estimator, Policy
 
 
 @dataclass(frozen=True)
-class Annealed(Estimator):
+class Annealed(Policy):
     r"""The gradient $w_t g_1 + (1 - w_t) g_2$ of two estimators, with a weight that depends on the number of steps.
 
     Both are of the same expectation, so that the mean of the mixture is its gradient whatever the weight; what changes
@@ -49,10 +47,7 @@ class Annealed(Estimator):
     schedule: Callable[[Any], Any]
 
     def __post_init__(self) -> None:
-        plain = all(
-            isinstance(e, Estimator) and not isinstance(e, Annealed)
-            for e in (self.first, self.second)
-        )
+        plain = isinstance(self.first, Estimator) and isinstance(self.second, Estimator)
         if not plain or not callable(self.schedule):
             raise EstimatorError(
                 message(
@@ -66,12 +61,3 @@ class Annealed(Estimator):
     @property
     def variants(self) -> tuple[Estimator, Estimator]:
         return self.first, self.second
-
-    def reason_against(self, dist: Distribution) -> str | None:
-        return self.first.reason_against(dist) or self.second.reason_against(dist)
-
-    def expand(self, dist: Distribution) -> Expansion:
-        raise NotImplementedError("its two estimators make the values")
-
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        raise NotImplementedError("its two estimators act on the terms")

@@ -11,7 +11,7 @@ from vi_kit.base.context import current
 from vi_kit.base.demands import Continuous, Demand
 from vi_kit.base.layouts import Gradient, Layout, Single
 from vi_kit.base.named import Array, Axis, Named
-from vi_kit.base.protocols import Distribution
+from vi_kit.base.protocols import Distribution, Moments
 from vi_kit.costs.terms import CostContext, Site, Term
 from vi_kit.estimators.memory import Memory
 
@@ -22,7 +22,7 @@ class Expansion:
 
     Attributes:
         value: drawn value, shape `(*batch, *event)`; for worlds, all their values, with one more dim in
-            front, and ones for the batch dims where it is the support.
+            front, and ones for the batch dims where it is the support; `None` where moments stand for it.
         is_worlds: whether `value` has several worlds in front.
         weights: of the worlds, shape `(num_worlds, *batch)`, where they are not the probabilities of the
             values: what the expectation weights them with, and its gradient.
@@ -35,6 +35,7 @@ class Expansion:
         has_path: whether `value` has a gradient, through a map with parameters that its elements go through.
         log_noise: log density of the noise from which `value` was made, shape `(*batch)`, with a gradient by the
             parameters but none through the noise (nats).
+        moments: in the place of a value.
     """
 
     value: Array
@@ -46,6 +47,7 @@ class Expansion:
     control: Array | None = None
     has_path: bool = False
     log_noise: Array | None = None
+    moments: Moments | None = None
 
 
 def lacks_sampler(dist: Distribution) -> str | None:
@@ -104,16 +106,6 @@ class Estimator(ABC):
         del dist
         return Single()
 
-    @property
-    def variants(self) -> tuple[Estimator, Estimator]:
-        """Itself twice, or two others, of whose estimates of the objective a mixture is taken."""
-        return self, self
-
-    @property
-    def acting(self) -> Estimator:
-        """What draws the values of its sites and contracts their terms: itself, or one that it falls back on."""
-        return self
-
     def demand(self, dist: Distribution) -> Demand | None:
         """What it asks of the cost; `None` if it may be given any."""
         del dist
@@ -123,10 +115,6 @@ class Estimator(ABC):
         """A value of the site whose elements have `zero` added, to find by it the degrees of terms, or jumps. For
         estimators that ask for a `Polynomial`, or for what is `ContinuousBetween`."""
         raise NotImplementedError
-
-    def second_rule(self) -> Estimator:
-        """Itself, or for a biased rule another one to compare it with."""
-        return self
 
     @abstractmethod
     def reason_against(self, dist: Distribution) -> str | None:
@@ -153,6 +141,15 @@ class Estimator(ABC):
         """Why the estimator cannot work on a site with these plates and replicate axes."""
         del axes
         return None
+
+
+class Policy(ABC):
+    """What is given in the place of an estimator, and chooses between two."""
+
+    @property
+    @abstractmethod
+    def variants(self) -> tuple[Estimator, Estimator]:
+        """Those of whose estimates of the objective a mixture is taken."""
 
 
 def estimator_of(site: Site) -> Estimator:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from vi_kit.estimators.base import Estimator
+from vi_kit.estimators.quadrature import Quadrature
+
 
 def quadrature_error(loss: Any, *args: Any, **kwargs: Any) -> float:
     """An estimate of the error that `Quadrature` makes in the value of a loss (nats): how far it is from the same loss
@@ -25,6 +28,10 @@ def quadrature_error(loss: Any, *args: Any, **kwargs: Any) -> float:
         max_plate_nesting=settings.max_plate_nesting,
         vectorize=settings.vectorize,
     )
-    selection = replace(settings.selection, second_rules=True)
+    selection = replace(settings.selection, adapted=_second_rule)
     second.settings = replace(settings, selection=selection)
     return abs(float(loss.loss(*args, **kwargs)) - float(second.loss(*args, **kwargs)))
+
+
+def _second_rule(estimator: Estimator) -> Estimator:
+    return estimator.second_rule() if isinstance(estimator, Quadrature) else estimator

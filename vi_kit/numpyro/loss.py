@@ -163,7 +163,7 @@ class Loss(CommonLoss, ELBO):
                 for variant in range(1 + (selection.schedule is not None)):
                     own = label(name, "guide", variant)
                     choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
-                    estimator = choice.estimator.acting
+                    estimator = choice.acting
                     for what, kept in estimator.memory.items():
                         key = kept_name(what, own)
                         if isinstance(kept, State):
@@ -183,7 +183,7 @@ class Loss(CommonLoss, ELBO):
         step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known)
         plan = step.plan(has_state=True)[0]
         choices = plan.selection.resolved.items()
-        labels = [label for label, c in choices if c.estimator.acting.memory]
+        labels = [label for label, c in choices if c.acting.memory]
         chosen = [k for k in labels if plan.selection.resolved[k].rule != "default"]
         room = "loss.with_state(guide) in place of guide, for"
         texts = [f"SVI needs {room} {', '.join(chosen)}"] * bool(chosen)
