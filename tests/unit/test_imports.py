@@ -76,7 +76,8 @@ def all_subclasses(base):
 def test_every_shipped_estimator_is_registered():
     shipped = {
         c
-        for c in all_subclasses(vi.Estimator)
+        for base in (vi.Estimator, estimators.Policy)
+        for c in all_subclasses(base)
         if c.__module__.startswith("vi_kit.") and not inspect.isabstract(c)
     }
     assert shipped == set(estimators.REGISTRY)

@@ -249,7 +249,7 @@ class PyroBackend:
         self.tracking = run.plan.tracked and not run.plan.entangled
         self.untraceable = run.plan.provenance or frozenset()
         mode = _Leaks(self) if self.tracking else nullcontext()
-        first = run.plan.analytic and self.tracking
+        first = run.plan.analytic and (self.tracking or self.reader is not None)
         moments = CarriedMoments() if first else nullcontext()
         reader = self.reader.modes() if self.reader is not None else nullcontext()
         with _Outermost(self), reader, mode, moments, self.probe or nullcontext():
