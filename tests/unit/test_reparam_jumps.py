@@ -133,6 +133,30 @@ def masked(lib, z):
     return where(lib, mask, z, 0.0 * z).sum()
 
 
+def while_loop(lib, goes_on, turn, state):
+    """In torch a loop of which no more is seen than that one way is taken."""
+    import jax
+
+    return jax.lax.while_loop(goes_on, turn, state)
+
+
+def root(lib, z):
+    """By Newton's method, until it is near enough; its derivative is that of the last step."""
+    if lib.name == "pyro":
+        return z[0]
+
+    def step(x):
+        return (x + lib.xp.exp(z[0]) / x) / 2.0
+
+    x, _ = while_loop(
+        lib,
+        lambda state: abs(state[1] - state[0]) > 1e-4,
+        lambda state: (step(state[0]), state[0]),
+        (1.0 + 0.0 * z[0], 9.0 + 0.0 * z[0]),
+    )
+    return x
+
+
 KINKS = {
     "relu": lambda lib, z: fn(lib, "relu")(z).sum(),
     "leaky_relu": lambda lib, z: fn(lib, "leaky_relu")(z).sum(),
@@ -169,6 +193,8 @@ KINKS = {
     "solution": lambda lib, z: lib.xp.linalg.solve(gram(lib, z), z[:, None]).sum(),
     "stable": stable,
     "unit_vector": lambda lib, z: (z / lib.xp.sqrt((z**2).sum()))[0],
+    "tent": lambda lib, z: where(lib, abs(z[0] - 0.9) < 0.1, 0.1 - abs(z[0] - 0.9), 0.0 * z[0]),
+    "root": root,
 }
 
 
@@ -216,6 +242,39 @@ def changed(lib, z):
     return y.sum()
 
 
+def inside(lib, z):
+    """By a branch in torch."""
+    if lib.name == "numpyro":
+        return where(lib, abs(z[0] - 0.9) < 0.1, 1.5, -0.5)
+    return z[1] + 1.5 if abs(z[0] - 0.9) < 0.1 else z[1]
+
+
+def stairs(step):
+    def location(lib, z):
+        if lib.name == "pyro":
+            return step * lib.xp.floor(z[0] / step)
+        return while_loop(lib, lambda x: x < z[0], lambda x: x + step, lib.array(-1.0))
+
+    return location
+
+
+def counted(lib, z):
+    if lib.name == "pyro":
+        return stairs(0.5)(lib, z)
+    import jax
+
+    turns = as_int(lib, lib.xp.clip(2.0 * z[0], 0.0, 5.0))
+    return jax.lax.fori_loop(0, turns, lambda i, x: x + 1.0, lib.array(0.0))
+
+
+def mapped_stairs(lib, z):
+    if lib.name == "pyro":
+        return stairs(0.5)(lib, z)
+    import jax
+
+    return jax.vmap(lambda x: stairs(0.5)(lib, x[None]))(z).sum()
+
+
 JUMPS = {
     "where": lambda lib, z: where(lib, z[0] > 0.0, 1.5, -0.5),
     "where_by_elements": lambda lib, z: where(lib, z > 0.0, z + 1.0, z).sum(),
@@ -247,6 +306,16 @@ JUMPS = {
         lib.xp.linalg.solve(hankel(lib, z), lib.array([[1.0], [0.3]]))
     ).sum(),
     "tangent": lambda lib, z: lib.xp.arctan(lib.xp.tan(z[0])),
+    "ball": lambda lib, z: where(lib, (z[0] - 0.9) ** 2 < 0.05, 3.0, 0.0),
+    "window": lambda lib, z: where(lib, abs(z[0] - 0.9) < 0.15, 3.0, 0.0),
+    "narrow": lambda lib, z: where(lib, abs(z[0] - 0.3) < 0.02, 30.0, 0.0),
+    "windows": lambda lib, z: where(lib, abs(z - lib.array([0.9, 0.3, -1.2])) < 0.02, z, 1.0).sum(),
+    "sign_of_window": lambda lib, z: lib.xp.sign(abs(z[0] - 0.9) - 0.02),
+    "branch_of_window": inside,
+    "stairs": stairs(0.5),
+    "small_stairs": stairs(0.005),
+    "counted": counted,
+    "mapped_stairs": mapped_stairs,
 }
 
 

@@ -113,6 +113,14 @@ SIDES: Mapping[str, Callable[..., Any]] = {
 }
 """Other operations that jump between values of their operands, and what changes there."""
 
+GAPS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(
+        "lt le gt ge less less_equal greater greater_equal".split(), lambda x, y: x - y
+    ),
+    **dict.fromkeys(("sign", "sgn"), lambda x: x),
+}
+"""Comparisons, by any library's name, and what changes its sign where their result does."""
+
 TESTS = frozenset(("is_finite",))
 """Operations whose truth value is about rounding and overflow."""
 

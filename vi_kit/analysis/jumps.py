@@ -5,7 +5,9 @@ Which operations take steps, and which terms they reach, is read off the program
 all of them. Whether a term jumps there is tested: all sites move on a line through a draw of theirs; where a result
 changes, bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the absolute
 value, a Huber loss or `where` with branches that meet. Of a division it is looked at where its denominator stops
-shrinking: if it is zero there, the two sides may be far apart. Parameters are moved a little, so that branches do not
+shrinking: if it is zero there, the two sides may be far apart. A comparison of which no change is seen may have another
+result in a narrow window: it is looked at where its sides come near to each other. Of a loop the turns are counted; it
+may go on until something is small. Parameters are moved a little, so that branches do not
 meet by the values that they start from.
 
 A value that the program reads, as a Python number or an array of NumPy, may reach a term without the operations that
@@ -34,6 +36,12 @@ NUM_DRAWS = 6
 
 PLACES = (0.0, 1.0, -1.0, 2.5, -2.0, 6.0, -5.0, 20.0, -20.0)
 """Where on the way a program is evaluated, in steps as far as draws are apart."""
+
+GRID = tuple(np.linspace(-5.0, 6.0, 67).tolist())
+"""Where on the way it is looked for narrow windows of a comparison of which no change was seen."""
+
+MAX_HALVINGS = 25
+"""How closely it is looked where the sides of a comparison come near to each other."""
 
 Aside = tuple[float, ...]
 
@@ -72,7 +80,8 @@ POLE_WIDTH = 1e-9
 zero by a smaller number is zero."""
 
 LOOPS = frozenset(("while",))
-"""Operations that go on until something is small enough."""
+"""Operations that may go on until something is small enough: their results are turns, after each of which a term may
+be off by its share of what is small."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +93,13 @@ class Snapshot:
             denominator grows.
         terms: of each term, its elements.
         is_elsewhere: whether the program would have taken another way than the one that was followed.
+        gaps: of comparisons, by how much their sides differ.
     """
 
     results: Mapping[Cut, np.ndarray | None]
     terms: Sequence[np.ndarray]
     is_elsewhere: bool = False
+    gaps: Mapping[Cut, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -236,6 +247,8 @@ def find_jumps(
             verdict = verdict if new is None else new
             if verdict:
                 break
+        if verdict is None and cut.name in LOOPS and not way.is_calm(cut):
+            verdict = list(terms[cut])
         for label in labels[cut]:
             if verdict is None and not way.is_calm(cut):
                 assumed.setdefault(label, {})[str(cut)] = None
@@ -375,9 +388,10 @@ class _Way:
 
     def is_calm(self, cut: Cut) -> bool:
         """Whether an operation of which no change was seen is one that need not have any."""
-        if cut.name in POLES or cut.name in SIDES:
-            return self.snapshot(0.0).results.get(cut) is not None
-        return cut.name in EQUALITIES
+        is_known = self.snapshot(0.0).results.get(cut) is not None
+        if cut.name in LOOPS:
+            return is_known and not any(self.changes(cut))
+        return cut.name in EQUALITIES or (is_known and (cut.name in POLES or cut.name in SIDES))
 
     def jumping(self, cut: Cut, terms: Sequence[int]) -> list[int] | None:
         """Which terms jump where the result of an operation changes; `None` if that was not seen."""
@@ -402,10 +416,58 @@ class _Way:
                 count += 1
             if count == MAX_CHANGES:
                 return
+        if not (count or cut.name in POLES or cut.name in SIDES or cut.name in EQUALITIES):
+            yield from filter(None, (self.window(cut, *near) for near in self.near.get(cut, ())))
+
+    @functools.cached_property
+    def near(self) -> Mapping[Cut, Sequence[tuple[float, float, int]]]:
+        """Where operations change between places of the grid, or an element of a comparison may do so."""
+        found: dict[Cut, list[tuple[float, float, float, int]]] = {}
+        before, here = map(self.at, GRID[:2])
+        for left, place, right in zip(GRID, GRID[1:], GRID[2:], strict=False):
+            after = self.at(right)
+            for cut, result in here.results.items():
+                if result is not None and not _same(before, here, cut):
+                    found.setdefault(cut, []).append((-1.0, left, place, 0))
+            for cut in here.gaps:
+                gaps = [np.abs(one.gaps[cut]) for one in (before, here, after)]
+                if len({gap.shape for gap in gaps}) > 1 or not gaps[1].size:
+                    continue
+                with np.errstate(invalid="ignore"):
+                    bend = np.maximum(gaps[0], gaps[2]) - gaps[1]
+                    is_near = (gaps[1] <= np.minimum(gaps[0], gaps[2])) & (gaps[1] <= 2.0 * bend)
+                nearest = int(np.argmin(np.where(is_near, gaps[1], np.inf)))
+                if is_near[nearest] and bend[nearest] > 0.0:
+                    found.setdefault(cut, []).append((gaps[1][nearest], left, right, nearest))
+            before, here = here, after
+        return {cut: [near[1:] for near in sorted(of)[:MAX_CHANGES]] for cut, of in found.items()}
+
+    def window(self, cut: Cut, low: float, high: float, element: int) -> tuple[float, float] | None:
+        """A stretch from a place to the nearest one where the operation has another result, by golden sections to
+        where the sides of one of its elements are nearest."""
+        start, end = self.at(low), self.at(high)
+        if not _same(start, end, cut):
+            return low, high
+        origin, ratio, known = low, (math.sqrt(5.0) - 1.0) / 2.0, dict[float, float]()
+        for _ in range(MAX_HALVINGS):
+            inner = [high - ratio * (high - low), low + ratio * (high - low)]
+            for place in inner:
+                if place in known:
+                    continue
+                made = self.at(place)
+                if not _same(start, made, cut):
+                    return origin, place
+                known[place] = abs(float(made.gaps[cut][element]))
+            if known[inner[0]] < known[inner[1]]:
+                high = inner[1]
+            else:
+                low = inner[0]
+        return None
 
     def compared(self, cut: Cut, low: float, high: float, terms: Sequence[int]) -> list[int] | None:
         """Bisect to a change; which terms jump there, `None` if they cannot be compared."""
         below, above, calm = self.snapshot(low), self.snapshot(high), 0
+        turns = _turns(below, above, cut) if cut.name in LOOPS else 0.0
         kinds = {below.terms[i].dtype for i in terms if below.terms[i].dtype.kind == "f"}
         # nearer than this, one operation may have two results in one compiled program
         width = 64.0 * max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
@@ -445,7 +507,7 @@ class _Way:
             if cut not in self.branches:
                 sides.append((above, self.at(high + step)))
         noise = [(a, b) for a, b in sides if _same(a, b, cut)]
-        return _apart(below, above, terms, noise, loose=cut.name in LOOPS)
+        return _apart(below, above, terms, noise, 1e-2 / turns if turns else 0.0)
 
 
 def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
@@ -454,12 +516,19 @@ def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
 
 
+def _turns(one: Snapshot, other: Snapshot, cut: Cut) -> float:
+    """By how much the turns of a loop differ."""
+    a, b = one.results[cut], other.results[cut]
+    assert a is not None and b is not None
+    return float(np.abs(a.astype(float) - b).max())
+
+
 def _apart(
     one: Snapshot,
     other: Snapshot,
     terms: Sequence[int],
     noise: Sequence[tuple[Snapshot, Snapshot]] = (),
-    loose: bool = False,
+    loose: float = 0.0,
 ) -> list[int] | None:
     """Which terms have an element that differs by more than rounding and slopes explain; `None` if none can be
     compared."""
@@ -469,8 +538,8 @@ def _apart(
             return [i]
         gap, scale = _gap(one.terms[i], other.terms[i])
         comparable = comparable or bool(np.isfinite(gap).any())
-        least = 1e-2 if loose else 1e-5 if one.terms[i].dtype == np.float32 else 1e-7
-        bound = least * scale
+        strict = 1e-5 if one.terms[i].dtype == np.float32 else 1e-7
+        bound = max(strict, loose) * scale
         for a, b in noise:
             if a.terms[i].shape == one.terms[i].shape == b.terms[i].shape:
                 bound = np.fmax(bound, 5.0 * _gap(a.terms[i], b.terms[i])[0])

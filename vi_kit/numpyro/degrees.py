@@ -13,13 +13,14 @@ import numpy as np
 import numpyro.distributions
 from jax import lax
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from numpyro.distributions import Independent, TransformedDistribution, biject_to
 from numpyro.distributions.constraints import real
 from numpyro.util import not_jax_tracer
 
 import vi_kit
 from vi_kit.analysis.degrees import (
+    GAPS,
     INVERSES,
     JUMPS,
     POLES,
@@ -438,10 +439,13 @@ def find_jumps_in(
         base, moved = ([*t, *jax.tree.leaves(inputs)] for t in (origin, place))
         for i in range(len(labels), len(base)):
             moved[i] = base[i]
-        results: dict[Cut, list[Any]] = {}
-        evaluation = Evaluation(reading.cuts, results, along(way), reading.around)
+        evaluation = Evaluation(reading.cuts, along(way), reading.around)
         _, terms = evaluation.of(closed.jaxpr, consts, base, moved)
-        return {(c.where, c.name, c.key): arrays for c, arrays in results.items()}, terms
+        results, gaps = (
+            {(c.where, c.name, c.key): arrays for c, arrays in of.items()}
+            for of in (evaluation.results, evaluation.gaps)
+        )
+        return results, gaps, terms
 
     def along(way: Any) -> dict[Inside, tuple[int, Any]]:
         pairs = zip(reading.choices.items(), way, strict=True)
@@ -451,14 +455,14 @@ def find_jumps_in(
     def evaluated(place: Any, *given: Any) -> Any:
         if not any(cut.name in POLES for cut in reading.cuts.values()):
             return run(place, *given)
-        (results, terms), (slopes, _) = jax.jvp(
+        (results, gaps, terms), (slopes, *_) = jax.jvp(
             lambda t: run(t, *given), (place,), (jnp.zeros_like(place).at[:, 0].set(1.0),)
         )
         for key in results:
             if key[1] in POLES:
                 pairs = zip(results[key], slopes[key], strict=True)
                 results[key] = [jnp.sign(x) * jnp.sign(slope) for x, slope in pairs]
-        return results, terms
+        return results, gaps, terms
 
     unknown = {cut: None for cut in reading.cuts.values()}
 
@@ -474,12 +478,15 @@ def find_jumps_in(
             with jax.ensure_compile_time_eval():
                 moved = places(place, aside=aside)
                 made = evaluated(moved, places(0.0), indices, consts, list(inputs))
-            results, terms = jax.tree.map(np.asarray, made)
-            found = {
-                Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
-                for key, arrays in results.items()
-            }
-            return Snapshot({**unknown, **found}, terms)
+            results, gaps, terms = jax.tree.map(np.asarray, made)
+            found, gaps = (
+                {
+                    Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
+                    for key, arrays in of.items()
+                }
+                for of in (results, gaps)
+            )
+            return Snapshot({**unknown, **found}, terms, gaps=gaps)
 
         def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
             """By JAX, and by evaluations of the program that see the same held values."""
@@ -501,14 +508,14 @@ def find_jumps_in(
 
     @jax.jit
     def terms_at(place: Any, origin: Any, *given: Any) -> Any:
-        return run(place, origin, *given)[1]
+        return run(place, origin, *given)[-1]
 
     @jax.jit
     def derivatives(place: Any, way: Any, consts: Any, inputs: Any) -> Any:
         def sums(place: Any) -> Any:
             arguments = [*place, *jax.tree.leaves(inputs)]
             around = reading.around if way else ()
-            evaluation = Evaluation({}, {}, along(way) if way else None, around)
+            evaluation = Evaluation({}, along(way) if way else None, around)
             terms, _ = evaluation.of(closed.jaxpr, consts, arguments, arguments)
             return jnp.stack(weighted(terms, jnp.asarray))
 
@@ -576,20 +583,23 @@ class Evaluation:
 
     Args:
         cuts: the equations that take steps, by their identity.
-        results: takes up their results.
         way: which operand of each of `Reading.choices` chooses, and what; below zero, what the program does.
         around: `Reading.around`.
+
+    Attributes:
+        results: of these equations.
+        gaps: of those that compare, by how much their sides differ.
     """
 
     def __init__(
         self,
         cuts: Mapping[int, Cut],
-        results: dict[Cut, list[Any]],
         way: Mapping[Inside, tuple[int, Any]] | None = None,
         around: Collection[Inside] = (),
     ):
         self.cuts = cuts
-        self.results = results
+        self.results: dict[Cut, list[Any]] = {}
+        self.gaps: dict[Cut, list[Any]] = {}
         self.way = way or {}
         self.around = around
         self._path: Inside = ()
@@ -658,9 +668,13 @@ class Evaluation:
             return self.of(body, (), base, moved)
         results = bound(equation, base), bound(equation, moved)
         cut = self.cuts.get(id(equation))
-        if cut is not None and name != "while":
+        if cut is not None:
             made = results[1]
-            if name == "rem":
+            if name in GAPS:
+                self.gaps.setdefault(cut, []).append(GAPS[name](*moved))
+            if name == "while":
+                made = [turns(params, moved)]
+            elif name == "rem":
                 made = [jnp.trunc(moved[0] / moved[1])]
             elif name in POLES:
                 made = [moved[POLES[name]]]
@@ -696,19 +710,24 @@ class Evaluation:
     ) -> tuple[Sequence[Any], Sequence[Any]]:
         consts, carries = params["num_consts"], params["num_carry"]
         closed, first_x = params["jaxpr"], params["num_consts"] + params["num_carry"]
-        cuts: list[tuple[Cut, int]] = []
+        cuts: list[tuple[Cut, bool, int]] = []
         path = self._path
 
         def body(carry: Any, xs: Any) -> Any:
-            inner = Evaluation(self.cuts, {}, self.way, self.around)
+            inner = Evaluation(self.cuts, self.way, self.around)
             inner._path = path
             given = [
                 (*fixed[:consts], *c, *x)
                 for fixed, c, x in zip((base, moved), carry, xs, strict=True)
             ]
             outputs = inner.of(closed.jaxpr, closed.consts, *given)
-            cuts[:] = [(cut, len(arrays)) for cut, arrays in inner.results.items()]
-            ys = [o[carries:] for o in outputs], [x for a in inner.results.values() for x in a]
+            noted = [
+                (cut, is_gap, arrays)
+                for is_gap, of in enumerate((inner.results, inner.gaps))
+                for cut, arrays in of.items()
+            ]
+            cuts[:] = [(cut, bool(is_gap), len(arrays)) for cut, is_gap, arrays in noted]
+            ys = [o[carries:] for o in outputs], [x for *_, arrays in noted for x in arrays]
             return [o[:carries] for o in outputs], ys
 
         start, xs = (
@@ -717,9 +736,30 @@ class Evaluation:
         )
         ends, (ys, arrays) = lax.scan(body, start, xs, params["length"], params["reverse"])
         remaining = iter(arrays)
-        for cut, number in cuts:
-            self.results.setdefault(cut, []).extend(next(remaining) for _ in range(number))
+        for cut, is_gap, number in cuts:
+            of = self.gaps if is_gap else self.results
+            of.setdefault(cut, []).extend(next(remaining) for _ in range(number))
         return [*ends[0], *ys[0]], [*ends[1], *ys[1]]
+
+
+def turns(params: Mapping[str, Any], operands: Sequence[Any]) -> Any:
+    """How many turns a loop takes; of one that is mapped, for each element."""
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    cond, body = params["cond_jaxpr"], jaxpr_as_fun(params["body_jaxpr"])
+    (last,) = cond.jaxpr.outvars
+    parts = [e for e in cond.jaxpr.eqns if last in e.outvars and e.primitive.name == "reduce_or"]
+    each = cond.replace(jaxpr=cond.jaxpr.replace(outvars=parts[0].invars)) if parts else cond
+
+    def goes_on(carry: Any) -> Any:
+        return jaxpr_as_fun(each)(*operands[:first], *carry)[0]
+
+    def turn(known: Any) -> Any:
+        count, carry = known
+        return count + goes_on(carry), body(*operands[first:second], *carry)
+
+    start = list(operands[second:])
+    count = jnp.zeros(goes_on(start).shape, int)
+    return lax.while_loop(lambda known: goes_on(known[1]).any(), turn, (count, start))[0]
 
 
 def bound(equation: Any, values: Sequence[Any]) -> Sequence[Any]:

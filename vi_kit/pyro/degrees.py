@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_iter, tree_map
 import vi_kit
 from vi_kit.analysis.degrees import (
     CONTINUOUS,
+    GAPS,
     INVERSES,
     JUMPS,
     POLES,
@@ -140,6 +141,8 @@ class Reading(Drawing):
     Attributes:
         leaks: sites of which something left the reach of tracing.
         results: how to find the result of an operation that takes steps, from all values by number.
+        gaps: how to find by how much the sides of a comparison differ.
+        comparing: the same, by the number of its result.
         branches: the operations that told the program a value of which it is known where it changes.
         reads: those that told it another.
         stops: those whose result has no derivative because the program says so.
@@ -156,6 +159,8 @@ class Reading(Drawing):
     repeats: bool = False
     leaks: dict[str, Form] = field(default_factory=dict)
     results: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
+    gaps: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
+    comparing: dict[int | None, Callable[[list[Any]], Any]] = field(default_factory=dict)
     branches: set[Cut] = field(default_factory=set)
     reads: set[Cut] = field(default_factory=set)
     stops: set[Cut] = field(default_factory=set)
@@ -316,6 +321,9 @@ class Traced(torch.Tensor):
             stepping = [x.number for x in made if steps or not _is_inexact(x)]
             if stepping and not is_known:
                 reading.results[cut] = _result(name, numbered[0], stepping)
+                if cut.name in GAPS:
+                    gap = _gap(cut.name, numbered[0])
+                    reading.gaps[cut] = reading.comparing[stepping[0]] = gap
         return wrapped
 
 
@@ -353,6 +361,16 @@ def _result(name: str, args: Any, made: list[Any]) -> Callable[[list[Any]], Any]
         return _numpy(torch.div(x, y[0] if y else 1.0, rounding_mode=rounding))
 
     return quotient
+
+
+def _gap(name: str, args: Any) -> Callable[[list[Any]], Any]:
+    """How to find by all values what changes its sign where the result of a comparison changes."""
+
+    def gap(values: list[Any]) -> np.ndarray:
+        known = (values[x.of] if isinstance(x, Number) else x for x in args)
+        return _numpy(GAPS[name](*known)).ravel()
+
+    return gap
 
 
 def _parted(cut: Cut, args: Any, numbered: Any, degrees: Degrees, reading: Reading) -> Degrees:
@@ -414,6 +432,8 @@ def _told(reading: Reading, degrees: Degrees, cut: Cut, value: Traced) -> None:
     elif number is not None:
         reading.results[cut] = lambda values: _numpy(values[number])
         reading.branches.add(cut)
+        if number in reading.comparing:
+            reading.gaps[cut] = reading.comparing[number]
 
 
 LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, vi_kit))
@@ -679,11 +699,12 @@ def find_jumps_in(
                 starts = [dual(leaf) for leaf in places(place, only, aside)]
                 values = reading.repeated(starts, way)
                 results = {cut: result(values) for cut, result in reading.results.items()}
+                gaps = {cut: gap(values) for cut, gap in reading.gaps.items()}
                 terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
             if not has_slopes:
                 results.update({cut: None for cut in results if cut.name in POLES})
             elsewhere = any(not np.array_equal(base[b], results[b]) for b in reading.branches)
-            return Snapshot(results, terms, elsewhere)
+            return Snapshot(results, terms, elsewhere, gaps)
 
         def dual(leaf: torch.Tensor) -> torch.Tensor:
             if not has_slopes:
