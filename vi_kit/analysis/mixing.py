@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from vi_kit.analysis.degrees import DegreeProbe
 from vi_kit.base.named import Array, Axis
@@ -161,28 +160,14 @@ class MixingProbe(DegreeProbe):
     """What makes a dry run one in which the elements of plates can be told apart.
 
     Attributes:
-        marks: by plate an array of truth values, one for each element, of which values in the plate are made.
-        draw: a value of a site, from its distribution.
-        beside: brings a mark to where a value is.
+        draw: a value of a site, whose elements are known.
     """
 
-    marks: Mapping[Axis, Array] = field(kw_only=True)
-    draw: Callable[[Any], Array] = field(kw_only=True)
-    beside: Callable[[Array, Array], Array] = field(default=lambda mark, _: mark, kw_only=True)
+    draw: Callable[[Site, Any], Array] = field(kw_only=True)
 
     def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Array:
         del estimator
-        if dist.name == "Delta":
-            return dist.rsample()
-        value = self.draw(dist)
-        for axis in site.axes:
-            if axis in self.marks:
-                mark = self.beside(self.marks[axis], value)
-                xp = array_namespace(mark)
-                trailing = axis.order - 1 + len(dist.event_shape)
-                mark = xp.reshape(mark, (axis.size, *(1,) * trailing))
-                value = array_namespace(value).where(mark, value, value)
-        return value
+        return dist.rsample() if dist.name == "Delta" else self.draw(site, dist)
 
     def drawn(self, label: str, dist: Distribution, log_prob: Array) -> None:
         del label, dist, log_prob

@@ -52,6 +52,7 @@ class Plan:
         terms: further rows: every term that depends on these sites, and what it gets.
         provenance: what a backend that traces programs found out about dependence.
         leaves: by role and name, what a backend found to be trained.
+        harmless: lines of the programs at which what they are told of values makes no difference.
         noisy: roles whose programs draw random numbers besides their sites.
     """
 
@@ -81,6 +82,7 @@ class Plan:
     provenance: Any = None
     leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     noisy: frozenset[str] = frozenset()
+    harmless: frozenset[str] = frozenset()
 
     @property
     def expands(self) -> bool:

@@ -32,6 +32,7 @@ from vi_kit.analysis.mixing import (
     together,
 )
 from vi_kit.base.named import Axis
+from vi_kit.costs.terms import Site
 from vi_kit.engine.run import Run
 from vi_kit.numpyro.degrees import CALLS, bound
 
@@ -58,12 +59,19 @@ def find_mixed_in(
     """
     kinds: list[tuple[str, tuple[Axis, ...]]] = []
 
-    def draw(dist: Any) -> Any:
-        value = jax.eval_shape(dist.sample)
-        return jnp.zeros(value.shape, value.dtype)
-
     def terms(marks: list[Any], inputs: list[Any]) -> list[Any]:
-        probe = MixingProbe({}, marks=dict(zip(plates, marks, strict=True)), draw=draw)
+        by_plate = dict(zip(plates, marks, strict=True))
+
+        def draw(site: Site, dist: Any) -> Any:
+            made = jax.eval_shape(dist.sample)
+            value = jnp.zeros(made.shape, made.dtype)
+            for axis in by_plate.keys() & site.axes:
+                trailing = axis.order - 1 + len(dist.event_shape)
+                mark = by_plate[axis].reshape((axis.size, *(1,) * trailing))
+                value = jnp.where(mark, value, value)
+            return value
+
+        probe = MixingProbe({}, draw=draw)
         terms = execute(probe, inputs).terms
         kinds[:] = [(t.label, t.base.axes) for t in terms]
         return [t.base.array for t in terms]

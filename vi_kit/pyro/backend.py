@@ -48,7 +48,7 @@ from vi_kit.engine.statements import (
     split_scale,
 )
 from vi_kit.language.programs import Draw, Program, Statement, with_replaced
-from vi_kit.pyro.degrees import TELLING
+from vi_kit.pyro.degrees import TELLING, line_of
 from vi_kit.pyro.distributions import PyroDistribution, at_value, is_validation, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
 from vi_kit.pyro.front import Recorded
@@ -85,6 +85,7 @@ class PyroBackend:
         self.own_modules: dict[str, torch.nn.Module] = {}
         self.recorded: list[Recorded] | None = None
         self.reader: Reader | None = None
+        self.harmless: frozenset[str] = frozenset()
 
     # Arrays
 
@@ -248,6 +249,7 @@ class PyroBackend:
         """Enter the outermost messenger, and provenance where the plan asks for it."""
         self.tracking = run.plan.tracked and not run.plan.entangled
         self.untraceable = run.plan.provenance or frozenset()
+        self.harmless = run.plan.harmless
         mode = _Leaks(self) if self.tracking else nullcontext()
         first = run.plan.analytic and (self.tracking or self.reader is not None)
         moments = CarriedMoments() if first else nullcontext()
@@ -511,7 +513,7 @@ class _Leaks(TorchFunctionMode):
         result = track_provenance(result, known)
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if func in TELLING:
-            self.backend.leaked |= known
+            self.backend.leaked |= frozenset() if self._is_harmless(sys._getframe(1)) else known
         elif in_place:
             written = args[0] if args[0]._base is None else None
             known = get_provenance(written) if written is not None else frozenset()
@@ -521,10 +523,14 @@ class _Leaks(TorchFunctionMode):
         elif name in self.INERT:
             pass
         elif "out" in kwargs or name in self.MAKERS or self._tells_values(name, args, result):
-            if not (name == "__bool__" and is_validation(sys._getframe(1))):
+            frame = sys._getframe(1)
+            if not (name == "__bool__" and is_validation(frame)) and not self._is_harmless(frame):
                 given = args[1:] if name in self.LIKE and "out" not in kwargs else args
                 self.backend.leaked |= get_provenance((given, kwargs))
         return result
+
+    def _is_harmless(self, frame: Any) -> bool:
+        return bool(self.backend.harmless) and line_of(frame) in self.backend.harmless
 
     def _tells_values(self, name: str, args: Any, result: Any) -> bool:
         """Whether a result, or its shape, holds values without their provenance."""

@@ -523,21 +523,22 @@ class Reads(TorchFunctionMode):
     it makes of a list of numbers here, and a deep copy by an operation.
 
     Attributes:
-        found: those that are read.
+        found: those that are read, and where.
         detaches: whether values are detached.
         is_checking: whether an operation reads a value to check it, of which the program is not told.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[torch.Tensor] = []
+        self.found: list[tuple[torch.Tensor, str]] = []
         self.detaches = self.is_checking = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         frame = sys._getframe(1)
         if func in TELLING:
-            self.found += [] if is_own(frame) else [x for x in args if isinstance(x, torch.Tensor)]
+            if not is_own(frame):
+                self.found += [(x, line_of(frame)) for x in args if isinstance(x, torch.Tensor)]
             told = TELLING[func]
             args = tuple(x.read(told, frame) if isinstance(x, Traced) else x for x in args)
         if func is torch.Tensor.__deepcopy__ and args[0].is_leaf:
@@ -545,7 +546,7 @@ class Reads(TorchFunctionMode):
         self.detaches |= func in DETACHING and not is_own(frame)
         if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
             listed = [x for x in tree_iter(args[0]) if isinstance(x, torch.Tensor)]
-            self.found += listed
+            self.found += [(x, line_of(frame)) for x in listed]
             if any(isinstance(x, Traced) for x in listed):
                 kwargs = {"dtype": listed[0].dtype, **kwargs}
                 args = (tree_map(functools.partial(_listed, frame), args[0]), *args[1:])

@@ -23,6 +23,7 @@ from vi_kit.base.errors import (
 )
 from vi_kit.base.layouts import is_support
 from vi_kit.base.named import Axis
+from vi_kit.costs.terms import Site
 from vi_kit.engine.arguments import described
 from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
@@ -53,6 +54,7 @@ from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.mixing import Reader
 from vi_kit.pyro.noise import Generators
 from vi_kit.pyro.replay import PyroReplay
+from vi_kit.pyro.told import harmless_lines
 
 T = TypeVar("T")
 
@@ -216,7 +218,7 @@ class Loss(CommonLoss, ELBO):
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
             backend.recorded = None if plan.settled else []
             if plan.has_front and not plan.settled:
-                backend.reader = Reader((args, kwargs))
+                backend.reader = Reader((args, kwargs), harmless=plan.harmless)
             try:
                 groups = self._execute(run, *programs)
                 if groups.keys() - {None}:
@@ -352,7 +354,11 @@ class Loss(CommonLoss, ELBO):
             deepest = max(deepest, run.deepest_dim)
 
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            plan = _without_jumps(draft, execute)
+            plan, is_told = _without_jumps(draft, execute)
+            harmless = harmless_lines(plan, execute) if is_told else frozenset[str]()
+            if harmless:
+                draft = replace(draft, harmless=harmless)
+                plan, _ = _without_jumps(draft, execute)
             joined, assumed = looked_at(
                 plan.apart,
                 plan.met,
@@ -360,7 +366,7 @@ class Loss(CommonLoss, ELBO):
             )
             if joined:
                 draft = replace(draft, joined=joined, plates=plan.plates)
-                plan = _without_jumps(draft, execute)
+                plan, _ = _without_jumps(draft, execute)
             plan = replace(plan, notes=(*plan.notes, *assumed))
             _prove_degrees(plan, execute)
             plan = _with_closed_forms(plan, execute)
@@ -449,9 +455,9 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
     return frozenset(backend.probe.untraceable)
 
 
-def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
-    """The plan of a program, in which no site is differentiated along which a cost jumps. The program is run once more
-    if it has an operation that takes steps."""
+def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, bool]:
+    """The plan of a program, in which no site is differentiated along which a cost jumps, and whether the program is
+    told values. It is run once more if it has an operation that takes steps."""
     backend = PyroBackend()
 
     def make_backend() -> PyroBackend:
@@ -461,8 +467,9 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
 
     with Watch() as watch, watch.reads:
         plan = make_plan(make_backend, draft, execute)
+    is_told = watch.tells or bool(watch.reads.found)
     if not (watch.found or watch.reads.found or watch.reads.detaches) or not plan.pathwise:
-        return plan
+        return plan, is_told
     plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
 
     def dry(probe: DegreeProbe) -> None:
@@ -472,7 +479,7 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
     found = Jumps()
     numbers = OTHERS if plan.draws_others() else OTHERS[:1]
     passes = [(number, False) for number in numbers]
-    passes += [(OTHERS[0], True)] * (watch.tells or bool(watch.reads.found))
+    passes += [(OTHERS[0], True)] * is_told
     for number, one_way in passes:
         if found.of_all(plan.pathwise):
             break
@@ -480,9 +487,10 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> Plan:
             found = found.joined(find_jumps_in(plan, leaves, dry, number, one_way))
         except Exception:  # the program may do what tensors of another class refuse
             found = found.joined(Jumps.unknown(plan.pathwise))
-    return without_jumps(
+    plan = without_jumps(
         plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
     )
+    return plan, is_told
 
 
 def find_mixed_in(
@@ -497,16 +505,14 @@ def find_mixed_in(
         execute: makes a dry run.
     """
     plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
-    marks = {plate: torch.ones(plate.size, dtype=torch.bool) for plate in plates}
-    reader, start = Reader(arguments), Generators.now()
-    for plate, mark in marks.items():
-        reader.mark(mark, {plate: 0})
+    reader, start = Reader(arguments, plates, plan.harmless), Generators.now()
 
-    def draw(dist: Any) -> torch.Tensor:
-        with reader.drawing():
-            return dist.sample().detach().clone()
+    def draw(site: Site, dist: Any) -> torch.Tensor:
+        event_ndim = len(dist.event_shape)
+        dims = {a: -a.order - event_ndim for a in site.axes if a in reader.numbers}
+        return reader.drawn(dist.fn, dims)
 
-    probe = MixingProbe({}, marks=marks, draw=draw, beside=lambda mark, x: mark.to(x.device))
+    probe = MixingProbe({}, draw=draw)
     run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
     try:
         with reader, reader.reads:

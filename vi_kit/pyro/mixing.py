@@ -104,12 +104,12 @@ class Shapes(TorchFunctionMode):
         if func not in (*self.COUNTED, *SHAPES) or is_own(frame, LIBRARIES):
             return result
         places = self.reader.places(detach_provenance(args[0]))
-        in_front = {n for n, p in places.items() if n != GIVEN and (p is None or p.dim != NOWHERE)}
+        in_front = {n for n, p in places.items() if self.reader.lies_apart(n, p)}
         if not in_front:
             return result
 
         def told() -> None:
-            self.reader.tell(in_front, frame)
+            self.reader.tell(in_front, line_of(frame))
 
         if func in SHAPES and len(args) == 1 and not kwargs:
             return Shape(result, told)
@@ -151,6 +151,8 @@ class Reader(Drawing, TorchDispatchMode):
 
     Args:
         arguments: of the program.
+        axes: whose elements are followed, as far as they are known before.
+        harmless: lines at which what the program is told makes no difference.
 
     Attributes:
         reads: to be entered, too.
@@ -160,10 +162,13 @@ class Reader(Drawing, TorchDispatchMode):
         apart: axes whose elements were taken apart.
     """
 
-    def __init__(self, arguments: Any) -> None:
+    def __init__(
+        self, arguments: Any, axes: Sequence[Axis] = (), harmless: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()
+        self.harmless = harmless
         self.reads = Reads()
-        self.numbers: dict[Axis, int] = {}
+        self.numbers = {axis: number for number, axis in enumerate(axes)}
         self.told, self.unknown, self.apart = dict[int, str](), dict[int, str](), set[int]()
         self._counts: dict[int, int] = {}
         self._places: defaultdict[int, dict[Spot, dict[int, Place]]] = defaultdict(dict)
@@ -178,9 +183,25 @@ class Reader(Drawing, TorchDispatchMode):
         for axis, dim in dims.items():
             number = self.numbers.setdefault(axis, len(self.numbers))
             self._counts[number] = axis.size
+            if value.shape[dim] != axis.size:
+                raise ValueError(f"{axis.name} is not dim {dim} of shape {tuple(value.shape)}")
             places[number] = along(dim % value.ndim, range(1, axis.size + 1))
         write = self._write if self._written[_memory(value)] else self._add
         write(value, places)
+
+    def drawn(self, fn: Any, dims: Mapping[Axis, int]) -> torch.Tensor:
+        """A value of a distribution whose elements are drawn apart, along these dims; a transform may mix them."""
+        if isinstance(fn, torch.distributions.Independent):
+            return self.drawn(fn.base_dist, dims)
+        if isinstance(fn, torch.distributions.TransformedDistribution):
+            value: Any = self.drawn(fn.base_dist, dims)
+            for transform in fn.transforms:
+                value = transform(value)
+            return value
+        with self.drawing():
+            value = fn.sample()
+        self.mark(value, dims)
+        return value
 
     @contextmanager
     def modes(self) -> Iterator[None]:
@@ -197,18 +218,34 @@ class Reader(Drawing, TorchDispatchMode):
         layout = run.layout((), get_provenance(value), "a value")
         value = detach_provenance(value)
         dims = {axis: dim - event_ndim for dim, axis in layout.items()}
-        self.mark(value, {a: d for a, d in dims.items() if value.ndim >= -d and value.shape[d] > 1})
+        self.mark(
+            value,
+            {a: d for a, d in dims.items() if value.ndim >= -d and value.shape[d] == a.size > 1},
+        )
+
+    def lies_apart(self, number: int, place: Place) -> bool:
+        """Whether the elements of an axis have a dim of a tensor to themselves."""
+        if number == GIVEN or place is None:
+            return number != GIVEN
+        return place.dim != NOWHERE and len(place.elements) == self._counts[number]
 
     def places(self, value: torch.Tensor) -> dict[int, Place]:
         """Where elements lie in a tensor. Those that were taken apart may have met, if the program was told what its
         arguments are: at others it may do something else."""
-        told = {*self.told}.union(*(self._of(detach_provenance(x)) for x in self.reads.found))
+        for x, line in self.reads.found:
+            self._tell(self._of(detach_provenance(x)), line)
+        self.reads.found.clear()
+        told = {*self.told}
         lost = told | (self.apart if GIVEN in told else set())
         return {**self._of(value), **dict.fromkeys(lost, None)}
 
-    def tell(self, numbers: Iterable[int], frame: Any) -> None:
+    def tell(self, numbers: Iterable[int], line: str) -> None:
         """Note that the program is told something of all elements of axes."""
-        self.told.update({n: line_of(frame) for n in numbers if n not in self.told})
+        self.told.update({n: line for n in numbers if n not in self.told})
+
+    def _tell(self, numbers: Iterable[int], line: str) -> None:
+        if line not in self.harmless:
+            self.tell(numbers, line)
 
     def _of(self, value: torch.Tensor) -> dict[int, Place]:
         """Of what is not known in memory that is, no more than that elements are in there."""
@@ -246,9 +283,21 @@ class Reader(Drawing, TorchDispatchMode):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
             of = [] if self.is_drawing else list(self._operands((args, kwargs)))
+            if torch.Tag.inplace_view in func.tags:
+                return self._turned(func, args, kwargs)
             result = func(*args, **kwargs)
             if of or (self._written and func._schema.is_mutable):
                 self._note(func, args, kwargs, result, of)
+        return result
+
+    def _turned(self, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        """What gives a tensor another shape in place."""
+        value = args[0]
+        before = {n: _elements(p, value.shape).clone() for n, p in self._of(value).items()}
+        result = func(*args, **kwargs)
+        for elements in before.values():
+            func(elements, *args[1:], **kwargs)
+        self._add(value, {n: gathered(elements.numpy()) for n, elements in before.items()})
         return result
 
     def _operands(self, arguments: Any) -> Iterator[tuple[torch.Tensor, dict[int, Place]]]:
@@ -259,9 +308,9 @@ class Reader(Drawing, TorchDispatchMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any, of: Any) -> None:
         frame = sys._getframe(2)
-        if _tells(func, args, result) and not self.reads.is_checking:
+        if tells(func, args, result) and not self.reads.is_checking:
             if not (is_validation(frame) or is_own(frame)):
-                self.tell({n for _, found in of for n in found}, frame)
+                self._tell({n for _, found in of for n in found}, line_of(frame))
         schema = func._schema.arguments
         given = {
             a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
@@ -303,7 +352,7 @@ class Reader(Drawing, TorchDispatchMode):
         return results
 
 
-def _tells(func: Any, args: Any, result: Any) -> bool:
+def tells(func: Any, args: Any, result: Any) -> bool:
     """Whether the program is told a value: as a number, by how large a result is, or as numbers out of reach."""
     made = [x for x in tree_leaves(result) if x is not None]
     if len(_tensors(made)) < len(made):
@@ -518,6 +567,12 @@ def _of_rows(call: Call, operands: Operands) -> Place:
     return place if place is not None and is_input and place.dim in (0, NOWHERE) else None
 
 
+def _of_first_dims(call: Call, operands: Operands) -> Place:
+    """Of functions of rows of all operands."""
+    place = _kept(call, operands)
+    return place if place is not None and place.dim in (0, NOWHERE) else None
+
+
 def _layer_norm(call: Call, operands: Operands) -> Place:
     return _before_the_last(len(call.given["normalized_shape"]))(call, operands)
 
@@ -655,6 +710,7 @@ RULES: Mapping[str, Rule] = {
     **_named("linalg_inv_ex linalg_lu_factor_ex linalg_lu linalg_qr", _before_the_last(2)),
     **_named("_linalg_eigh _linalg_svd _linalg_det _linalg_slogdet", _before_the_last(2)),
     **_named("linalg_matrix_exp _cdist_forward", _before_the_last(2)),
+    **_named("grid_sampler_2d grid_sampler_3d affine_grid_generator", _of_first_dims),
     "_scaled_dot_product_flash_attention_for_cpu": _before_the_last(2),
     "_scaled_dot_product_flash_attention": _before_the_last(2),
     "_scaled_dot_product_efficient_attention": _before_the_last(2),

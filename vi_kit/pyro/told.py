@@ -1,0 +1,192 @@
+"""Values that a program is told, but that make no difference to it: it checks, prints or logs them.
+
+It is told others in their place, line by line. Where every log density stays what it was, or the program says in its
+own words that something is wrong (`assert`, `raise`), nothing depends on them.
+"""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from vi_kit.engine.plan import Findings, Plan
+from vi_kit.engine.run import Run
+from vi_kit.pyro.backend import PyroBackend
+from vi_kit.pyro.degrees import LIBRARIES, TELLING, is_own, line_of, moved_a_little
+from vi_kit.pyro.distributions import is_validation
+from vi_kit.pyro.mixing import tells
+from vi_kit.pyro.noise import Generators
+
+MOST_LINES = 6
+"""At more lines a program is taken to depend on what it is told."""
+
+MOST_TIMES = 1000
+"""How often it may be told another value in one run, or it may never end."""
+
+LARGE = {True: 1e9, False: 1000}
+"""Beyond what a program compares a number with, by whether it is a float; it may be the length of a loop."""
+
+NUM_WAYS = 5
+"""How many other numbers there are for each."""
+
+NUM_DRAWS = 3
+"""At how many draws of the program each is tried, since one may hide a difference."""
+
+CHANGED = tuple(
+    getattr(torch.Tensor, name)
+    for name in "tolist numpy __array__ __repr__ __format__ __reduce_ex__ __dlpack__".split()
+)
+"""Those of `TELLING` that may be given another tensor."""
+
+
+def harmless_lines(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
+    """The lines at which a program is told values that make no difference.
+
+    Args:
+        plan: of the program.
+        execute: makes a dry run.
+    """
+    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
+    start, backend = Generators.now(), PyroBackend()
+
+    def made(seed: int, other: Retold) -> list[tuple[str, torch.Tensor]]:
+        nonlocal backend
+        start.restore()
+        torch.manual_seed(seed)
+        backend = PyroBackend()
+        run = Run(backend, plain, findings=Findings(), with_gradient=False)
+        with other, other.calls:
+            execute(run)
+        return [(t.label, t.base.array.detach().clone()) for t in run.terms]
+
+    def is_harmless(line: str, way: int, seed: int) -> bool:
+        other = Retold(line, way)
+        try:
+            return _same(made(seed, other), plainly[seed])
+        except Exception as error:
+            return other.has_told and _is_said(error)
+
+    try:
+        first = Retold()
+        made(0, first)
+        lines = [line for line, may in first.lines.items() if may]
+        if len(lines) > MOST_LINES:
+            return frozenset()
+        with moved_a_little([*backend.leaves("model"), *backend.leaves("guide")]):
+            plainly = [made(seed, Retold()) for seed in range(NUM_DRAWS)] if lines else []
+            tries = list(itertools.product(range(NUM_WAYS), range(NUM_DRAWS)))
+            return frozenset(x for x in lines if all(is_harmless(x, *t) for t in tries))
+    finally:
+        start.restore()
+
+
+class Retold(TorchDispatchMode):
+    """Tells a program another value at one of its lines.
+
+    Args:
+        line: which; at none if left out.
+        way: which other value.
+
+    Attributes:
+        calls: to be entered, too.
+        lines: at which it is told values, and whether all of these can be others.
+        has_told: whether it has told one.
+    """
+
+    def __init__(self, line: str = "", way: int = 0) -> None:
+        super().__init__()
+        self.line, self.way = line, way
+        self.calls = _Calls(self)
+        self.lines: dict[str, bool] = {}
+        self.has_told, self._left = False, MOST_TIMES
+        self._kept: list[torch.Tensor] = []
+
+    def is_here(self, frame: Any, may_change: bool) -> bool:
+        """Note where the program is told something; whether it is to be something else."""
+        line = line_of(frame)
+        self.lines[line] = self.lines.get(line, True) and may_change
+        if line != self.line or not may_change:
+            return False
+        self.has_told, self._left = True, self._left - 1
+        if self._left < 0:
+            raise RecursionError("a program does not end with other values")
+        return True
+
+    def instead(self, x: Any) -> Any:
+        """What it is told in the place of a value."""
+        if isinstance(x, torch.Tensor):
+            self._kept.append(_changed(x.detach(), self.way))
+            return self._kept[-1]
+        made = _changed(torch.as_tensor(x), self.way)
+        return type(x)(made.item())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, frame = func(*args, **(kwargs or {})), sys._getframe(1)
+        if not tells(func, args, result) or is_validation(frame) or is_own(frame):
+            return result
+        if self.calls.is_inside:
+            return result
+        is_number = isinstance(result, bool | int | float)
+        return self.instead(result) if self.is_here(frame, is_number) else result
+
+
+class _Calls(TorchFunctionMode):
+    """The same where values are read without an operation."""
+
+    def __init__(self, told: Retold) -> None:
+        super().__init__()
+        self.told, self.is_inside = told, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        frame, is_list = sys._getframe(1), func in (torch.tensor, torch.as_tensor)
+        is_list = is_list and isinstance(args[0], list | tuple)
+        if not (func in TELLING or is_list) or is_own(frame):
+            return func(*args, **(kwargs or {}))
+        if self.told.is_here(frame, is_list or func in CHANGED):
+            args = tree_map(self._instead, args)
+        outside, self.is_inside = self.is_inside, True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.is_inside = outside
+
+    def _instead(self, x: Any) -> Any:
+        return self.told.instead(x) if isinstance(x, torch.Tensor) else x
+
+
+def _changed(x: torch.Tensor, way: int) -> torch.Tensor:
+    if x.dtype == torch.bool:
+        return ~x
+    large = LARGE[x.is_floating_point()]
+    others = -x - 1, torch.where(x == 0, 1, 0).to(x.dtype), 3 * x + 7, x + large, x - large
+    return others[way]
+
+
+def _same(
+    some: Iterable[tuple[str, torch.Tensor]], others: Iterable[tuple[str, torch.Tensor]]
+) -> bool:
+    pairs = list(zip(some, others, strict=True))
+    return all(
+        a == b and x.shape == y.shape and torch.allclose(x, y, 0.0, 0.0, equal_nan=True)
+        for (a, x), (b, y) in pairs
+    )
+
+
+def _is_said(error: Exception) -> bool:
+    """Whether a program itself says that something is wrong."""
+    trace: Any = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    is_raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    is_own = not code.co_filename.startswith(LIBRARIES)
+    return isinstance(error, AssertionError) or (is_raised and is_own)
