@@ -34,11 +34,13 @@ class LeakProbe(TorchDispatchMode):
 
     Attributes:
         untraceable: labels of such sites.
+        may_branch: whether values are read on such a way, by which it may be another one in another run.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.untraceable: set[str] = set()
+        self.may_branch = False
         self._sites: dict[int, frozenset[Site]] = {}
         self._kept: list[torch.Tensor] = []
 
@@ -72,8 +74,10 @@ class LeakProbe(TorchDispatchMode):
             result = func(*args, **kwargs)
         if sites:
             made = _tensors(result)
-            if (func.overloadpacket in READS or any(map(is_apart, made))) and not _is_known_read():
+            is_read = func.overloadpacket in READS
+            if (is_read or any(map(is_apart, made))) and not _is_known_read():
                 self._report(sites)
+                self.may_branch |= is_read
             for x in made:
                 self._add(x, sites)
         return result

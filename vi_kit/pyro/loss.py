@@ -452,7 +452,8 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
         execute(Run(backend, plan, findings=Findings(), with_gradient=False))
     except Exception:  # what cannot be followed is taken to get lost, which is right, if noisier
         return frozenset(plan.selection.resolved)
-    return frozenset(backend.probe.untraceable)
+    is_all = backend.probe.may_branch
+    return frozenset(plan.selection.resolved if is_all else backend.probe.untraceable)
 
 
 def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, bool]:
