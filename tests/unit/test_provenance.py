@@ -389,8 +389,8 @@ def test_what_another_branch_of_a_script_sees_enters(request):
             total += np.exp(log_q) * (log_p - log_q)
         return total
 
-    loss = Loss(estimators=vi.Score(vi.LeaveOneOut()), num_samples=20)
+    loss = Loss(estimators=vi.Score(vi.LeaveOneOut()), num_samples=2)
     draws = PyroWords().gradients(
-        loss, model, guide, start, 150, oracles.seed_of(request.node.name)
+        loss, model, guide, start, 100, oracles.seed_of(request.node.name)
     )
     oracles.check_unbiased(draws, -oracles.gradient(elbo, start), power=False)
