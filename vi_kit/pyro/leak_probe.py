@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from vi_kit.base.layouts import is_support
 from vi_kit.costs.terms import Site
+from vi_kit.pyro.degrees import LIBRARIES
 from vi_kit.pyro.distributions import is_validation
 
 aten = torch.ops.aten
@@ -23,6 +24,9 @@ AROUND = tuple(
     str(Path(torch.__file__).parent / name) for name in ("_compile", "_dynamo", "utils/_device")
 )
 """What torch puts around the calls of a mode, and around all calls where a default device is set."""
+
+CALLING = tuple(str(Path(torch.__file__).parent / name) for name in ("nn/modules", "jit"))
+"""What calls a scripted module."""
 
 OWN = (str(Path(__file__).parents[1]), provenance.__file__)
 """Where provenance is followed: a value that is read by way of it is known to be read."""
@@ -55,8 +59,9 @@ class LeakProbe(TorchDispatchMode):
     def compare(self, value: torch.Tensor, known: frozenset[Site]) -> None:
         self._report(self._found(value) - known)
 
-    def _report(self, sites: frozenset[Site]) -> None:
+    def _report(self, sites: frozenset[Site], by_script: bool = False) -> None:
         self.untraceable.update(s.label for s in sites)
+        self.may_branch |= by_script
 
     def _found(self, value: torch.Tensor) -> frozenset[Site]:
         return frozenset() if is_apart(value) else self._sites.get(_memory(value), frozenset())
@@ -75,9 +80,9 @@ class LeakProbe(TorchDispatchMode):
         if sites:
             made = _tensors(result)
             is_read = func.overloadpacket in READS
-            if (is_read or any(map(is_apart, made))) and not _is_known_read():
-                self._report(sites)
-                self.may_branch |= is_read
+            frame = _reading()
+            if (is_read or any(map(is_apart, made))) and not _is_known_read(frame):
+                self._report(sites, is_read and _is_script(frame))
             for x in made:
                 self._add(x, sites)
         return result
@@ -97,9 +102,20 @@ def _memory(value: torch.Tensor) -> int:
         return value.untyped_storage()._cdata
 
 
-def _is_known_read() -> bool:
-    """Whether a value is read where provenance sees it, or where a distribution checks its own arguments."""
+def _reading() -> Any:
+    """The frame in which a value is read."""
     frame: Any = sys._getframe(2)
     while frame.f_code.co_filename.startswith(AROUND):
         frame = frame.f_back
+    return frame
+
+
+def _is_known_read(frame: Any) -> bool:
+    """Whether a value is read where provenance sees it, or where a distribution checks its own arguments."""
     return frame.f_code.co_filename.startswith(OWN) or is_validation(frame)
+
+
+def _is_script(frame: Any) -> bool:
+    """Whether it is read by what is called there, and not by an operation of torch."""
+    name = frame.f_code.co_filename
+    return name.startswith(CALLING) or not name.startswith(LIBRARIES)

@@ -142,6 +142,9 @@ class Shape(tuple):
         return math.prod(self)
 
 
+TURNING = (aten.transpose_, aten.t_, aten.squeeze_, aten.unsqueeze_, aten.swapaxes_, aten.swapdims_)
+"""Give a tensor another shape in place."""
+
 GIVEN = -1
 """In the place of the number of a plate: the arguments of the program."""
 
@@ -283,7 +286,7 @@ class Reader(Drawing, TorchDispatchMode):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
             of = [] if self.is_drawing else list(self._operands((args, kwargs)))
-            if torch.Tag.inplace_view in func.tags:
+            if func.overloadpacket in TURNING:
                 return self._turned(func, args, kwargs)
             result = func(*args, **kwargs)
             if of or (self._written and func._schema.is_mutable):

@@ -1,7 +1,8 @@
 """Values that a program is told, but that make no difference to it: it checks, prints or logs them.
 
 It is told others in their place, line by line. Where every log density stays what it was, or the program says in its
-own words that something is wrong (`assert`, `raise`), nothing depends on them.
+own words that something is wrong (`assert`, `raise`), nothing depends on them. Truth values are turned round, numbers
+made larger and smaller. Whole numbers are left out: a program may ask whether they are equal to any other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vi_kit.engine.plan import Findings, Plan
 from vi_kit.engine.run import Run
@@ -32,10 +33,10 @@ MOST_LINES = 6
 MOST_TIMES = 1000
 """How often it may be told another value in one run, or it may never end."""
 
-LARGE = {True: 1e9, False: 1000}
-"""Beyond what a program compares a number with, by whether it is a float; it may be the length of a loop."""
+LARGE = 1e9
+"""Beyond what a program compares a number with."""
 
-NUM_WAYS = 5
+NUM_WAYS = 4
 """How many other numbers there are for each."""
 
 NUM_DRAWS = 3
@@ -78,13 +79,15 @@ def harmless_lines(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]
     try:
         first = Retold()
         made(0, first)
-        lines = [line for line, may in first.lines.items() if may]
-        if len(lines) > MOST_LINES:
+        if not 0 < len(first.lines) <= MOST_LINES:
             return frozenset()
         with moved_a_little([*backend.leaves("model"), *backend.leaves("guide")]):
-            plainly = [made(seed, Retold()) for seed in range(NUM_DRAWS)] if lines else []
+            plainly = [made(seed, first) for seed in range(NUM_DRAWS)]
+            lines = [line for line, may in first.lines.items() if may]
             tries = list(itertools.product(range(NUM_WAYS), range(NUM_DRAWS)))
             return frozenset(x for x in lines if all(is_harmless(x, *t) for t in tries))
+    except Exception:  # the program refuses other draws
+        return frozenset()
     finally:
         start.restore()
 
@@ -135,8 +138,8 @@ class Retold(TorchDispatchMode):
             return result
         if self.calls.is_inside:
             return result
-        is_number = isinstance(result, bool | int | float)
-        return self.instead(result) if self.is_here(frame, is_number) else result
+        may = isinstance(result, bool | int | float) and not _is_whole(torch.as_tensor(result))
+        return self.instead(result) if self.is_here(frame, may) else result
 
 
 class _Calls(TorchFunctionMode):
@@ -151,7 +154,9 @@ class _Calls(TorchFunctionMode):
         is_list = is_list and isinstance(args[0], list | tuple)
         if not (func in TELLING or is_list) or is_own(frame):
             return func(*args, **(kwargs or {}))
-        if self.told.is_here(frame, is_list or func in CHANGED):
+        values = [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
+        may = (is_list or func in CHANGED) and not any(_is_whole(x.detach()) for x in values)
+        if self.told.is_here(frame, may):
             args = tree_map(self._instead, args)
         outside, self.is_inside = self.is_inside, True
         try:
@@ -166,9 +171,15 @@ class _Calls(TorchFunctionMode):
 def _changed(x: torch.Tensor, way: int) -> torch.Tensor:
     if x.dtype == torch.bool:
         return ~x
-    large = LARGE[x.is_floating_point()]
-    others = -x - 1, torch.where(x == 0, 1, 0).to(x.dtype), 3 * x + 7, x + large, x - large
-    return others[way]
+    return (-x - 1, 3 * x + 7, x + LARGE, x - LARGE)[way]
+
+
+def _is_whole(x: torch.Tensor) -> bool:
+    """Whether a tensor has whole numbers, but for zeros among others."""
+    if x.dtype == torch.bool:
+        return False
+    is_whole = x == x.round() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
+    return bool(is_whole.all() | (is_whole & (x != 0)).any())
 
 
 def _same(
