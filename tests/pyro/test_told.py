@@ -80,7 +80,7 @@ def discrete(fn):
     def model():
         z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
         y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)))
-        pyro.sample("x", dist.Normal(fn(z.sum(-1)), 1.0), obs=torch.ones(()))
+        pyro.sample("x", dist.Normal(fn(0.3 * z.sum(-1) + 0.05), 1.0), obs=torch.ones(()))
         pyro.sample("w", dist.Normal(y, 1.0), obs=torch.ones(()))
 
     def guide():
@@ -163,3 +163,19 @@ def test_decoders_of_flattened_batches(decode):
 
     found = Loss(vi.iwae(num_particles=2)).explain(model, guide)
     assert "see each other" not in found and "after the other" not in found
+
+
+def test_whole_numbers_always_count():
+    """A program may ask whether they are equal to any."""
+
+    def model():
+        k = pyro.sample("k", dist.Poisson(2.0))
+        z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+        loc = 3.0 if k.item() == 7 else 0.0
+        pyro.sample("x", dist.Normal(loc + z.sum(-1), 1.0), obs=torch.ones(()))
+
+    def guide():
+        pyro.sample("k", dist.Poisson(2.0))
+        pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+
+    assert "after the other" in Loss(num_samples=2).explain(model, guide)
