@@ -128,3 +128,16 @@ def test_shapes_that_differ_are_refused(lib):
 
     with pytest.raises(vi.ObjectiveError, match="disagree about its plates"):
         lib.gradients(lib.Loss(), model, guide, VALUES, 1, 0)
+
+
+def test_plates_at_other_dims_are_named_with_these(lib):
+    def program(first, second):
+        def run():
+            with lib.plate("a", 2, dim=first), lib.plate("d", 3, dim=second):
+                lib.sample("z", lib.dist.Normal(lib.array(0.0), 1.0))
+
+        return run
+
+    text = r"got: .*model \['a at dim -2', 'd at dim -1'\], guide \['a at dim -1', 'd at dim -2'\]"
+    with pytest.raises(vi.ObjectiveError, match=text):
+        lib.value(lib.Loss(), program(-2, -1), program(-1, -2), 0)

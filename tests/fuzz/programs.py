@@ -64,7 +64,7 @@ ESTIMATORS = {
     "DisARM": vi.DisARM(),
     "Reparam": vi.Reparam(),
     "DoublyReparam": vi.DoublyReparam(),
-    "scaled": vi.Score(vi.Scaled(vi.MovingAverage()) + vi.LeaveOneOut()),
+    "scaled": vi.Score(vi.ScaledBaseline(vi.MovingAverage()) + vi.LeaveOneOut()),
 }
 OF_NORMAL = ("default", "Score", "RLOO", "MeasureValued", "Reparam", "DoublyReparam")
 OF_DISCRETE = (

@@ -11,7 +11,7 @@ import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import LocalBernoulli, SubsampledBernoulli, exact
 from vi_kit.base.named import Named
-from vi_kit.estimators.baselines import Sum
+from vi_kit.estimators.baselines import SumOfBaselines
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ def network(lib):
 BASELINES = {
     "own": lambda lib: MeanOverPlate(),
     "per_element": lambda lib: vi.MovingAverage(per_element=True),
-    "scaled_average": lambda lib: vi.Scaled(vi.MovingAverage()),
-    "scaled_constant": lambda lib: vi.Scaled(vi.Constant(-2.0)),
+    "scaled_average": lambda lib: vi.ScaledBaseline(vi.MovingAverage()),
+    "scaled_constant": lambda lib: vi.ScaledBaseline(vi.Constant(-2.0)),
     "learned": lambda lib: vi.LearnedConstant(-1.0),
     "sum": lambda lib: vi.MovingAverage() + vi.LeaveOneOut(),
     "network": network,
-    "scaled_network_and_rest": lambda lib: vi.Scaled(network(lib)) + vi.MovingAverage(),
+    "scaled_network_and_rest": lambda lib: vi.ScaledBaseline(network(lib)) + vi.MovingAverage(),
 }
 
 
@@ -69,7 +69,10 @@ def test_less_noise_than_without(baseline, lib, request):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: vi.Scaled(vi.LeaveOneOut()), "Scaled: the baseline must not mix replicates"),
+        (
+            lambda: vi.ScaledBaseline(vi.LeaveOneOut()),
+            "ScaledBaseline: the baseline must not mix replicates",
+        ),
         (lambda: vi.MovingAverage() + vi.MovingAverage(0.5), "can keep one state per site"),
         (
             lambda: vi.NeuralBaseline(None) + vi.LeaveOneOut() + vi.NeuralBaseline(len),
@@ -85,7 +88,7 @@ def test_refused_when_made(make, text):
 @pytest.mark.parametrize(
     ("baseline", "text"),
     [
-        (vi.Scaled(vi.Constant(1.0)), "needs at least 2 replicates of the site"),
+        (vi.ScaledBaseline(vi.Constant(1.0)), "needs at least 2 replicates of the site"),
         (vi.MovingAverage(per_element=True), r"needs whole plates; \['data'\] are subsampled"),
     ],
 )
@@ -172,7 +175,7 @@ def test_no_argument_for_the_network(lib):
 
 def test_sums_are_flat_and_print():
     total = vi.Constant(1.0) + vi.LeaveOneOut() + vi.MovingAverage()
-    assert isinstance(total, Sum) and len(total.parts) == 3
+    assert isinstance(total, SumOfBaselines) and len(total.parts) == 3
     assert total == vi.Constant(1.0) + (vi.LeaveOneOut() + vi.MovingAverage())
     assert Named  # what a baseline gets and returns
 

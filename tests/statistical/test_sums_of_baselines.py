@@ -99,8 +99,8 @@ PARTS = {
     "copies": lambda lib: vi.LeaveOneOut(),
     "average": lambda lib: vi.MovingAverage(),
     "one": lambda lib: vi.Constant(1.0),
-    "scaled_one": lambda lib: vi.Scaled(vi.Constant(1.0)),
-    "scaled_average": lambda lib: vi.Scaled(vi.MovingAverage()),
+    "scaled_one": lambda lib: vi.ScaledBaseline(vi.Constant(1.0)),
+    "scaled_average": lambda lib: vi.ScaledBaseline(vi.MovingAverage()),
     "learned": lambda lib: vi.LearnedConstant(0.6),
     "network": network,
 }
@@ -176,7 +176,7 @@ class Together:
         OthersOfThePlate(),
         OthersOfThePlate() + vi.LeaveOneOut(),
         vi.LeaveOneOut() + vi.LeaveOneOut(),
-        vi.Scaled(vi.MovingAverage()) + vi.LeaveOneOut(),
+        vi.ScaledBaseline(vi.MovingAverage()) + vi.LeaveOneOut(),
     ],
     ids=["plate", "plate+copies", "copies+copies", "scaled+copies"],
 )

@@ -41,7 +41,7 @@ def test_settings_of_other_objectives():
 
 
 @pytest.mark.parametrize(
-    "make", [vi.Score, vi.RejectionReparam, vi.Scaled], ids=lambda m: m.__name__
+    "make", [vi.Score, vi.RejectionReparam, vi.ScaledBaseline], ids=lambda m: m.__name__
 )
 def test_the_class_of_a_baseline(make):
     name = make.__name__

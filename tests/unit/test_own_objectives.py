@@ -10,7 +10,7 @@ import pytest
 import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import LocalBernoulli
-from vi_kit.language.words import Must
+from vi_kit.language.words import SettingRule
 
 
 def reduced(fn):
@@ -85,7 +85,7 @@ def test_a_weight_without_dims(lib):
 
 def test_requirements_survive_annotations_that_are_strings():
     @vi.objective
-    def program(model, guide, *, rate: Annotated[float, vi.Range(0.0, 1.0)]):
+    def program(model, guide, *, rate: Annotated[float, vi.SettingRange(0.0, 1.0)]):
         return vi.elbo()(model, guide)
 
     with pytest.raises(vi.ObjectiveError, match=r"rate in \[0, 1\]"):
@@ -121,7 +121,7 @@ def test_counts_of_any_whole_number_type():
 
 
 def test_a_requirement_prints():
-    assert str(Must(callable, "be a function", "f")) == "to be a function"
+    assert str(SettingRule(callable, "be a function", "f")) == "to be a function"
 
 
 def skewed(xp):

@@ -52,12 +52,12 @@ PARTS = {
     "copies": vi.LeaveOneOut(),
     "average": vi.MovingAverage(per_element=True),
     "one": vi.Constant(1.0),
-    "scaled_one": vi.Scaled(vi.Constant(1.0)),
-    "scaled_network": vi.Scaled(vi.NeuralBaseline(None, inputs=lambda: None)),
-    "scaled_average": vi.Scaled(vi.MovingAverage(per_element=True)),
+    "scaled_one": vi.ScaledBaseline(vi.Constant(1.0)),
+    "scaled_network": vi.ScaledBaseline(vi.NeuralBaseline(None, inputs=lambda: None)),
+    "scaled_average": vi.ScaledBaseline(vi.MovingAverage(per_element=True)),
     "learned": vi.LearnedConstant(),
     "plate": OthersOfThePlate(),
-    "scaled_plate": vi.Scaled(OthersOfThePlate() + vi.Constant(1.0)),
+    "scaled_plate": vi.ScaledBaseline(OthersOfThePlate() + vi.Constant(1.0)),
 }
 COSTS = {
     "local": [AXES],

@@ -322,10 +322,10 @@ class Replay:
         same = events[0] == events[1] if is_delta else False
         if not same and _whole_shape(statement, depth) != _whole_shape(theirs, depth):
             apart = "plates" if events[0] == events[1] else "event shape"
-            shapes = [
-                sorted(a.name for a in s.axes if a.kind == PLATE) if apart == "plates" else event
-                for s, event in zip((statement, theirs), events, strict=True)
-            ]
+            shapes: list[Any] = [_plates_of(s) for s in (statement, theirs)]
+            if shapes[0] == shapes[1]:
+                shapes = [_plates_of(s, dims=True) for s in (statement, theirs)]
+            shapes = shapes if apart == "plates" else events
             self._problem(
                 f"site {name!r}: {own} and {other} disagree about its {apart}",
                 got=f"{own} {shapes[0]}, {other} {shapes[1]}",
@@ -333,9 +333,7 @@ class Replay:
                 fix="plates of the same dims and sizes, and .to_event(n) alike in both",
             )
         elif not is_delta and not self._same_plates(statement, theirs):
-            plates = [
-                sorted(a.name for a in s.axes if a.kind == PLATE) for s in (statement, theirs)
-            ]
+            plates = [_plates_of(s) for s in (statement, theirs)]
             self._problem(
                 f"site {name!r}: {own} and {other} disagree about its plates",
                 got=f"{own} {plates[0]}, {other} {plates[1]}, with subsampling",
@@ -514,6 +512,12 @@ class Evaluation:
     def result(self) -> Term:
         (term,) = self.terms
         return term
+
+
+def _plates_of(statement: Statement, dims: bool = False) -> list[str]:
+    """Names of the plates of a statement, and at which dims they are."""
+    plates = [a for a in statement.axes if a.kind == PLATE]
+    return sorted(f"{a.name} at dim {-a.order}" if dims else a.name for a in plates)
 
 
 def _relaxes(run: Run, site: Site) -> bool:

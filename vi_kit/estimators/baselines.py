@@ -26,11 +26,11 @@ class Baseline(ABC):
         """What it keeps from step to step."""
         return {}
 
-    def __add__(self, other: Baseline) -> Sum:
-        return Sum((*_parts(self), *_parts(other)))
+    def __add__(self, other: Baseline) -> SumOfBaselines:
+        return SumOfBaselines((*_parts(self), *_parts(other)))
 
-    def __radd__(self, other: Baseline) -> Sum:
-        return Sum((*_parts(other), *_parts(self)))
+    def __radd__(self, other: Baseline) -> SumOfBaselines:
+        return SumOfBaselines((*_parts(other), *_parts(self)))
 
     @abstractmethod
     def subtracted(self, others: Others) -> Seen | None:
@@ -286,12 +286,12 @@ class NeuralBaseline(Baseline):
 
 
 @dataclass(frozen=True)
-class Sum(Baseline):
+class SumOfBaselines(Baseline):
     """Baselines one after the other: each is given what the ones before it have left of the others.
 
     Example:
         >>> LeaveOneOut() + MovingAverage()
-        Sum(parts=(LeaveOneOut(), MovingAverage(decay=0.9, per_element=False)))
+        SumOfBaselines(parts=(LeaveOneOut(), MovingAverage(decay=0.9, per_element=False)))
     """
 
     parts: tuple[Baseline, ...]
@@ -343,7 +343,7 @@ class Sum(Baseline):
 
 
 @dataclass(frozen=True)
-class Scaled(Baseline):
+class ScaledBaseline(Baseline):
     """A baseline times the coefficient that fits it best, by least squares over the other replicates of the
     innermost `iid` (or `num_samples`): held out, so that it does not see the draw. Where a nonlinear function mixes
     these, nothing is known of them apart, and the coefficient is one.
@@ -352,21 +352,21 @@ class Scaled(Baseline):
         baseline: one that does not mix replicates itself.
 
     Example:
-        >>> Scaled(MovingAverage())
-        Scaled(baseline=MovingAverage(decay=0.9, per_element=False))
+        >>> ScaledBaseline(MovingAverage())
+        ScaledBaseline(baseline=MovingAverage(decay=0.9, per_element=False))
     """
 
     baseline: Baseline
 
     def __post_init__(self) -> None:
-        check_baseline("Scaled", self.baseline)
-        if any(isinstance(part, LeaveOneOut | Scaled) for part in _parts(self.baseline)):
+        check_baseline("ScaledBaseline", self.baseline)
+        if any(isinstance(part, LeaveOneOut | ScaledBaseline) for part in _parts(self.baseline)):
             raise EstimatorError(
                 message(
-                    "Scaled: the baseline must not mix replicates",
+                    "ScaledBaseline: the baseline must not mix replicates",
                     got=repr(self.baseline),
                     expected="Constant, MovingAverage, NeuralBaseline, or a sum of these",
-                    fix="vi.Scaled(vi.MovingAverage()) + vi.LeaveOneOut()",
+                    fix="vi.ScaledBaseline(vi.MovingAverage()) + vi.LeaveOneOut()",
                 )
             )
 
@@ -376,7 +376,7 @@ class Scaled(Baseline):
 
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         if _innermost(axes) is None:
-            return lacks_replicates("Scaled(...)")
+            return lacks_replicates("ScaledBaseline(...)")
         return self.baseline.unmet_need(axes)
 
     def subtracted(self, others: Others) -> Seen | None:
@@ -385,7 +385,7 @@ class Scaled(Baseline):
 
 
 def _parts(baseline: Baseline) -> tuple[Baseline, ...]:
-    return baseline.parts if isinstance(baseline, Sum) else (baseline,)
+    return baseline.parts if isinstance(baseline, SumOfBaselines) else (baseline,)
 
 
 def _mean(named: Named, kept: tuple[Axis, ...]) -> Array:

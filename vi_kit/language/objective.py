@@ -15,8 +15,8 @@ from vi_kit.language.programs import Program
 
 
 @dataclass(frozen=True)
-class Range:
-    """What a setting may be: `beta: Annotated[float, Range(0.0, 1.0)]` in the signature of a program.
+class SettingRange:
+    """What a setting may be: `beta: Annotated[float, SettingRange(0.0, 1.0)]` in the signature of a program.
 
     Attributes:
         low: smallest value.
@@ -44,8 +44,8 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Must:
-    """What a setting may be: `kl: Annotated[str, Must(lambda v: v in ("a", "b"), "be 'a' or 'b'", "a")]`.
+class SettingRule:
+    """What a setting may be: `kl: Annotated[str, SettingRule(lambda v: v in ("a", "b"), "be 'a' or 'b'", "a")]`.
 
     Attributes:
         test: whether a value is allowed.

@@ -17,17 +17,17 @@ from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost, apply
 from vi_kit.costs.terms import Term, held_fixed
-from vi_kit.language.objective import Must, Objective, Range, divergence, objective
+from vi_kit.language.objective import Objective, SettingRange, SettingRule, divergence, objective
 from vi_kit.language.programs import Draw, Program, Simulated, session, with_replaced
 from vi_kit.language.refusals import refuse_repeated
 from vi_kit.language.replicates import Replicates, iid, log_mean_exp
 from vi_kit.language.varied import held_densities, vary, with_alternatives
 
 __all__ = [
-    "Must",
     "Objective",
-    "Range",
     "Replicates",
+    "SettingRange",
+    "SettingRule",
     "apply",
     "divergence",
     "evaluate",

@@ -10,8 +10,8 @@ from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
 from vi_kit.language.refusals import refuse_data
 from vi_kit.language.words import (
-    Must,
-    Range,
+    SettingRange,
+    SettingRule,
     apply,
     evaluate,
     iid,
@@ -29,10 +29,12 @@ def expected_reward(
     model: Program,
     guide: Program,
     *,
-    reward: Annotated[Callable[..., Any], Must(callable, "be a function", "reward")],
-    kl: Annotated[str, Must(KINDS.__contains__, f"be one of {KINDS}", repr(KINDS[0]))] = KINDS[0],
+    reward: Annotated[Callable[..., Any], SettingRule(callable, "be a function", "reward")],
+    kl: Annotated[
+        str, SettingRule(KINDS.__contains__, f"be one of {KINDS}", repr(KINDS[0]))
+    ] = KINDS[0],
     normalized: bool = True,
-    beta: Annotated[float, Range(0.0, 1e6)] = 1.0,
+    beta: Annotated[float, SettingRange(0.0, 1e6)] = 1.0,
     num_particles: int = 1,
 ) -> Cost:
     r"""$E_q[R(z)] - \beta\,\mathrm{KL}$, in units of the reward; maximised. The guide is the policy $q$, the model the

@@ -16,8 +16,8 @@ from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
 from vi_kit.language.refusals import refuse_others
 from vi_kit.language.words import (
-    Must,
-    Range,
+    SettingRange,
+    SettingRule,
     divergence,
     iid,
     log_density,
@@ -164,7 +164,7 @@ def f_divergence(
     guide: Program,
     *,
     generator: Annotated[
-        Generator, Must(is_generator, "be a vi.Generator", "vi.generators.pearson")
+        Generator, SettingRule(is_generator, "be a vi.Generator", "vi.generators.pearson")
     ],
     num_particles: int,
     normalized: bool = False,
@@ -203,7 +203,7 @@ def tail_adaptive(
     guide: Program,
     *,
     num_particles: int,
-    beta: Annotated[float, Range(-10.0, 10.0)] = -1.0,
+    beta: Annotated[float, SettingRange(-10.0, 10.0)] = -1.0,
 ) -> Cost:
     r"""$\sum_k \gamma_k \log w_k$ with weights $\gamma_k \propto \hat F(w_k)^\beta$ that are held fixed, in nats;
     maximised. $\hat F(w)$ is the share of draws whose weight is at least $w$.

@@ -6,8 +6,8 @@ from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
 from vi_kit.language.refusals import refuse_data
 from vi_kit.language.words import (
-    Range,
     Replicates,
+    SettingRange,
     iid,
     log_density,
     objective,
@@ -89,7 +89,11 @@ def piwae(model: Program, guide: Program, *, num_outer: int, num_inner: int) -> 
 
 @objective
 def ciwae(
-    model: Program, guide: Program, *, num_particles: int, beta: Annotated[float, Range(0.0, 1.0)]
+    model: Program,
+    guide: Program,
+    *,
+    num_particles: int,
+    beta: Annotated[float, SettingRange(0.0, 1.0)],
 ) -> Cost:
     r"""$\beta\,\mathrm{ELBO} + (1 - \beta)\,\mathrm{IWAE}$ on one set of draws, in nats; maximised.
 

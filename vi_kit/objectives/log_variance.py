@@ -11,9 +11,9 @@ from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Draw, Program
 from vi_kit.language.words import (
-    Must,
-    Range,
     Replicates,
+    SettingRange,
+    SettingRule,
     divergence,
     iid,
     log_density,
@@ -24,7 +24,7 @@ from vi_kit.language.words import (
 
 Reference = Annotated[
     str | Callable[..., Any],
-    Must(lambda v: v == "guide" or callable(v), 'be "guide" or a program', '"guide"'),
+    SettingRule(lambda v: v == "guide" or callable(v), 'be "guide" or a program', '"guide"'),
 ]
 
 
@@ -51,7 +51,7 @@ def log_variance(
     model: Program,
     guide: Program,
     *,
-    num_particles: Annotated[int, Must(lambda n: n >= 2, "be at least 2", "2")],
+    num_particles: Annotated[int, SettingRule(lambda n: n >= 2, "be at least 2", "2")],
     reference: Reference = "guide",
 ) -> Cost:
     r"""$\frac12 \mathrm{Var}_r[\log p(x, z) - \log q(z)]$, in nats squared; minimised.
@@ -108,7 +108,7 @@ def sub_trajectory_balance(
     model: Program,
     guide: Program,
     *,
-    lambda_: Annotated[float, Range(0.0, 100.0, above=True)],
+    lambda_: Annotated[float, SettingRange(0.0, 100.0, above=True)],
     num_particles: int = 1,
     reference: Reference = "guide",
 ) -> Cost:

@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
-from vi_kit.language.words import Must, Range, divergence, iid, objective
+from vi_kit.language.words import SettingRange, SettingRule, divergence, iid, objective
 from vi_kit.objectives.importance_weighted import log_weight, log_weights
 
 
@@ -24,7 +24,7 @@ def renyi(
     model: Program,
     guide: Program,
     *,
-    alpha: Annotated[float, Range(-math.inf, math.inf)],
+    alpha: Annotated[float, SettingRange(-math.inf, math.inf)],
     num_particles: int,
 ) -> Cost:
     r"""$\frac{1}{1-\alpha} E[\log \frac{1}{K} \sum_k w_k^{1-\alpha}]$, in nats; maximised.
@@ -52,7 +52,7 @@ def cubo(
     model: Program,
     guide: Program,
     *,
-    order: Annotated[float, Range(1.0, math.inf)],
+    order: Annotated[float, SettingRange(1.0, math.inf)],
     num_particles: int,
 ) -> Cost:
     r"""$\frac{1}{n} E[\log \frac{1}{K} \sum_k w_k^n]$, in nats; minimised.
@@ -84,7 +84,7 @@ def thermodynamic(
     *,
     num_particles: int,
     partition: Annotated[
-        Sequence[float], Must(_is_partition, "increase from 0 to below 1", "(0.0, 0.1, 0.5)")
+        Sequence[float], SettingRule(_is_partition, "increase from 0 to below 1", "(0.0, 0.1, 0.5)")
     ] = (0.0, 0.02, 0.1, 0.3, 0.6),
 ) -> Cost:
     r"""The left Riemann sum $\sum_j (\beta_{j+1} - \beta_j) E_{\pi_{\beta_j}}[\log w]$ of the integral over

@@ -9,7 +9,7 @@ from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
 from vi_kit.language.words import (
-    Range,
+    SettingRange,
     divergence,
     given,
     iid,
@@ -30,7 +30,7 @@ def wake_sleep(
     guide: Program,
     *,
     num_particles: int,
-    insomnia: Annotated[float, Range(0.0, 1.0)] = 1.0,
+    insomnia: Annotated[float, SettingRange(0.0, 1.0)] = 1.0,
     num_sleep_particles: int = 1,
 ) -> Cost:
     r"""Reweighted wake-sleep, in nats; maximised: the model's parameters ascend IWAE, the guide's ascend
