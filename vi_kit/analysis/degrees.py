@@ -287,12 +287,14 @@ class DegreeProbe:
         draws: the label of every site that is not reparameterised, and the log density of its value, which may not
             depend on these sites at all.
         used: where the terms of the objective come from.
+        holds: whether terms of draws that are held are left out.
     """
 
     zeros: Mapping[str, Array]
     terms: list[tuple[str, Array]] = field(default_factory=list)
     draws: list[tuple[str, Array]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    holds: bool = field(default=True, kw_only=True)
 
     def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Array:
         """The value of a site."""

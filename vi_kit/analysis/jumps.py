@@ -10,6 +10,9 @@ result in a narrow window: it is looked at where its sides come near to each oth
 may go on until something is small. Parameters are moved a little, so that branches do not
 meet by the values that they start from.
 
+No estimator has the gradient of a place at which a cost jumps. Of the operations whose operands depend on a parameter,
+but by way of sites, it is looked whether their results change at a jump if the parameter moves and no site does.
+
 A value that the program reads, as a Python number or an array of NumPy, may reach a term without the operations that
 are read off, and without a derivative: then the program makes something else of moved sites than those operations do.
 """
@@ -112,6 +115,7 @@ class JumpProbe(DegreeProbe):
         cut: makes a constant of a value.
         known: what is drawn for a site that does not move, from its label and its sampler.
         number: of the value that this is.
+        held_any: whether there were draws that are held; if `holds`, they do not move.
     """
 
     draw: Callable[[str, Any, Any], Any] = field(kw_only=True)
@@ -120,6 +124,7 @@ class JumpProbe(DegreeProbe):
         default=lambda label, sample: sample(), kw_only=True
     )
     number: int = field(default=OTHERS[0], kw_only=True)
+    held_any: bool = field(default=False, kw_only=True)
 
     def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Any:
         """The value of a site, a constant if it does not move."""
@@ -131,7 +136,8 @@ class JumpProbe(DegreeProbe):
         return self.cut(self.known(site.label, lambda: dist.one_of_many(self.number, dist.sample)))
 
     def held(self, value: Any) -> Any:
-        return self.cut(value)
+        self.held_any = True
+        return self.cut(value) if self.holds else value
 
     def drawn(self, label: str, dist: Distribution, log_prob: Any) -> None:
         if dist.name != "Delta":
@@ -151,11 +157,13 @@ class Jumps:
         found: for the label of a site the terms that jump in it, and because of which operation.
         assumed: the operations of which nothing was found out, for sites that are taken for differentiable.
         lost: for the label of a site the terms that its value reaches without a derivative, and how.
+        moving: for the label of a site the terms that jump in it at a place that a parameter moves.
     """
 
     found: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     assumed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    moving: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def unknown(cls, labels: Iterable[str]) -> Jumps:
@@ -170,6 +178,7 @@ class Jumps:
                 (self.found, other.found),
                 (self.assumed, other.assumed),
                 (self.lost, other.lost),
+                (self.moving, other.moving),
             )
         ]
         return Jumps(*both)
@@ -195,6 +204,8 @@ def find_jumps(
     reads: frozenset[Cut] = frozenset(),
     stops: frozenset[Cut] = frozenset(),
     slopes: Slopes | None = None,
+    trained: Mapping[Cut, Sequence[str]] | None = None,
+    shifted: Shifted = lambda cut, place, name: None,
 ) -> Jumps:
     """Test every operation that takes steps and reaches a term.
 
@@ -208,6 +219,8 @@ def find_jumps(
         reads: where it reads a value that it may use without a derivative.
         stops: where it says that a value has none.
         slopes: derivatives of the terms, and their differences; `None` if there are none.
+        trained: names of the parameters on which operands of an operation depend, but by way of sites.
+        shifted: evaluates an operation where one of them has moved.
     """
     terms: dict[Cut, dict[int, None]] = {}
     labels: dict[Cut, dict[str, None]] = {}
@@ -221,6 +234,7 @@ def find_jumps(
     ways = [_Way(lambda place, a=a: at(place, a), again, branches) for a in (HERE, *ASIDE)]
     way = ways[0]
     lost: dict[str, dict[str, None]] = {}
+    moving: dict[str, dict[str, None]] = {}
     read = [cut for cut in sorted(terms) if cut in reads]
     verdicts = _by_label(way.differing, [k for cut in read for k in labels[cut]])
     for cut in read:
@@ -255,10 +269,19 @@ def find_jumps(
             for i in verdict or ():
                 if cut in degrees[i].get(label, CONSTANT).cuts:
                     found.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
+        names = (trained or {}).get(cut, ()) if verdict else ()
+        for i, name in way.moved_by(cut, list(terms[cut]), names, shifted) if names else ():
+            for label in labels[cut]:
+                if cut in degrees[i].get(label, CONSTANT).cuts:
+                    text = (
+                        f"{sources[i]}, because of {cut}, at a place that parameter {name!r} moves"
+                    )
+                    moving.setdefault(label, {})[text] = None
     return Jumps(
         {label: tuple(texts) for label, texts in found.items()},
         {k: tuple(texts) for k, texts in assumed.items() if k not in found and k not in lost},
         {label: tuple(texts) for label, texts in lost.items()},
+        {label: tuple(texts) for label, texts in moving.items()},
     )
 
 
@@ -269,6 +292,9 @@ Sums = tuple[np.ndarray, np.ndarray]
 
 Slopes = Callable[[float, str | None], tuple[np.ndarray, Callable[[float], Sums]]]
 """At a place, where all sites move or, given a label, one: the derivatives of sums, and the sums somewhat further."""
+
+Shifted = Callable[[Cut, float, str], np.ndarray | None]
+"""The result of an operation at a place, where a parameter has moved a little and no site with it."""
 
 Verdict = list[int] | None
 
@@ -346,6 +372,7 @@ class _Way:
         self.at, self.again, self.branches = at, again, branches
         self.known: dict[float, Snapshot] = {}
         self.runs: dict[float, Snapshot] = {}
+        self.edge = (0.0, 0.0)
 
     def snapshot(self, place: float) -> Snapshot:
         if place not in PLACES:
@@ -464,6 +491,33 @@ class _Way:
                 low = inner[0]
         return None
 
+    def moved_by(
+        self, cut: Cut, terms: Sequence[int], names: Sequence[str], shifted: Shifted
+    ) -> Iterable[tuple[int, str]]:
+        """Which terms jump where the result of an operation changes, at a place that which parameter moves."""
+        for change in self.changes(cut):
+            jumping = self.compared(cut, *change, terms)
+            if not jumping:
+                continue
+            low, high = self.edge
+            step = 8.0 * (high - low)
+            places = low - step, high + step
+            known = [self.at(place).results[cut] for place in places]
+            moved: dict[str, list[np.ndarray | None]] = {
+                name: [shifted(cut, place, name) for place in places] for name in names
+            }
+            below, above = known
+            if below is None or above is None or below.shape != above.shape:
+                continue
+            for name, results in moved.items():
+                fits = [
+                    (new, old)
+                    for new, old in zip(results, (below, above), strict=True)
+                    if new is not None and new.shape == old.shape
+                ]
+                if any(((new != old) & (below != above)).any() for new, old in fits):
+                    yield from ((i, name) for i in jumping)
+
     def compared(self, cut: Cut, low: float, high: float, terms: Sequence[int]) -> list[int] | None:
         """Bisect to a change; which terms jump there, `None` if they cannot be compared."""
         below, above, calm = self.snapshot(low), self.snapshot(high), 0
@@ -486,6 +540,7 @@ class _Way:
             calm = calm + 1 if is_calm and _apart(below, above, terms) == [] else 0
             if calm == 2:
                 break
+        self.edge = low, high
         if below.is_elsewhere:
             return None
         if cut in self.branches:
@@ -557,6 +612,18 @@ def _gap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gap, 1.0 + size
 
 
+def moving_refusal(label: str, moving: Sequence[str]) -> str:
+    """The text of the error about a jump whose place parameters move."""
+    return message(
+        f"site {label!r}: a cost jumps in the value of {label.split(' (')[0]!r} at a place that a parameter moves; no"
+        " estimator has that part of its gradient",
+        got="; ".join(moving),
+        expected="a place that does not depend on what is trained, or a cost that is continuous",
+        fix="a smooth function in place of the step, such as sigmoid((z - b) / temperature); or the parameter held (by"
+        " detach or stop_gradient), or moved into the distribution of a site",
+    )
+
+
 def refusal(label: str, estimator: Any, found: Sequence[str], lost: Sequence[str]) -> str:
     """The text of the error about a chosen estimator that is biased by jumps, or by a value without a derivative."""
     name, site = type(estimator).__name__, label.split(" (")[0]
@@ -564,9 +631,9 @@ def refusal(label: str, estimator: Any, found: Sequence[str], lost: Sequence[str
         return message(
             f"site {label!r}: {name}() is biased if a cost has the value of {site!r} without a derivative",
             got="; ".join(lost),
-            expected="operations on tensors all the way, or an estimator that does not differentiate them: Score()",
-            fix=f'a tensor in place of what is read from it; or estimators={{"{site}": vi.Score()}}, or'
-            f" vi.{name}(..., biased=True)",
+            expected="values that keep their derivative, or an estimator that does not differentiate them: Score()",
+            fix=f'the value itself in place of what is read from it or held there; or estimators={{"{site}":'
+            f" vi.Score()}}, or vi.{name}(..., biased=True)",
         )
     if not hasattr(estimator, "biased"):
         return message(

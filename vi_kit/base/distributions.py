@@ -240,6 +240,10 @@ class DistributionView(ABC):
         values = None if transforms or not fn.has_enumerate_support else self._values(fn)
         return None if values is None else values.reshape(values.shape[0], *fn.event_shape)
 
+    @property
+    def is_continuous(self) -> bool:
+        return not self.is_discrete(self.fn)
+
     def one_of_many(self, number: Any, far: Callable[[], Array]) -> Array:
         """A value like others, which have other numbers: of the first ones all elements are the same, if the support is
         known.

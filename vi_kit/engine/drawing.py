@@ -251,6 +251,8 @@ def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool 
         on_path = isinstance(estimator_of(site).demand(dist), Continuous)
         if (on_path or has_path) and dist.name != "Delta":
             findings.pathwise.add(site.label)
+        if dist.is_continuous and dist.name != "Delta" and not estimator.biased:
+            findings.continuous.add(site.label)
         if layout.size > 1 or num_slots > 0:
             findings.all_at_once.add(site)
     findings.choices[site.label] = choice

@@ -43,6 +43,7 @@ class Plan:
         states: of which of the guide's sites each term of the model needs the last, counted from one, by label.
         plates: by role and plate, the plate of another program that is the same under another name.
         pathwise: labels of the sites whose gradient is that of a path, along which no cost may jump.
+        continuous: labels of the sites in whose values a cost may jump, but not where a parameter says.
         apart: plates whose elements an estimator or a bound tells apart.
         met: every log density.
         joined: terms, by where they come from, and the plates of which they see several elements: they are summed over
@@ -73,6 +74,7 @@ class Plan:
     states: Mapping[str, int] = field(default_factory=dict)
     plates: Mapping[tuple[str, Axis], Axis] = field(default_factory=dict)
     pathwise: frozenset[str] = frozenset()
+    continuous: frozenset[str] = frozenset()
     apart: frozenset[Axis] = frozenset()
     met: tuple[Met, ...] = ()
     joined: frozenset[tuple[str, Axis]] = frozenset()
@@ -161,6 +163,7 @@ class Findings:
     analytic: set[str] = field(default_factory=set)
     sampled: dict[str, str] = field(default_factory=dict)
     pathwise: set[str] = field(default_factory=set)
+    continuous: set[str] = field(default_factory=set)
     split: bool = False
     leaves: dict[str, dict[str, Any]] = field(default_factory=dict)
     noisy: set[str] = field(default_factory=set)

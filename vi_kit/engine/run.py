@@ -378,7 +378,7 @@ class Run:
             closed = key in self.plan.closed
             log_prob = self.backend.expectation(log_prob, key)
         if known is None:
-            if self.probe is not None and counts and not held:
+            if self.probe is not None and counts and not (held and self.probe.holds):
                 self.probe.terms.append((what, log_prob))
             known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
             self.num_terms += 1

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from vi_kit.analysis.blocked import Blocked, analytic_error
-from vi_kit.analysis.jumps import Jumps, refusal
+from vi_kit.analysis.jumps import Jumps, moving_refusal, refusal
 from vi_kit.analysis.mixing import in_words
 from vi_kit.base.errors import BackendError, ObjectiveError, message, whole_number
 from vi_kit.base.layouts import Closed
@@ -266,6 +266,7 @@ def make_plan(
         degrees=findings.degrees,
         analytic=frozenset(findings.analytic),
         pathwise=frozenset(findings.pathwise),
+        continuous=frozenset(findings.continuous),
         apart=frozenset(findings.apart),
         met=tuple(findings.met),
         tracked=any(is_tracked(c.acting, c.layout) for c in resolved.values())
@@ -334,7 +335,7 @@ def without_jumps(plan: Plan, found: Jumps, remake: Callable[[Selection], Plan])
         remake: makes the plan anew, for another selection.
 
     Raises:
-        EstimatorError: a chosen estimator is biased by jumps.
+        EstimatorError: a chosen estimator is biased by jumps, or every one.
     """
     resolved = dict(plan.selection.resolved)
     jumps = {  # that a value with moments is read has its own error
@@ -345,8 +346,9 @@ def without_jumps(plan: Plan, found: Jumps, remake: Callable[[Selection], Plan])
     problems = [
         refusal(k, resolved[k].estimator, found.found.get(k, ()), found.lost.get(k, ()))
         for k in jumps
-        if resolved[k].rule != "default"
+        if resolved[k].rule != "default" and k not in found.moving
     ]
+    problems += [moving_refusal(label, texts) for label, texts in found.moving.items()]
     Findings(estimator_problems=problems).raise_if_any()
     if jumps:
         kept = {label: choice for label, choice in resolved.items() if label not in jumps}

@@ -20,6 +20,7 @@ from numpyro.util import not_jax_tracer
 
 import vi_kit
 from vi_kit.analysis.degrees import (
+    CONSTANT,
     GAPS,
     INVERSES,
     JUMPS,
@@ -149,6 +150,7 @@ class Reading:
 
     Args:
         poles: whether it is asked where operations are infinite, or jump at values of their operands.
+        parameters: labels of what `stop_gradient` holds.
 
     Attributes:
         cuts: the equations that take steps, by their identity.
@@ -159,8 +161,8 @@ class Reading:
         chosen: what may not be seen.
     """
 
-    def __init__(self, poles: bool = False) -> None:
-        self.poles = poles
+    def __init__(self, poles: bool = False, parameters: Collection[str] = ()) -> None:
+        self.poles, self.parameters = poles, frozenset(parameters)
         self.cuts: dict[int, Cut] = {}
         self.stops: dict[int, Cut] = {}
         self.choices: dict[Inside, tuple[int, int]] = {}
@@ -204,6 +206,9 @@ class Reading:
         name, params = equation.primitive.name, equation.params
         if params.get("name") == vi_kit_constant.__name__:
             return [{} for _ in equation.outvars]
+        if name == "stop_gradient" and self.parameters:
+            (of,) = operands
+            return [{k: form for k, form in of.items() if k not in self.parameters}]
         if name == "scan":
             return self._scan(params, operands, where)
         if name == "cond":
@@ -380,15 +385,24 @@ def pole(equation: Any) -> int | None:
     return POLES.get(name)
 
 
-def on_the_way(label: str, dist: NumPyroDistribution, t: jax.Array) -> Any:
-    """A value on the way from a draw; of a transformed distribution it is its noise that moves."""
+def on_the_way(
+    label: str, dist: NumPyroDistribution, t: jax.Array, held: Callable[[Any], Any] = lambda x: x
+) -> Any:
+    """A value on the way from a draw; of a transformed distribution it is its noise that moves.
+
+    Args:
+        label: of the site.
+        dist: of the site.
+        t: how far, and how far aside.
+        held: makes constants of what support and transforms depend on, or does not.
+    """
     del label
     fn: Any = dist.fn
     while isinstance(fn, Independent):
         fn = fn.base_dist
     transforms = fn.transforms if isinstance(fn, TransformedDistribution) else []
     fn = fn.base_dist if transforms else fn
-    bijection = biject_to(fn.support)
+    transforms, bijection = [held(x) for x in transforms], biject_to(held(fn.support))
     draws = fn.sample(dist.new_key(), (NUM_DRAWS,))
     one, *others = constant(bijection.inv(draws))
     steps = jnp.stack(others) - one
@@ -403,25 +417,37 @@ def on_the_way(label: str, dist: NumPyroDistribution, t: jax.Array) -> Any:
     return value
 
 
+def all_held(x: Any) -> Any:
+    """A transform or a constraint whose parameters are constants, if one can get at them."""
+    try:
+        return jax.tree.map(constant, x)
+    except Exception:  # it need not be a tree
+        return x
+
+
 def find_jumps_in(
-    plan: Plan,
+    labels: Sequence[str],
     inputs: Sequence[Any],
     execute: Callable[[DegreeProbe, list[Any]], None],
     number: int,
+    trained: Mapping[int, tuple[str, Any]] | None = None,
 ) -> Jumps:
-    """Which terms jump in the values of the sites of `Plan.pathwise`.
+    """Which terms jump in the values of sites.
 
     Args:
-        plan: of the program.
+        labels: of the sites.
         inputs: numbers for what is not known while the step is traced.
         execute: makes a dry run with a probe, given these.
         number: of the values of other sites.
+        trained: of inputs that belong to parameters, whose names, and another value nearby. With them it is only asked
+            for jumps where these say, in all values, also those that are held.
     """
-    labels, sources = sorted(plan.pathwise), []
+    sources: list[str] = []
+    own_value = functools.partial(on_the_way, held=all_held) if trained else on_the_way
 
     def values(ts: list[Any], inputs: list[Any]) -> list[Any]:
         zeros = dict(zip(labels, ts, strict=True))
-        probe = JumpProbe(zeros, draw=on_the_way, cut=constant, number=number)
+        probe = JumpProbe(zeros, draw=own_value, cut=constant, number=number, holds=not trained)
         execute(probe, inputs)
         sources[:] = probe.sources()
         return [jnp.asarray(value) for value in probe.values()]
@@ -430,15 +456,29 @@ def find_jumps_in(
     closed = jax.make_jaxpr(values)([start_of] * len(labels), list(inputs))
     reading = Reading(poles=True)
     moving: list[Degrees] = [{label: start(None)} for label in labels]
-    degrees = reading.read(closed.jaxpr, moving + [{}] * len(jax.tree.leaves(inputs)))
+    degrees = reading.read(closed.jaxpr, moving + [{}] * len(inputs))
+    by_parameter: dict[Cut, list[str]] = {}
+    if trained:
+        names = {i: f"parameter {name}" for i, (name, _) in trained.items()}
+        both = Reading(poles=True, parameters=names.values())
+        given = [{names[i]: start(None)} if i in names else {} for i in range(len(inputs))]
+        forms = [of for of in both.read(closed.jaxpr, [*moving, *given])]
+        same = {both.cuts[i]: cut for i, cut in reading.cuts.items() if i in both.cuts}
+        for i, (name, _) in trained.items():
+            for cut in {c for of in forms for c in of.get(names[i], CONSTANT).cuts} & same.keys():
+                if name not in by_parameter.setdefault(same[cut], []):
+                    by_parameter[same[cut]].append(name)
+        degrees = with_cuts(degrees, by_parameter.keys())
     if not any(form.cuts for of in degrees for form in of.values()):
         return Jumps()
     consts = [plausible(c, rng) for c in closed.consts]
 
-    def run(place: Any, origin: Any, way: Any, consts: Any, inputs: Any) -> Any:
-        base, moved = ([*t, *jax.tree.leaves(inputs)] for t in (origin, place))
+    def run(
+        place: Any, origin: Any, way: Any, consts: Any, inputs: Any, shifts: Mapping[int, Any]
+    ) -> Any:
+        base, moved = ([*t, *inputs] for t in (origin, place))
         for i in range(len(labels), len(base)):
-            moved[i] = base[i]
+            moved[i] = shifts.get(i - len(labels), base[i])
         evaluation = Evaluation(reading.cuts, along(way), reading.around)
         _, terms = evaluation.of(closed.jaxpr, consts, base, moved)
         results, gaps = (
@@ -474,10 +514,10 @@ def find_jumps_in(
         """With `Reading.choices` as a way says; without one, as the program makes them."""
         indices = (-1,) * len(reading.choices) if way is None else way
 
-        def at(place: float, aside: Aside) -> Snapshot:
+        def at(place: float, aside: Aside = HERE, shifts: Mapping[int, Any] = {}) -> Snapshot:
             with jax.ensure_compile_time_eval():
                 moved = places(place, aside=aside)
-                made = evaluated(moved, places(0.0), indices, consts, list(inputs))
+                made = evaluated(moved, places(0.0), indices, consts, list(inputs), shifts)
             results, gaps, terms = jax.tree.map(np.asarray, made)
             found, gaps = (
                 {
@@ -497,14 +537,26 @@ def find_jumps_in(
             def sums(by: float) -> Sums:
                 with jax.ensure_compile_time_eval():
                     moved = start + places(by, only)
-                    terms = terms_at(moved, start, indices, consts, list(inputs))
+                    terms = terms_at(moved, start, indices, consts, list(inputs), {})
                 terms = [np.asarray(t) for t in terms]
                 return np.array(weighted(terms, np.asarray)), rounded(terms)
 
             chosen = [only in (None, label) for label in labels]
             return by_site[:, chosen].sum(1), sums
 
-        return find_jumps(sources, degrees, at, stops=stops, slopes=slopes)
+        def shifted(cut: Cut, place: float, name: str) -> np.ndarray | None:
+            shifts = {i: value for i, (of, value) in (trained or {}).items() if of == name}
+            return at(place, shifts=shifts).results[cut]
+
+        return find_jumps(
+            sources,
+            degrees,
+            at,
+            stops=stops,
+            slopes=slopes,
+            trained=by_parameter,
+            shifted=shifted,
+        )
 
     @jax.jit
     def terms_at(place: Any, origin: Any, *given: Any) -> Any:

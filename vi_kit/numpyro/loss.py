@@ -358,7 +358,7 @@ class _Step:
 
         def made(draft: Plan) -> Plan:
             plan = make_plan(make_backend, draft, execute)
-            if not plan.pathwise or not takes_steps(found["jaxpr"]):
+            if not (plan.pathwise or plan.continuous) or not takes_steps(found["jaxpr"]):
                 return plan
 
             def remake(selection: Selection) -> Plan:
@@ -423,13 +423,16 @@ class _Step:
         return hashlib.blake2b(b"".join(np.asarray(x).tobytes() for x in known)).hexdigest()
 
     def jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
-        """Which terms jump in the values of reparameterised sites."""
-        key = str(found["jaxpr"]), self.digest(), plan.pathwise
+        """Which terms jump in the values of reparameterised sites; and in those of any, where a parameter says."""
+        key = str(found["jaxpr"]), self.digest(), plan.pathwise, plan.continuous
         if key not in self.known:
-            try:
-                self.known[key] = self._jumps(plan, found)
-            except Exception:  # the program may do what cannot be evaluated by itself
-                self.known[key] = Jumps.unknown(plan.pathwise)
+            jumps = Jumps()
+            for labels, find in ((plan.pathwise, self._jumps), (plan.continuous, self._moving)):
+                try:
+                    jumps = jumps.joined(find(plan, found) if labels else Jumps())
+                except Exception:  # the program may do what cannot be evaluated by itself
+                    jumps = jumps.joined(Jumps.unknown(labels))
+            self.known[key] = jumps
         return self.known[key]
 
     def _jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
@@ -442,8 +445,23 @@ class _Step:
         for seed, number in enumerate(OTHERS if plan.draws_others() else OTHERS[:1]):
             if not jumps.of_all(plan.pathwise):
                 inputs = plausibly.inputs(seed)
-                jumps = jumps.joined(find_jumps_in(plan, inputs, execute, number))
+                found_in = find_jumps_in(sorted(plan.pathwise), inputs, execute, number)
+                jumps = jumps.joined(found_in)
         return jumps
+
+    def _moving(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
+        """Which terms jump where a parameter says."""
+        plausibly = _Plausibly(self, plan, found)
+        inputs = plausibly.inputs(0)
+
+        def execute(probe: DegreeProbe, inputs: list[Any]) -> None:
+            plausibly.execute(probe, inputs)
+
+        trained = plausibly.trained(inputs)
+        if not trained:
+            return Jumps()
+        jumps = find_jumps_in(sorted(plan.continuous), inputs, execute, OTHERS[0], trained)
+        return Jumps(assumed=jumps.assumed, moving=jumps.moving)
 
     def mixed(
         self, plan: Plan, plates: Sequence[Axis], found: Mapping[str, Any]
@@ -513,7 +531,12 @@ class _Plausibly:
             for name, (value, constraint) in declared.items()
         }
         self.leaves, self.tree = jax.tree.flatten((params, model.args, model.kwargs))
-        of_params = len(jax.tree.leaves(params))
+        self.owners = [
+            (name, declared[name][1])
+            for name in sorted(params)
+            for _ in jax.tree.leaves(params[name])
+        ]
+        of_params = len(self.owners)
         is_open = [not not_jax_tracer(leaf) for leaf in self.leaves]
         self.unknown = [i for i, open_ in enumerate(is_open) if open_ or i < of_params]
         self.invents_data = any(is_open[of_params:])
@@ -523,6 +546,15 @@ class _Plausibly:
         with jax.ensure_compile_time_eval():
             self.key = random.key(seed)
         return [plausible(self.leaves[i], self.rng) for i in self.unknown]
+
+    def trained(self, inputs: list[Any]) -> dict[int, tuple[str, Any]]:
+        """Of inputs that belong to parameters: whose names, and another value a little beside."""
+        found = {}
+        for i, value in zip(range(len(self.owners)), inputs, strict=False):
+            name, constraint = self.owners[i]
+            if jnp.issubdtype(jnp.result_type(value), jnp.floating):
+                found[i] = name, nearby(value, self.rng, constraint)
+        return found
 
     def execute(self, probe: DegreeProbe, inputs: list[Any]) -> Run:
         """A dry run with a probe."""

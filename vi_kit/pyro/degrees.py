@@ -70,6 +70,7 @@ from vi_kit.analysis.jumps import (
 from vi_kit.base.demands import Demand
 from vi_kit.engine.plan import Plan
 from vi_kit.pyro.distributions import is_validation
+from vi_kit.pyro.leaves import reached
 
 aten = torch.ops.aten
 
@@ -143,6 +144,7 @@ class Reading(Drawing):
         results: how to find the result of an operation that takes steps, from all values by number.
         gaps: how to find by how much the sides of a comparison differ.
         comparing: the same, by the number of its result.
+        trained: operands of operations that take steps whose gradient reaches a parameter, but by way of sites.
         branches: the operations that told the program a value of which it is known where it changes.
         reads: those that told it another.
         stops: those whose result has no derivative because the program says so.
@@ -161,6 +163,7 @@ class Reading(Drawing):
     results: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
     gaps: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
     comparing: dict[int | None, Callable[[list[Any]], Any]] = field(default_factory=dict)
+    trained: dict[Cut, list[torch.Tensor]] = field(default_factory=dict)
     branches: set[Cut] = field(default_factory=set)
     reads: set[Cut] = field(default_factory=set)
     stops: set[Cut] = field(default_factory=set)
@@ -324,6 +327,9 @@ class Traced(torch.Tensor):
                 if cut.name in GAPS:
                     gap = _gap(cut.name, numbered[0])
                     reading.gaps[cut] = reading.comparing[stepping[0]] = gap
+            if cut in reading.results and torch.is_grad_enabled():
+                tensors = (x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor))
+                reading.trained[cut] = [x for x in tensors if x.requires_grad]
         return wrapped
 
 
@@ -434,6 +440,8 @@ def _told(reading: Reading, degrees: Degrees, cut: Cut, value: Traced) -> None:
         reading.branches.add(cut)
         if number in reading.comparing:
             reading.gaps[cut] = reading.comparing[number]
+        inner = {c: None for form in degrees.values() for c in form.cuts}
+        reading.trained[cut] = [x for c in inner for x in reading.trained.get(c, ())]
 
 
 LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, vi_kit))
@@ -590,25 +598,26 @@ def _deeply_copied(x: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
 
 
 def find_jumps_in(
-    plan: Plan,
-    leaves: Iterable[torch.Tensor],
+    labels: Sequence[str],
+    leaves: Mapping[str, torch.Tensor],
     execute: Callable[[DegreeProbe], None],
     number: int,
     one_way: bool = False,
+    holds: bool = True,
 ) -> Jumps:
-    """Which terms jump in the values of the sites of `Plan.pathwise`.
+    """Which terms jump in the values of sites.
 
     Args:
-        plan: of the program.
-        leaves: its parameters, which are moved a little meanwhile.
+        labels: of the sites.
+        leaves: parameters by name, which are moved a little meanwhile.
         execute: makes a dry run with a probe.
         number: of the values of other sites.
+        holds: whether values that are held do not move. If they do, it is only asked for jumps where parameters say.
         one_way: whether all elements of sites move in one direction, by which what is told of the least, of the
             largest or of all changes.
     """
 
     held: dict[Any, torch.Tensor] = {}
-    labels = sorted(plan.pathwise)
 
     def places(place: float, only: str | None = None, aside: Aside = HERE) -> list[torch.Tensor]:
         moved = (place if only in (None, label) else 0.0 for label in labels)
@@ -619,9 +628,11 @@ def find_jumps_in(
         reading: Reading,
         leaf: Callable[[str, torch.Tensor], Any],
         cut: Callable[[torch.Tensor], torch.Tensor],
+        settled: dict[Any, torch.Tensor] | None = None,
     ) -> JumpProbe:
+        """A dry run; the values of sites are those that are settled, or settle them."""
         torch.random.set_rng_state(state)
-        counts = Counter[str]()
+        counts, drawn = Counter[str](), Counter[str]()
 
         def known(label: str, value: torch.Tensor) -> torch.Tensor:
             counts[label] += 1
@@ -633,21 +644,31 @@ def find_jumps_in(
                 return known(label, _cut(sample()))
 
         def draw(label: str, dist: Any, t: torch.Tensor) -> Any:
-            return _on_the_way(dist.fn, t, reading, functools.partial(known, label), one_way)
+            value = _on_the_way(dist.fn, t, reading, functools.partial(known, label), one_way)
+            if not isinstance(value, Traced):
+                return value
+            plain = value.plain
+            offset = torch.zeros_like(plain)
+            if settled is not None:
+                drawn[label] += 1
+                offset = settled.setdefault((label, drawn[label]), plain) - plain
+            return value.detach() + offset
 
         zeros = {label: leaf(label, start) for label, start in zip(labels, starts, strict=True)}
-        probe = JumpProbe(zeros, draw=draw, cut=cut, known=sampled, number=number)
+        probe = JumpProbe(zeros, draw=draw, cut=cut, known=sampled, number=number, holds=holds)
         with Reads():
             execute(probe)
         return probe
 
-    def probe_at(place: float, only: str | None = None) -> tuple[JumpProbe, Reading]:
+    def probe_at(
+        place: float, only: str | None = None, settled: dict[Any, torch.Tensor] | None = None
+    ) -> tuple[JumpProbe, Reading]:
         reading = Reading(repeats=True)
 
         def leaf(label: str, start: torch.Tensor) -> Traced:
             return reading.leaf(label, start, None)
 
-        return probe_with(places(place, only), reading, leaf, _cut), reading
+        return probe_with(places(place, only), reading, leaf, _cut, settled), reading
 
     def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
         """By torch, and by runs of the program that see the same held values."""
@@ -685,7 +706,7 @@ def find_jumps_in(
     def numbers(values: Iterable[Any]) -> list[np.ndarray]:
         return [_numpy(torch.as_tensor(v)) for v in values]
 
-    with moved_a_little(leaves):
+    with moved_a_little(leaves.values()):
         state = torch.random.get_rng_state()
         probe, reading = probe_at(0.0)
         made = probe.values()
@@ -730,7 +751,31 @@ def find_jumps_in(
             there = replace(there, is_elsewhere=there.is_elsewhere or not reading.is_whole)
             return Snapshot({}, numbers(_plain(values))), there
 
+        def shifted(cut: Cut, place: float, name: str) -> np.ndarray | None:
+            settled: dict[Any, torch.Tensor] = {}
+            try:
+                with torch.enable_grad():
+                    probe_at(place, settled=settled)
+                with moved_a_little([leaves[name]]):
+                    with torch.enable_grad():
+                        moved = probe_at(place, settled=settled)[1]
+                    with forward_ad.dual_level():
+                        starts = [dual(leaf) for leaf in places(place)]
+                        return moved.results[cut](moved.repeated(starts))
+            except Exception:  # the program may take another way, or refuse values
+                return None
+
         sources, degrees = probe.sources(), degrees_of(probe)
+        names = {id(p): name for name, p in leaves.items()}
+        trained = {
+            cut: [names[id(p)] for p in reached(operands) if id(p) in names]
+            for cut, operands in reading.trained.items()
+        }
+        trained = {cut: of for cut, of in trained.items() if of}
+        if not holds:
+            degrees = with_cuts(degrees, trained.keys())
+            if not any(form.cuts for of in degrees for form in of.values()):
+                return Jumps()
         with torch.no_grad():
             start, plain = at(0.0).terms, numbers(_plain(made))
             same = all(np.allclose(a, b, equal_nan=True) for a, b in zip(start, plain, strict=True))
@@ -744,6 +789,8 @@ def find_jumps_in(
                 frozenset(reading.reads),
                 frozenset(reading.stops),
                 slopes,
+                trained,
+                shifted,
             )
             of_chosen = with_cuts(degrees, reading.chosen - reading.stops - reading.reads)
             for way in ways([size for _, size in reading.choices.values()]) if same else ():

@@ -12,7 +12,7 @@ import torch
 from pyro.infer import ELBO
 
 from vi_kit.analysis.degrees import DegreeProbe
-from vi_kit.analysis.jumps import OTHERS, Jumps
+from vi_kit.analysis.jumps import OTHERS, JumpProbe, Jumps
 from vi_kit.analysis.mixing import MixingProbe, find, looked_at
 from vi_kit.base.errors import (
     BackendError,
@@ -457,8 +457,9 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
 
 
 def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, bool]:
-    """The plan of a program, in which no site is differentiated along which a cost jumps, and whether the program is
-    told values. It is run once more if it has an operation that takes steps."""
+    """The plan of a program, in which no site is differentiated along which a cost jumps, and no cost jumps where a
+    parameter says; and whether the program is told values. It is run once more if it has an operation that takes
+    steps."""
     backend = PyroBackend()
 
     def make_backend() -> PyroBackend:
@@ -469,15 +470,25 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, b
     with Watch() as watch, watch.reads:
         plan = make_plan(make_backend, draft, execute)
     is_told = watch.tells or bool(watch.reads.found)
-    if not (watch.found or watch.reads.found or watch.reads.detaches) or not plan.pathwise:
+    takes_steps = watch.found or watch.reads.found or watch.reads.detaches
+    if not takes_steps or not (plan.pathwise or plan.continuous):
         return plan, is_told
     plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
 
-    def dry(probe: DegreeProbe) -> None:
-        execute(Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False))
+    held_any = False
 
-    leaves = [*backend.leaves("model"), *backend.leaves("guide")]
-    found = Jumps()
+    def dry(probe: DegreeProbe) -> None:
+        nonlocal held_any
+        execute(Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False))
+        held_any |= isinstance(probe, JumpProbe) and probe.held_any
+
+    leaves: dict[str, torch.Tensor] = {}
+    for role in ("model", "guide"):
+        for name, leaf in backend.params[role].items():
+            is_other = leaves.get(name, leaf) is not leaf
+            if leaf.requires_grad:
+                leaves[f"{name} ({role})" if is_other else name] = leaf
+    found, labels = Jumps(), sorted(plan.pathwise)
     numbers = OTHERS if plan.draws_others() else OTHERS[:1]
     passes = [(number, False) for number in numbers]
     passes += [(OTHERS[0], True)] * is_told
@@ -485,9 +496,16 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, b
         if found.of_all(plan.pathwise):
             break
         try:
-            found = found.joined(find_jumps_in(plan, leaves, dry, number, one_way))
+            found = found.joined(find_jumps_in(labels, leaves, dry, number, one_way))
         except Exception:  # the program may do what tensors of another class refuse
             found = found.joined(Jumps.unknown(plan.pathwise))
+    if leaves and (held_any or not plan.continuous <= plan.pathwise):
+        labels = sorted(plan.continuous)
+        try:
+            other = find_jumps_in(labels, leaves, dry, OTHERS[0], holds=False)
+            found = found.joined(Jumps(assumed=other.assumed, moving=other.moving))
+        except Exception:
+            found = found.joined(Jumps.unknown(labels))
     plan = without_jumps(
         plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
     )

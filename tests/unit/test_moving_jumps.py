@@ -1,0 +1,194 @@
+"""A cost that jumps where a parameter says has a gradient that no estimator has: it is refused, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+
+import vi_kit as vi
+from tests.libraries import NumPyroWords
+
+VALUES = [0.2]
+
+
+def where(lib, *args):
+    return lib.xp.where(*args)
+
+
+def programs(lib, location, start=0.3):
+    def model():
+        b = lib.theta([start], "b")[0]
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.sample("x", lib.dist.Normal(location(lib, z, b), 1.0), obs=lib.array(0.7))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.theta(VALUES, "a")[0], 0.8))
+
+    return model, guide
+
+
+def by_branch(lib, z, b):
+    if lib.name == "pyro":
+        return lib.array(2.0) if z > b else lib.array(-1.0)
+    import jax
+
+    return jax.lax.cond(z > b, lambda: 2.0, lambda: -1.0)
+
+
+def as_int(lib, z):
+    return z.long() if lib.name == "pyro" else z.astype(int)
+
+
+def table(lib, z, b):
+    return lib.array([0.5, 1.5, -0.5])[as_int(lib, lib.xp.clip(z * (1.0 + b), 0.0, 2.5))]
+
+
+MOVING = {
+    "where": lambda lib, z, b: where(lib, z > b, 2.0, -1.0),
+    "sign": lambda lib, z, b: lib.xp.sign(z - b),
+    "branch": by_branch,
+    "round": lambda lib, z, b: lib.xp.round(z * (1.0 + b)),
+    "table": table,
+    "window": lambda lib, z, b: where(lib, abs(z - 0.6 - b) < 0.1, 3.0, 0.0),
+    "pole": lambda lib, z, b: lib.xp.arctan(1.0 / (z - b)),
+    "elements": lambda lib, z, b: where(lib, z > lib.xp.stack([b, b - 9.0]), 2.0, -1.0).sum(),
+    "behind": lambda lib, z, b: lib.xp.exp(-lib.xp.floor(lib.xp.tanh(z) / lib.xp.exp(b) * 3.0)),
+}
+TEXT = r"site 'z': a cost jumps in the value of 'z' at a place that a parameter moves; no estimator"
+GOT = (
+    r"\n  got:      model site 'x', because of [\w ]+ \(test_moving_jumps.py:\d+\), at a place that"
+)
+
+
+@pytest.mark.parametrize("case", MOVING)
+def test_the_default_is_refused(case, lib):
+    with pytest.raises(vi.EstimatorError, match=rf"{TEXT}.*{GOT} parameter 'b' moves") as caught:
+        lib.Loss().explain(*programs(lib, MOVING[case]))
+    assert str(caught.value).count("\n") == 3
+
+
+@pytest.mark.parametrize("chosen", [vi.Score(), vi.MeasureValued(), vi.Reparam()], ids=repr)
+def test_no_estimator_serves(chosen, lib):
+    with pytest.raises(vi.EstimatorError, match=TEXT):
+        lib.Loss(estimators=chosen).explain(*programs(lib, MOVING["where"]))
+
+
+def test_a_check_does_not_pass(lib):
+    with pytest.raises(vi.EstimatorError, match=TEXT):
+        vi.check_unbiased(lib.Loss(), *programs(lib, MOVING["where"]), num_draws=2)
+
+
+def held(lib, z, b):
+    return where(lib, z > lib.detach(b), 2.0 * b, -1.0)
+
+
+def safe_log(lib, z, b):
+    inside = z > b
+    return where(lib, inside, lib.xp.log(where(lib, inside, 1.0 + z - b, 1.0 + 0.0 * z)), 0.0 * z)
+
+
+def huber(lib, z, b):
+    r, d = abs(z), lib.xp.exp(b)
+    return where(lib, r < d, r**2 / 2.0, d * (r - d / 2.0))
+
+
+FINE = {
+    "relu": lambda lib, z, b: where(lib, z > b, z - b, 0.0 * z),
+    "abs": lambda lib, z, b: abs(z - b) + lib.xp.sign(z - b) * (z - b),
+    "clip": lambda lib, z, b: lib.xp.clip(z, b, b + 1.0),
+    "huber": huber,
+    "safe_log": safe_log,
+    "held": held,
+    "levels": lambda lib, z, b: where(lib, z > 0.4, b, -b),
+    "both": lambda lib, z, b: where(lib, z > 0.4, where(lib, b > 0.2, b, 0.0 * b), -b),
+    "scaled": lambda lib, z, b: where(lib, z * lib.xp.exp(b) > 0.0, 2.0, -1.0),
+    "side_by_side": lambda lib, z, b: (lib.xp.sign(lib.xp.stack([z, b]))).sum(),
+    "after": lambda lib, z, b: lib.xp.floor(where(lib, z > 0.4, 2.5, 0.5) + 0.1 * lib.xp.tanh(b)),
+    "sigmoid": lambda lib, z, b: 1.0 / (1.0 + lib.xp.exp(-(z - b) / 0.1)),
+}
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_others_are_served(case, lib):
+    for chosen in (None, vi.Score()):
+        told = lib.Loss(estimators=chosen).explain(*programs(lib, FINE[case]))
+        assert "Normal" in told and "assumed" not in told
+
+
+def test_a_threshold_of_the_guide(lib):
+    """In the distribution of a site that is drawn given another."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        y = lib.sample("y", lib.dist.Bernoulli(lib.array(0.5)))
+        lib.sample("x", lib.dist.Normal(z + 2.0 * y, 1.0), obs=lib.array(0.7))
+
+    def guide():
+        z = lib.sample("z", lib.dist.Normal(lib.theta(VALUES, "a")[0], 0.8))
+        high = where(lib, z > lib.theta([0.1], "t")[0], 1.5, -1.0)
+        lib.sample("y", lib.dist.Bernoulli(logits=high))
+
+    with pytest.raises(vi.EstimatorError, match="parameter 't' moves"):
+        lib.Loss().explain(model, guide)
+
+
+def test_a_factor(lib):
+    def model():
+        b = lib.theta([0.3], "b")[0]
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.factor("f", where(lib, z > b, 1.0, 0.0))
+
+    with pytest.raises(vi.EstimatorError, match=r"because of gt .* parameter 'b' moves"):
+        lib.Loss().explain(model, programs(lib, None)[1])
+
+
+@pytest.mark.parametrize("objective", [vi.iwae(2), vi.log_variance(2)], ids=repr)
+def test_objectives(objective, lib):
+    """Also where draws are held."""
+    model, guide = programs(lib, MOVING["where"])
+    with pytest.raises(vi.EstimatorError, match="parameter 'b' moves"):
+        lib.Loss(objective).explain(model, guide)
+
+
+def moved_normal(lib):
+    base, module = lib.dist.Normal(0.0, 1.0), lib.dist.transforms
+    theta = lib.theta(VALUES, "a")
+    return lib.dist.TransformedDistribution(base, [module.AffineTransform(theta[0], 1.2)])
+
+
+@pytest.mark.parametrize("chosen", [None, vi.Score()], ids=repr)
+def test_parameters_by_way_of_a_draw(chosen, lib):
+    """The place does not move with them, the value does."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        y = lib.sample("y", lib.dist.Normal(z, 1.0))
+        jump = where(lib, z > 0.2, 1.0, 0.0) + where(lib, z > y, 1.0, 0.0)
+        lib.sample("x", lib.dist.Normal(jump, 1.0), obs=lib.array(1.0))
+
+    def guide():
+        z = lib.sample("z", moved_normal(lib))
+        lib.sample("y", lib.dist.Normal(lib.theta(VALUES, "c")[0] * z, 1.0))
+
+    assert "a cost jumps" in lib.Loss().explain(model, guide)
+    lib.Loss(estimators=chosen).explain(model, guide)
+
+
+def test_a_bias_that_is_meant(lib):
+    model, guide = programs(lib, MOVING["where"])
+    assert "biased=True" in lib.Loss(estimators=vi.Reparam(biased=True)).explain(model, guide)
+
+
+def test_while_the_step_is_traced():
+    import jax
+
+    lib = NumPyroWords()
+    model, guide = programs(lib, MOVING["where"])
+
+    def value(params):
+        return lib.Loss().loss(jax.random.key(0), params, model, guide)
+
+    params = {"a": lib.array(VALUES), "b": lib.array([0.3])}
+    with pytest.raises(vi.EstimatorError, match="parameter 'b' moves"):
+        jax.jit(jax.grad(value))(params)
+    with pytest.raises(vi.EstimatorError, match="parameter 'b' moves"):
+        jax.grad(value)(params)
