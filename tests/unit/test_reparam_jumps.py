@@ -637,7 +637,17 @@ def straight(lib, z):
     return Exp.apply(z[0])
 
 
+def stopped_in_a_branch(lib, z):
+    if lib.name == "pyro":
+        return lib.detach(z[0])
+    from jax import lax
+
+    return lax.cond(lib.theta(VALUES)[0] > -9.0, lax.stop_gradient, lambda x: x, z[0])
+
+
 STOPS = {
+    "branch": stopped_in_a_branch,
+    "other branch": lambda lib, z: lib.xp.where(lib.array(-1.0) > 0.0, lib.detach(z[0]), z[0]),
     "detach": lambda lib, z: lib.detach(z[0]) + z[1],
     "part": lambda lib, z: z[0] * lib.xp.exp(-lib.detach(z).sum()),
     "without_gradient": without_gradient,

@@ -137,8 +137,8 @@ def is_stop(equation: Any, where: str) -> bool:
     traceback = equation.source_info.traceback
     frames = [] if traceback is None else traceback.frames
     outside = [i for i, frame in enumerate(frames) if frame.function_name == "stop_gradient"]
-    callers = frames[outside[0] + 1 :] if outside else []
-    return bool(callers) and not callers[0].file_name.startswith(JAX)
+    callers = frames[outside[0] + 1 :] if outside else []  # none, where it is itself a branch
+    return bool(outside) and not (callers and callers[0].file_name.startswith(JAX))
 
 
 Inside = tuple[int, ...]

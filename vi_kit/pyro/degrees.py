@@ -100,13 +100,14 @@ def degrees_of(probe: DegreeProbe) -> list[Degrees]:
 
 @dataclass(eq=False)
 class Step:
-    """An operation on values that depend on sites: its arguments, such values by their number, and the numbers of
-    what it made."""
+    """An operation on values that depend on sites: its arguments, such values by their number, the numbers of what it
+    made, and whether the program says that this has no derivative."""
 
     func: Any
     args: Any
     kwargs: Any
     made: list[int]
+    is_stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,11 @@ class Reading(Drawing):
             self.chosen |= cuts
         self.steps.append(step)
 
-    def repeated(self, leaves: Sequence[torch.Tensor], way: Sequence[int] = ()) -> list[Any]:
-        """All values by number, for other values of the leaves, and with `choices` as a way says."""
+    def repeated(
+        self, leaves: Sequence[torch.Tensor], way: Sequence[int] = (), stops: bool = False
+    ) -> list[Any]:
+        """All values by number, for other values of the leaves, with `choices` as a way says, and with a derivative
+        where the program says that there is none, or without."""
         values: list[Any] = [None] * len(self.plain)
         for number, leaf in zip(self.leaves, leaves, strict=True):
             values[number] = leaf.clone()
@@ -224,7 +228,7 @@ class Reading(Drawing):
             result = step.func(*tree_map(known, args), **tree_map(known, step.kwargs))
             made = [x for x in tree_iter(result) if isinstance(x, torch.Tensor)]
             for number, value in zip(step.made, made, strict=True):
-                values[number] = value
+                values[number] = value.detach() if stops and step.is_stop else value
         return values
 
 
@@ -295,7 +299,8 @@ class Traced(torch.Tensor):
         if reading.repeats and not (by_distribution or steps):
             degrees = _parted(cut, args, numbered[0], degrees, reading)
         is_stop = name == "detach" or not torch.is_grad_enabled()
-        if is_stop and reading.repeats and not (by_distribution or is_own(frame)):
+        is_stop = is_stop and reading.repeats and not (by_distribution or is_own(frame))
+        if is_stop:
             stop = cut if torch.is_grad_enabled() else replace(cut, name="no_grad")
             reading.stops.add(stop)
             degrees = parted(degrees, degrees, stop)
@@ -320,7 +325,7 @@ class Traced(torch.Tensor):
             made = [x for x in tree_iter(wrapped) if isinstance(x, cls)]
             numbers = [x.number for x in made if x.number is not None]
             func = aten.alias.default if func is aten.detach.default else func
-            reading.step(Step(func, numbered[0], numbered[1], numbers), degrees)
+            reading.step(Step(func, numbered[0], numbered[1], numbers, is_stop), degrees)
             stepping = [x.number for x in made if steps or not _is_inexact(x)]
             if stepping and not is_known:
                 reading.results[cut] = _result(name, numbered[0], stepping)
@@ -685,12 +690,7 @@ def find_jumps_in(
         with torch.enable_grad():
             starts = [start.requires_grad_() for start in places(place)]
             totals = weighted(terms_at(starts, keeping), torch.as_tensor)
-        moving = [start for k, start in zip(labels, starts, strict=True) if only in (None, k)]
-        found = np.zeros(len(totals))
-        for i, total in enumerate(totals):
-            if total.requires_grad:
-                grads = torch.autograd.grad(total, moving, retain_graph=True, allow_unused=True)
-                found[i] = sum(g[0].item() for g in grads if g is not None)
+        found = derivatives(totals, starts, only)
 
         def sums(by: float) -> Sums:
             again = iter(kept)
@@ -702,6 +702,39 @@ def find_jumps_in(
             )
 
         return found, sums
+
+    def slopes_on(
+        place: float, only: str | None, way: tuple[int, ...]
+    ) -> tuple[np.ndarray, Callable[[float], Sums]]:
+        """By torch, and by the operations that were followed, where the program chooses otherwise."""
+
+        def sums_at(starts: Sequence[torch.Tensor], stops: bool) -> tuple[list[Any], list[Any]]:
+            values = reading.repeated(starts, way, stops)
+            terms = [values[x.of] if isinstance(x, Number) else x for x in numbered]
+            terms = [torch.as_tensor(term) for term in terms]
+            return weighted(terms, torch.as_tensor), terms
+
+        with torch.enable_grad():
+            starts = [start.requires_grad_() for start in places(place)]
+            totals, _ = sums_at(starts, True)
+
+        def sums(by: float) -> Sums:
+            moved = [a + b for a, b in zip(places(place), places(by, only), strict=True)]
+            totals, terms = sums_at(moved, False)
+            return np.array([t.item() for t in totals]), rounded(numbers(terms))
+
+        return derivatives(totals, starts, only), sums
+
+    def derivatives(
+        totals: Sequence[torch.Tensor], starts: Sequence[torch.Tensor], only: str | None
+    ) -> np.ndarray:
+        moving = [start for k, start in zip(labels, starts, strict=True) if only in (None, k)]
+        found = np.zeros(len(totals))
+        for i, total in enumerate(totals):
+            if total.requires_grad:
+                grads = torch.autograd.grad(total, moving, retain_graph=True, allow_unused=True)
+                found[i] = sum(g[0].item() for g in grads if g is not None)
+        return found
 
     def numbers(values: Iterable[Any]) -> list[np.ndarray]:
         return [_numpy(torch.as_tensor(v)) for v in values]
@@ -792,12 +825,17 @@ def find_jumps_in(
                 trained,
                 shifted,
             )
-            of_chosen = with_cuts(degrees, reading.chosen - reading.stops - reading.reads)
+            of_chosen = with_cuts(degrees, reading.chosen - reading.reads)
             for way in ways([size for _, size in reading.choices.values()]) if same else ():
                 if not found.of_all(labels):
-                    found = found.joined(
-                        find_jumps(sources, of_chosen, functools.partial(at, way=way))
+                    more = find_jumps(
+                        sources,
+                        of_chosen,
+                        functools.partial(at, way=way),
+                        stops=frozenset(reading.stops),
+                        slopes=functools.partial(slopes_on, way=way),
                     )
+                    found = found.joined(more)
             return found
 
 
