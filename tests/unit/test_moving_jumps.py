@@ -178,6 +178,28 @@ def test_a_bias_that_is_meant(lib):
     assert "biased=True" in lib.Loss(estimators=vi.Reparam(biased=True)).explain(model, guide)
 
 
+def test_a_distribution_that_does_not_say_its_support():
+    """What cannot be moved is assumed to be right."""
+    lib = NumPyroWords()
+
+    class Own(lib.dist.Distribution):
+        def __init__(self, loc):
+            self.loc = loc
+            super().__init__((), validate_args=False)
+
+        def sample(self, *args):
+            return lib.dist.Normal(self.loc, 1.0).sample(*args)
+
+        def log_prob(self, value):
+            return -((value - self.loc) ** 2) / 2.0
+
+    def guide():
+        lib.sample("z", Own(lib.theta(VALUES, "a")[0]))
+
+    model, _ = programs(lib, lambda lib, z, b: where(lib, z > 0.0, b, -b))
+    assert "Score(" in lib.Loss(estimators=vi.Score()).explain(model, guide)
+
+
 def test_while_the_step_is_traced():
     import jax
 
