@@ -69,6 +69,8 @@ def test_random_programs(name):
     @given(specs())
     def run(spec):
         counts[check(lib, spec, 200 if name == "numpyro" else 40)] += 1
+        if (counts["right"] + counts["refused"]) % 100 == 0:
+            print(f"{name}: {dict(counts)}", flush=True)
 
     run()
     num_programs = counts["right"] + counts["refused"]
