@@ -21,7 +21,7 @@ from vi_kit.estimators.credit import (
     matched,
     own_sum,
 )
-from vi_kit.estimators.memory import Learned, Network, State
+from vi_kit.estimators.memory import Learned, Network, State, Step
 from vi_kit.estimators.noise import Noise
 from vi_kit.estimators.others import Others, Seen
 
@@ -47,6 +47,7 @@ __all__ = [
     "Single",
     "Site",
     "State",
+    "Step",
     "Term",
     "Worlds",
     "centred",

@@ -162,13 +162,21 @@ class DistributionView(ABC):
 
     def contains(self, value: Array) -> Array | None:
         """Whether values lie in the support; `None` where nobody can say."""
+        support = self.support_of(self.fn)
         try:
-            support = self.fn.support
-            return getattr(support, "check", support)(value)
+            return None if support is None else getattr(support, "check", support)(value)
         except (
             NotImplementedError,
             ValueError,
         ):  # as of a constraint that depends on what is not there
+            return None
+
+    @staticmethod
+    def support_of(fn: Any) -> Any:
+        """The constraint on values of a library's distribution; `None` if it does not say."""
+        try:
+            return fn.support
+        except NotImplementedError:
             return None
 
     def open_ends(self) -> int | None:
@@ -180,7 +188,7 @@ class DistributionView(ABC):
             fn = fn.base_dist
         while transforms and type(transforms[-1]).__name__ in KEEP_KIND:
             transforms = transforms[:-1]
-        support = transforms[-1].codomain if transforms else fn.support
+        support = transforms[-1].codomain if transforms else self.support_of(fn)
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
         if self.is_real(support):
@@ -190,6 +198,8 @@ class DistributionView(ABC):
 
     def reaches_beyond(self, other: DistributionView) -> bool:
         """Whether this support has more open ends than that of another distribution, so that it cannot lie in it."""
+        if self.support_of(other.fn) is None:
+            return False
         own, theirs = self.open_ends(), other.open_ends()
         if own == 2 and theirs is None:
             return True

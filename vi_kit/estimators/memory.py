@@ -45,5 +45,10 @@ class Network:
     inputs: Callable[[Distribution, tuple[Any, ...], Mapping[str, Any]], Array]
 
 
-Memory = Mapping[str, State | Learned | Network]
+@dataclass(frozen=True)
+class Step:
+    """The number of steps so far, one for all sites."""
+
+
+Memory = Mapping[str, State | Learned | Network | Step]
 """By name; the name of the site is added to it."""

@@ -16,6 +16,7 @@ from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term
 from vi_kit.estimators.base import Estimator, Expansion
+from vi_kit.estimators.memory import Memory, Step
 from vi_kit.estimators.noise import exponential, gumbel
 from vi_kit.estimators.relaxation import (
     as_value,
@@ -112,8 +113,8 @@ class Relaxed(Biased):
             )
 
     @property
-    def needs_step(self) -> bool:
-        return callable(self.temperature)
+    def memory(self) -> Memory:
+        return {"step": Step()} if callable(self.temperature) else {}
 
     def value(self, probs: Array) -> Array:
         backend = current().backend

@@ -83,7 +83,7 @@ class NumPyroDistribution(DistributionView):
         return not type(fn).__name__.endswith("Logits")
 
     def is_discrete(self, fn: Any) -> bool:
-        return fn.support is not None and fn.is_discrete
+        return self.support_of(fn) is not None and fn.is_discrete
 
     def as_array(self, value: Any) -> jax.Array:
         return jnp.asarray(value)

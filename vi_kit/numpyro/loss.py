@@ -40,7 +40,7 @@ from vi_kit.engine.settings import (
     with_closed_forms,
     without_jumps,
 )
-from vi_kit.estimators.memory import Learned, State
+from vi_kit.estimators.memory import Learned, State, Step
 from vi_kit.language.programs import Program
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
@@ -157,6 +157,7 @@ class Loss(CommonLoss, ELBO):
         def with_state(*args: Any, **kwargs: Any) -> Any:
             with _Latents() as latents:
                 result = guide(*args, **kwargs)
+            needs_step = selection.schedule is not None
             for name, (fn, infer, plates) in latents.items():
                 dist = NumPyroDistribution(fn)
                 # by the default rule a site may have to be sampled after all, which needs more state
@@ -168,12 +169,14 @@ class Loss(CommonLoss, ELBO):
                         key = kept_name(what, own)
                         if isinstance(kept, State):
                             mutable(key, jnp.zeros(kept.shape(plates)))
+                        elif isinstance(kept, Step):
+                            needs_step = True
                         elif isinstance(kept, Learned):
                             param(key, jnp.asarray(kept.start, jnp.result_type(float)))
                         else:
                             predictions(key, kept.network, kept.inputs(dist, args, kwargs))
-                    if selection.schedule is not None:
-                        mutable(STEP_KEY, jnp.zeros(()))
+            if needs_step:
+                mutable(STEP_KEY, jnp.zeros(()))
             return result
 
         return with_state

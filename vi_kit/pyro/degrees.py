@@ -268,6 +268,18 @@ class Traced(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return repr(self.read(UNSEEN, sys._getframe(1)))
+
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        return self.read(ARRAY, sys._getframe(1)).numpy(*args, **kwargs)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.read(ARRAY, sys._getframe(1)).__array__(*args, **kwargs)
+
+    def tolist(self) -> Any:
+        return self.read(NUMBER, sys._getframe(1)).tolist()
+
     def read(self, name: str, frame: Any) -> torch.Tensor:
         """The values, which the program is told."""
         if self.degrees:

@@ -115,7 +115,8 @@ class PyroDistribution(DistributionView):
         return given is known.get("probs")
 
     def is_discrete(self, fn: Any) -> bool:
-        return fn.support.is_discrete
+        support = self.support_of(fn)
+        return support is not None and support.is_discrete
 
     def as_array(self, value: torch.Tensor) -> torch.Tensor:
         return value
@@ -145,7 +146,8 @@ class PyroDistribution(DistributionView):
     def covers(self, other: PyroDistribution, value: torch.Tensor) -> bool:
         if other.name != "Delta" and other.reaches_beyond(self):
             return False
-        return bool(self.fn.support.check(value).all())
+        support = self.support_of(self.fn)
+        return support is None or bool(support.check(value).all())
 
     def is_real(self, support: Any) -> bool:
         return support is constraints.real
