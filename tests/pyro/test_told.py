@@ -179,3 +179,31 @@ def test_whole_numbers_always_count():
         pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
 
     assert "after the other" in Loss(num_samples=2).explain(model, guide)
+
+
+@pytest.mark.parametrize("objective", [vi.elbo(), vi.iwae(num_particles=2)], ids=repr)
+def test_buffers_of_modules_are_what_one_step_makes_them(objective):
+    """What a program is told in the place of its values, or is run for to plan, leaves no trace; a pass with what does
+    not broadcast is seen, before one value is taken after the other."""
+    norm = nn.BatchNorm1d(3).double()
+
+    def model():
+        with pyro.plate("d", 4):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            scale = 1.0 + z.abs().mean().item()
+            loc = norm(scale * z.reshape(-1, 3)).reshape(z.shape).sum(-1)
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.ones(4))
+
+    def guide():
+        with pyro.plate("d", 4):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    loss = Loss(objective)
+    runs = []
+    for _ in range(3):
+        loss.loss(model, guide)
+        runs.append(int(norm.num_batches_tracked))
+    each, does_not_broadcast = runs[1] - runs[0], objective != vi.elbo()
+    assert each == runs[2] - runs[1]
+    assert runs[0] == each + does_not_broadcast
+    assert norm.running_mean.abs().max() < 10.0

@@ -52,7 +52,7 @@ from vi_kit.pyro.degrees import (
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.mixing import Reader
-from vi_kit.pyro.noise import Generators
+from vi_kit.pyro.noise import Generators, buffers_kept
 from vi_kit.pyro.replay import PyroReplay
 from vi_kit.pyro.told import harmless_lines
 
@@ -236,7 +236,7 @@ class Loss(CommonLoss, ELBO):
                 continue
             if plan.settled:
                 return groups, run
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), buffers_kept():
                 found = mismatch(run, backend.recorded or [], PyroBackend(self.state))
             if found is not None and not found.is_certain and plan.analytic:
                 found = self._without_moments(plan, found, *programs)
@@ -353,7 +353,7 @@ class Loss(CommonLoss, ELBO):
                 ) from None
             deepest = max(deepest, run.deepest_dim)
 
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), buffers_kept():
             plan, is_told = _without_jumps(draft, execute)
             harmless = harmless_lines(plan, execute) if is_told else frozenset[str]()
             if harmless:

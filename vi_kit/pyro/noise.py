@@ -4,11 +4,14 @@ the program there again sees the same."""
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,27 @@ class Generators:
             and self.of_python == other.of_python
             and all(np.array_equal(a, b) for a, b in kept)
         )
+
+
+@contextmanager
+def buffers_kept() -> Iterator[None]:
+    """Afterwards the buffers of modules that are called, as the averages of batch normalisation, are what they were."""
+    kept: dict[tuple[int, str], tuple[torch.nn.Module, torch.Tensor, torch.Tensor]] = {}
+
+    def keep(module: torch.nn.Module, inputs: Any) -> None:
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (id(module), name) not in kept:
+                kept[id(module), name] = module, buffer, buffer.detach().clone()
+
+    hook = register_module_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for (_, name), (module, buffer, old) in kept.items():
+            if not torch.equal(buffer, old):  # what is not written can still be differentiated
+                buffer.detach().copy_(old)
+            module._buffers[name] = buffer
 
 
 @dataclass(eq=False)
