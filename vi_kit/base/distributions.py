@@ -239,11 +239,6 @@ class DistributionView(ABC):
             return values
         return values[_digits(size, count, values)].reshape(size**count, *shape, *fn.event_shape)
 
-    def ends(self) -> tuple[Array, Array] | None:
-        """The first and the last value of each element, if its values can be counted off."""
-        values = self._listed()
-        return None if values is None else (values[0], values[-1])
-
     def _listed(self) -> Array | None:
         """The values of each element, if they can be counted off."""
         fn, _, transforms = self._elements()

@@ -428,7 +428,7 @@ def all_held(x: Any) -> Any:
 def find_jumps_in(
     labels: Sequence[str],
     inputs: Sequence[Any],
-    execute: Callable[[DegreeProbe, list[Any]], None],
+    execute: Callable[[DegreeProbe, list[Any]], Any],
     number: int,
     trained: Mapping[int, tuple[str, Any]] | None = None,
 ) -> Jumps:

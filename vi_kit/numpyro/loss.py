@@ -439,16 +439,11 @@ class _Step:
         return self.known[key]
 
     def _jumps(self, plan: Plan, found: Mapping[str, Any]) -> Jumps:
-        plausibly = _Plausibly(self, plan, found)
-
-        def execute(probe: DegreeProbe, inputs: list[Any]) -> None:
-            plausibly.execute(probe, inputs)
-
-        jumps = Jumps()
+        plausibly, jumps = _Plausibly(self, plan, found), Jumps()
         for seed, number in enumerate(OTHERS if plan.draws_others() else OTHERS[:1]):
             if not jumps.of_all(plan.pathwise):
                 inputs = plausibly.inputs(seed)
-                found_in = find_jumps_in(sorted(plan.pathwise), inputs, execute, number)
+                found_in = find_jumps_in(sorted(plan.pathwise), inputs, plausibly.execute, number)
                 jumps = jumps.joined(found_in)
         return jumps
 
@@ -456,14 +451,12 @@ class _Step:
         """Which terms jump where a parameter says."""
         plausibly = _Plausibly(self, plan, found)
         inputs = plausibly.inputs(0)
-
-        def execute(probe: DegreeProbe, inputs: list[Any]) -> None:
-            plausibly.execute(probe, inputs)
-
         trained = plausibly.trained(inputs)
         if not trained:
             return Jumps()
-        jumps = find_jumps_in(sorted(plan.continuous), inputs, execute, OTHERS[0], trained)
+        jumps = find_jumps_in(
+            sorted(plan.continuous), inputs, plausibly.execute, OTHERS[0], trained
+        )
         return Jumps(assumed=jumps.assumed, moving=jumps.moving)
 
     def mixed(
