@@ -8,22 +8,14 @@ from vi_kit.base.demands import ClosedForm, Continuous, ContinuousBetween, Polyn
 from vi_kit.base.errors import Refusal
 from vi_kit.base.layouts import Alternatives, Closed, Gradient, Single, Worlds
 from vi_kit.base.named import Axis, Named, combine, total
-from vi_kit.costs.terms import Site, Term, centred, stopped
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Site, Term, stopped
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.baselines import Baseline
-from vi_kit.estimators.credit import (
-    contract_differences,
-    contract_score,
-    contract_worlds,
-    downstream,
-    gradient_term,
-    grouped,
-    matched,
-    own_sum,
-)
 from vi_kit.estimators.memory import Learned, Network, State, Step
 from vi_kit.estimators.noise import Noise
 from vi_kit.estimators.others import Others, Seen
+from vi_kit.estimators.score import WithBaseline
 
 __all__ = [
     "Alternatives",
@@ -33,6 +25,7 @@ __all__ = [
     "ClosedForm",
     "Continuous",
     "ContinuousBetween",
+    "Downstream",
     "Estimator",
     "Expansion",
     "Gradient",
@@ -49,18 +42,10 @@ __all__ = [
     "State",
     "Step",
     "Term",
+    "WithBaseline",
     "Worlds",
-    "centred",
     "combine",
-    "contract_differences",
-    "contract_score",
-    "contract_worlds",
     "current",
-    "downstream",
-    "gradient_term",
-    "grouped",
-    "matched",
-    "own_sum",
     "stopped",
     "total",
 ]

@@ -14,8 +14,8 @@ from tests.statistical_cases import ConjugateNormal, LocalBernoulli, exact
 class WithoutScore(vi.Score):
     """The draw, and no gradient of its density: biased."""
 
-    def contract(self, site, terms):
-        return list(terms)
+    def contract(self, downstream):
+        return downstream.terms
 
 
 @pytest.mark.parametrize("particles", [1, 2])

@@ -15,9 +15,9 @@ import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
 from tests.statistical_cases import ConjugateNormal, SubsampledBernoulli, TwoNormals, exact
-from vi_kit.base.named import combine
-from vi_kit.costs import nonlinear, terms, worlds
-from vi_kit.estimators import credit, others
+from vi_kit.costs import downstream, nonlinear, terms, worlds
+from vi_kit.costs.downstream import Downstream
+from vi_kit.estimators import others, score
 from vi_kit.language import replicates, varied
 
 SCORE, LOO = vi.Score(), vi.Score(vi.LeaveOneOut())
@@ -44,12 +44,12 @@ def nothing(patch):
 
 
 def no_score_term(patch):
-    patch.setattr(vi.Score, "contract", lambda self, site, terms: list(terms))
+    patch.setattr(vi.Score, "contract", lambda self, downstream: downstream.terms)
 
 
 def density_held_in_score(patch):
-    matched = credit.matched
-    patch.setattr(credit, "matched", lambda *args: terms.stopped(matched(*args)))
+    given = Downstream.given
+    patch.setattr(Downstream, "given", lambda *args: terms.stopped(given(*args)))
 
 
 def own_sample_kept(patch):
@@ -72,14 +72,14 @@ def all_swapped_at_once(patch):
 
 def no_stop_gradient(patch):
     stopped = terms.stopped
-    for module in (terms, credit, nonlinear, worlds):
+    for module in (terms, downstream, nonlinear, worlds, score):
         patch.setattr(module, "stopped", lambda named: named)
-    patch.setattr(credit, "centred", lambda x: combine(lambda a, b: a - b, x, stopped(x)))
+    patch.setattr(downstream, "centred", lambda x: x - stopped(x))
 
 
 def classical_surrogate(patch):
     """log q times worth, where vi_kit has log q minus itself and so loses any gradient of worth."""
-    patch.setattr(credit, "centred", lambda named: named)
+    patch.setattr(downstream, "centred", lambda named: named)
 
 
 def worth_with_gradient(patch):
@@ -102,12 +102,12 @@ def sum_for_mean(patch):
 
 
 def scale_in_score(patch):
-    matched = credit.matched
+    given = Downstream.given
 
-    def scaled(coefficients, site, drawn):
-        return matched(coefficients, site, drawn).scaled(math.prod(a.scale for a in site.axes))
+    def scaled(self, what):
+        return given(self, what).scaled(math.prod(a.scale for a in self.site.axes))
 
-    patch.setattr(credit, "matched", scaled)
+    patch.setattr(Downstream, "given", scaled)
 
 
 @dataclass(frozen=True)

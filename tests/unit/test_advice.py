@@ -305,5 +305,5 @@ class Fixed(vi.Estimator):
     def expand(self, dist):
         return vi.Expansion(np.asarray(self.value))
 
-    def contract(self, site, terms):
-        return list(terms)
+    def contract(self, downstream):
+        return downstream.terms

@@ -11,10 +11,8 @@ import pytest
 import vi_kit as vi
 from tests import oracles
 from tests.statistical_cases import ConjugateNormal, LocalBernoulli, exact
-from vi_kit.base.context import current
-from vi_kit.base.layouts import Alternatives, Worlds
-from vi_kit.estimators.credit import contract_differences, contract_score, contract_worlds
 from vi_kit.estimators.score import WithBaseline
+from vi_kit.extend import Alternatives, ContinuousBetween, Gradient, Worlds, current
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class IndependentPair(vi.Estimator):
         held = 0.0 if self.forgets else current().backend.stop_gradient(score)
         return vi.Expansion(value, alternatives=other[None], coefficients=-(score - held)[None])
 
-    def contract(self, site, terms):
-        return contract_differences(site, terms)
+    def contract(self, downstream):
+        return downstream.by_differences()
 
 
 @pytest.mark.parametrize("forgets", [False, True])
@@ -61,8 +59,8 @@ class PathOfTheLocation(WithBaseline):
         value = stop(value - loc) + loc
         return vi.Expansion(value, log_noise=dist.log_prob(value))
 
-    def contract(self, site, terms):
-        return contract_score(site, terms, site.log_noise, self.baseline)
+    def contract(self, downstream):
+        return self.score(downstream, downstream.site.log_noise)
 
 
 @pytest.mark.parametrize("num_particles", [1, 2])
@@ -116,12 +114,12 @@ class Wrong(vi.Estimator):
         zero = log_prob - current().backend.stop_gradient(log_prob)
         return self.make(value, dist.support(), zero)
 
-    def contract(self, site, terms):
+    def contract(self, downstream):
         if self.worlds > 1:
-            return contract_worlds(site, terms)
+            return downstream.by_worlds()
         if self.slots:
-            return contract_differences(site, terms)
-        return contract_score(site, terms, site.log_q, vi.Constant())
+            return downstream.by_differences()
+        return vi.Score().contract(downstream)
 
 
 E = vi.Expansion
@@ -218,3 +216,52 @@ def test_values_outside_the_support(name, lib):
     with pytest.raises(vi.EstimatorError, match=text) as caught:
         lib.value(lib.Loss(vi.elbo(), OUTSIDE[name]), model, guide, 0)
     assert "relaxes = True" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class MuProp(vi.Estimator):
+    r"""The score function with the cost's Taylor expansion about the mean m as its control variate,
+    $(f(z) - f(m) - f'(m) (z - m)) \nabla \log q(z) + f'(m) \nabla m$ (Gu et al. 2016)."""
+
+    gradient = Gradient.NONE
+    relaxes = True
+    slope: float = 1.0
+
+    def layout(self, dist):
+        return Alternatives(2, are_live=True)
+
+    def demand(self, dist):
+        return ContinuousBetween()
+
+    def reason_against(self, dist):
+        return None if dist.name == "Bernoulli" else "needs a Bernoulli"
+
+    def expand(self, dist):
+        stop, mean = current().backend.stop_gradient, dist.elementary().params["probs"]
+        value, xp = dist.sample(), vi.array_namespace(mean)
+        log_q = dist.log_prob(value)
+        step = self.slope * stop(value - mean) * (log_q - stop(log_q))  # zero, with a gradient
+        return vi.Expansion(value, alternatives=xp.stack([mean - step, stop(mean)]))
+
+    def degree_one(self, dist, zero):
+        return dist.elementary().params["probs"] + zero
+
+    def contract(self, downstream):
+        site, at_mean = downstream.site, downstream.alternatives()
+        live, held = (at_mean.index(site.slots, i) for i in range(2))
+        return [
+            *downstream.terms,
+            downstream.weighted(site.log_q, downstream.worth() - held),
+            downstream.weighted(live - held),  # the gradient of other parameters cancels
+        ]
+
+
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_muprop(num_particles, lib, request):
+    objective = vi.elbo() if num_particles == 1 else vi.iwae(num_particles=num_particles)
+    reference, seed = exact(LocalBernoulli, num_particles), oracles.seed_of(request.node.name)
+    loss = lib.Loss(objective, MuProp(), num_samples=500)
+    oracles.check_unbiased(LocalBernoulli(lib).gradients(loss, 40, seed), reference)
+    loss = lib.Loss(objective, MuProp(slope=0.0), num_samples=500)
+    biased = LocalBernoulli(lib).gradients(loss, 40, seed)
+    assert oracles.largest_z(biased, reference) >= 8

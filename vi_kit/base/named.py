@@ -7,6 +7,7 @@ two arrays are brought together by inserting dims of size one and by nothing els
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,18 @@ class Named:
         kept = tuple(a for a in self.axes if a not in axes)
         return Named(array_namespace(self.array).sum(self.array, axis=dims), kept)
 
+    def __add__(self, other: Named) -> Named:
+        return combine(operator.add, self, other)
+
+    def __sub__(self, other: Named) -> Named:
+        return combine(operator.sub, self, other)
+
+    def __mul__(self, other: Named) -> Named:
+        return combine(operator.mul, self, other)
+
+    def __neg__(self) -> Named:
+        return self.scaled(-1.0)
+
     def scaled(self, factor: float) -> Named:
         return self if factor == 1.0 else Named(self.array * factor, self.axes)
 
@@ -134,7 +147,7 @@ def total(parts: Iterable[Named]) -> Named:
     """Sum of arrays, fewest axes first so that little is broadcast."""
     head, *rest = sorted(parts, key=lambda p: len(p.axes))
     for part in rest:
-        head = combine(lambda x, y: x + y, head, part)
+        head = head + part
     return head
 
 

@@ -1,6 +1,6 @@
 """From the cost of one run to a number whose gradient is unbiased.
 
-The sites are contracted last sampled first. Each estimator turns the terms that depend on its site
+The sites are contracted last sampled first. Each estimator turns the terms that depend on its site (`Downstream`)
 into terms that do not, with value and gradient unbiased given everything sampled before the site; by
 induction the sum that is left is unbiased.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Named, total
 from vi_kit.costs.cost import Cost
+from vi_kit.costs.downstream import parts
 from vi_kit.costs.terms import Site, Term, merge, stopped
 
 
@@ -35,7 +36,7 @@ def contract(cost: Cost, sites: Sequence[Site]) -> dict[str | None, Named]:
         done = [t for t in active if site in t.held and site.world is None]
         live = [t for t in active if not (site in t.held and site.world is None)]
         if live:
-            done += site.estimator.contract(site, merge(live))
+            done += [t for p in parts(site, merge(live)) for t in site.estimator.contract(p)]
         terms = rest + [without(t, site) for t in done]
     groups: dict[str | None, list[Named]] = {}
     for t in merge(terms):

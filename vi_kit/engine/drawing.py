@@ -14,7 +14,7 @@ from vi_kit.base.errors import EstimatorError, Refusal, message
 from vi_kit.base.layouts import Alternatives, Closed, Gradient, Single, Worlds, is_support
 from vi_kit.base.named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term, centred, label
+from vi_kit.costs.terms import Site, Term, label
 from vi_kit.engine.plan import Replan, Row
 from vi_kit.engine.run import Run
 from vi_kit.engine.select import Choice
@@ -99,7 +99,7 @@ def placed(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array
         )
     if expansion.coefficients is not None:
         named = _along_slots(run, site, expansion.coefficients, upstream)
-        site.coefficients = Term(centred(named))
+        site.coefficients = Term(named)
     if expansion.control is not None:
         site.control = Term(_along_slots(run, site, expansion.control, upstream))
     if expansion.alternatives is not None:

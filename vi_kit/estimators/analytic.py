@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,8 @@ from vi_kit.base.demands import ClosedForm, Demand
 from vi_kit.base.errors import EstimatorError, message
 from vi_kit.base.layouts import Closed, Gradient, Layout
 from vi_kit.base.protocols import Distribution, Moments
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
 
 UNKNOWN = Moments("unknown", (), lambda value: value)
@@ -98,6 +98,5 @@ class Analytic(Estimator):
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(None, moments=dist.moments() or UNKNOWN)
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        del site
-        return list(terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return list(downstream.terms)

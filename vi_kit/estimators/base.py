@@ -12,6 +12,7 @@ from vi_kit.base.demands import Continuous, Demand
 from vi_kit.base.layouts import Gradient, Layout, Single
 from vi_kit.base.named import Array, Axis, Named
 from vi_kit.base.protocols import Distribution, Moments
+from vi_kit.costs.downstream import Downstream
 from vi_kit.costs.terms import CostContext, Site, Term
 from vi_kit.estimators.memory import Memory
 
@@ -125,8 +126,8 @@ class Estimator(ABC):
         """Make the site's value, and what `contract` will need."""
 
     @abstractmethod
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        """Turn the terms that depend on the site into terms that do not.
+    def contract(self, downstream: Downstream) -> Sequence[Term]:
+        """Turn the terms that depend on a site into terms that do not.
 
         Value and gradient of their sum must be unbiased given all that was sampled before.
         """

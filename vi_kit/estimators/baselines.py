@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, ObjectiveError, Refusal, message
-from vi_kit.base.named import PLATE, REPLICATE, Array, Axis, Named, combine, from_layout
+from vi_kit.base.named import PLATE, REPLICATE, Array, Axis, Named, from_layout
 from vi_kit.costs.terms import kept_name
 from vi_kit.estimators.base import estimator_context
 from vi_kit.estimators.memory import Learned, Memory, Network, State
@@ -278,7 +278,7 @@ class NeuralBaseline(Baseline):
 
         def learn(worth: Named) -> None:
             live = from_layout(values, {-a.order: a for a in others.plates})
-            residual = combine(lambda c, b: c - b, worth, live)
+            residual = worth - live
             run.own_losses.append(_mean(Named(0.5 * residual.array**2, residual.axes), ()))
 
         others.learn(learn)

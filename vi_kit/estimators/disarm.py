@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +11,9 @@ from vi_kit.base.context import current
 from vi_kit.base.layouts import Alternatives, Gradient, Layout
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.estimators.credit import contract_differences
 from vi_kit.estimators.noise import uniform
 
 
@@ -79,8 +78,8 @@ class DisARM(Estimator):
             has_path=elements.push_has_params,
         )
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        return contract_differences(site, terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return downstream.by_differences()
 
     def _bernoulli(self, p: Array) -> tuple[Array, Array, Array]:
         u = uniform(p.shape, like=p)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from vi_kit.base.layouts import Gradient
-from vi_kit.base.named import combine
 from vi_kit.base.protocols import Distribution
 from vi_kit.base.supports import moves
-from vi_kit.costs.terms import Site, Term, stopped
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler, shown
-from vi_kit.estimators.credit import gradient_term, grouped, own_sum
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,6 @@ class DoublyReparam(Estimator):
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.rsample())
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        done = list(terms)
-        for group in grouped(t for t in terms if site in t.slopes):
-            slope = own_sum(group, site, lambda t: t.slopes[site])
-            change = combine(lambda x, y: x - y, slope, stopped(slope))
-            done.append(gradient_term(change, None, group[0]))
-        return done
+    def contract(self, downstream: Downstream) -> list[Term]:
+        slope = downstream.slope()
+        return [*downstream.terms, *([] if slope is None else [downstream.weighted(slope)])]

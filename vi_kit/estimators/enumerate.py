@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from vi_kit.base.errors import Refusal
 from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.estimators.credit import contract_worlds
 
 
 @dataclass(frozen=True)
@@ -62,5 +61,5 @@ class Enumerate(Estimator):
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.support(), is_worlds=True, weights=dist.support_probs())
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        return contract_worlds(site, terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return downstream.by_worlds()

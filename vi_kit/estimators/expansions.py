@@ -45,6 +45,11 @@ def checked(backend: Arrays, site: Site, dist: Distribution, expansion: Expansio
         _check_count(site, "weights", e.weights, "worlds", e.value)
     if e.alternatives is not None:
         _check_shape(site, "alternatives", e.alternatives, "num", batch, event)
+        xp = array_namespace(e.value)
+        between = xp.result_type(
+            e.value, e.alternatives
+        )  # whole numbers may have alternatives between them
+        e = replace(e, value=xp.astype(e.value, between, copy=False))
     if e.coefficients is not None:
         if e.alternatives is None:
             raise _lacks(site, "alternatives", "coefficients without alternatives")
@@ -86,11 +91,6 @@ def other_number(site: Site, made: int, said: int) -> EstimatorError:
             fix=f"say in layout how many {what} expand makes",
         )
     )
-
-
-def lacks_coefficients(site: Site) -> EstimatorError:
-    """The error about an estimator that compares alternatives which it gave no weights."""
-    return _lacks(site, "coefficients", "contract_differences, which weights alternatives by them")
 
 
 def _check_shape(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,9 +12,9 @@ from vi_kit.base.context import current
 from vi_kit.base.layouts import Alternatives, Gradient, Layout, Single
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution, Elementary
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.estimators.credit import contract_differences
 from vi_kit.estimators.noise import Noise
 from vi_kit.estimators.tables.weak_derivatives import WEAK_DERIVATIVES
 
@@ -89,8 +88,8 @@ class MeasureValued(Estimator):
             has_path=elements.push_has_params,
         )
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        return contract_differences(site, terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return downstream.by_differences()
 
 
 def _possible(probs: Array, values: Array, family: str) -> Array:

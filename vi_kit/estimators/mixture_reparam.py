@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +11,8 @@ from vi_kit.base.context import current
 from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution, Mixture
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion, shown
 
 
@@ -61,9 +61,8 @@ class MixtureReparam(Estimator):
         assert mixture is not None
         return Expansion(_moved(mixture, dist.sample()))
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        del site
-        return list(terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return list(downstream.terms)
 
 
 def _moved(mixture: Mixture, value: Array) -> Array:

@@ -129,7 +129,7 @@ class Others:
         product = self._sum(axis, named)
         assert product is not None
         elements = union(*(cost.axes for cost in self._costs if axis in cost.axes))
-        square = combine(lambda x, y: x * y, named, named).broadcast(elements)
+        square = (named * named).broadcast(elements)
         above, below = pooled(product), pooled(_others(square, axis))
         safe = xp.where(below.array > 0, below.array, xp.ones_like(below.array))
         return Seen(combine(lambda x, y: x / y, above, Named(safe, below.axes)))
@@ -172,7 +172,7 @@ class Others:
             return None
 
         def product(named: Named) -> Named:
-            return named if times is None else combine(lambda x, y: x * y, named, times)
+            return named if times is None else named * times
 
         parts = [_others(product(cost), axis) for cost in own]
         return total(parts + [_others(product(n), axis).scaled(-1.0) for n in self._less])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -14,9 +13,9 @@ from vi_kit.base.errors import ObjectiveError, message, whole_number
 from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution, Push
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
-from vi_kit.estimators.credit import contract_worlds
 from vi_kit.estimators.tables.quadrature_rules import RULES, along, floating, hermite, spherical
 
 NUM_NODES = 8
@@ -125,8 +124,8 @@ class Quadrature(Estimator):
         values, _, push = self._rule(dist)
         return push(values[0, ...] + zero)
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        return contract_worlds(site, terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return downstream.by_worlds()
 
     def _rule(self, dist: Distribution) -> tuple[Array, Array, Push]:
         """Nodes of the elements, their weights, and the map from elements to values."""

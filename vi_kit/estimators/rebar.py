@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,11 +12,11 @@ from vi_kit.base.context import current
 from vi_kit.base.demands import ContinuousBetween, Demand
 from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.layouts import Alternatives, Gradient, Layout, Single
-from vi_kit.base.named import Array, Named, combine, total
+from vi_kit.base.named import Array, Named, total
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term, centred, stopped
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Site, Term, stopped
 from vi_kit.estimators.base import Estimator, Expansion, estimator_context
-from vi_kit.estimators.credit import downstream, gradient_term, grouped, matched, own_sum, unit
 from vi_kit.estimators.memory import Learned, Memory, Network
 from vi_kit.estimators.noise import exponential
 from vi_kit.estimators.relaxation import (
@@ -135,35 +134,27 @@ class Rebar(Estimator):
         del dist, z
         return None
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
+    def contract(self, downstream: Downstream) -> list[Term]:
+        site, done, worth = downstream.site, list(downstream.terms), downstream.worth()
         assert site.log_q is not None
-        done = list(terms)
-        for group in grouped(terms):
-            log_q = centred(matched(site.log_q, site, group[0].drawn))
-            worth = downstream(group, site, lambda t: t.base)
-            control = self._control(site, group)
-            if control is not None:
-                assert site.slots is not None
-                of_draw, given_value = (control.index(site.slots, i) for i in range(2))
-                path = combine(lambda x, y: x - y, of_draw, given_value)
-                done.append(gradient_term(centred(path), None, group[0]))
-                # its own gradient is multiplied by zero, but counts in the derivative of the square
-                subtracted = given_value if estimator_context().learning else stopped(given_value)
-                worth = combine(lambda f, c: f - c, worth, subtracted)
-            done.append(gradient_term(log_q, worth, group[0]))
-        return done
+        control = self._control(downstream)
+        if control is not None:
+            assert site.slots is not None
+            of_draw, given_value = (control.index(site.slots, i) for i in range(2))
+            done.append(downstream.weighted(of_draw - given_value))
+            # its own gradient is multiplied by zero, but counts in the derivative of the square
+            worth = worth - (given_value if estimator_context().learning else stopped(given_value))
+        return [*done, downstream.weighted(site.log_q, worth)]
 
-    def _control(self, site: Site, terms: Sequence[Term]) -> Named | None:
+    def _control(self, downstream: Downstream) -> Named | None:
         """The control variate at the relaxed value, and at that given what was drawn: along the site's slots."""
-        parts = []
-        swapped = [t for t in terms if site in t.alternatives]
-        if swapped:
-            relaxed = own_sum(swapped, site, lambda t: t.alternatives[site])
+        parts, site, swapped = [], downstream.site, downstream.swapped()
+        if swapped.terms:
+            relaxed = swapped.alternatives()
             scale = self._number(site, "scale", relaxed.array)
             parts.append(Named(scale * relaxed.array, relaxed.axes))
         if site.control is not None:
-            control = matched(site.control, site, terms[0].drawn)
-            parts.append(control.scaled(unit(terms)))
+            parts.append(downstream.given(site.control).scaled(downstream.unit))
         return total(parts) if parts else None
 
     def _number(self, site: Site, name: str, like: Array) -> Array:

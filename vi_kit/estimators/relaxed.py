@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,7 +14,8 @@ from vi_kit.base.errors import EstimatorError, message, whole_number
 from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.memory import Memory, Step
 from vi_kit.estimators.noise import exponential, gumbel
@@ -60,9 +61,8 @@ class Biased(Estimator):
     def value(self, probs: Array) -> Array:
         """A one-hot value, or a stand-in for one, with a gradient; categories along the last dim."""
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        del site
-        return list(terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return list(downstream.terms)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from vi_kit.base.layouts import Gradient
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion, lacks_sampler, shown
 
 
@@ -46,6 +46,5 @@ class Reparam(Estimator):
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.rsample())
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        del site
-        return list(terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return list(downstream.terms)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from array_api_compat import array_namespace
+
 from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Axis, Named
 from vi_kit.base.protocols import Distribution
 from vi_kit.base.supports import moves
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Site, Term, stopped
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.baselines import Baseline, Constant, check_baseline
-from vi_kit.estimators.credit import contract_score
 from vi_kit.estimators.memory import Memory
 from vi_kit.estimators.others import asked
 
@@ -38,6 +40,25 @@ class WithBaseline(Estimator):
     def unmet_need(self, axes: Sequence[Axis]) -> str | None:
         return self.baseline.unmet_need(axes)
 
+    def score(self, downstream: Downstream, log_density: Term) -> list[Term]:
+        """The terms, and the gradient of a log density times what the site is worth, less the baseline.
+
+        Args:
+            downstream: of the site.
+            log_density: of what was drawn: of the site's value, or of the noise from which it was made.
+        """
+        site, worth = downstream.site, downstream.worth()
+        linear, swapped = downstream.linear(), downstream.swapped()
+        if linear.terms:
+            unit = linear.unit
+            costs = [stopped(w).scaled(1.0 / unit) for w in linear.worths()]
+            subtracted = asked(site, costs, self.baseline.subtracted)
+            if subtracted is not None:
+                worth = worth - _where_finite(subtracted).scaled(unit)
+        if swapped.terms:
+            worth = worth - stopped(swapped.alternatives())
+        return [*downstream.terms, downstream.weighted(log_density, worth)]
+
     def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
         return asked(site, [value], self.baseline.alternative, reduced)
 
@@ -48,9 +69,9 @@ class ScoredNoise(WithBaseline):
 
     gradient: ClassVar[Gradient] = Gradient.PART
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        assert site.log_noise is not None
-        return contract_score(site, terms, site.log_noise, self.baseline)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        assert downstream.site.log_noise is not None
+        return self.score(downstream, downstream.site.log_noise)
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,13 @@ class Score(WithBaseline):
     def expand(self, dist: Distribution) -> Expansion:
         return Expansion(dist.sample())
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        assert site.log_q is not None
-        return contract_score(site, terms, site.log_q, self.baseline)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        assert downstream.site.log_q is not None
+        return self.score(downstream, downstream.site.log_q)
+
+
+def _where_finite(baseline: Named) -> Named:
+    """What a baseline says, and zero where that is not finite: it sees other draws only, so it may be left out."""
+    xp = array_namespace(baseline.array)
+    finite = xp.where(xp.isfinite(baseline.array), baseline.array, xp.zeros_like(baseline.array))
+    return Named(finite, baseline.axes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +11,9 @@ from vi_kit.base.context import current
 from vi_kit.base.errors import whole_number
 from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion, reason_against_categorical
-from vi_kit.estimators.credit import contract_worlds
 from vi_kit.estimators.noise import uniform
 
 
@@ -83,5 +82,5 @@ class SumAndSample(Estimator):
         weights = xp.moveaxis(weights, -1, 0)
         return Expansion(values, is_worlds=True, weights=weights, has_path=elements.push_has_params)
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        return contract_worlds(site, terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return downstream.by_worlds()

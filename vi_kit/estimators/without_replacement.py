@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,9 +13,9 @@ from vi_kit.base.errors import EstimatorError, message, whole_number
 from vi_kit.base.layouts import Gradient, Layout, Worlds
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term
+from vi_kit.costs.downstream import Downstream
+from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion, reason_against_categorical
-from vi_kit.estimators.credit import contract_worlds
 from vi_kit.estimators.noise import gumbel
 
 MOST = 6
@@ -93,8 +92,8 @@ class WithoutReplacement(Estimator):
             has_path=elements.push_has_params,
         )
 
-    def contract(self, site: Site, terms: Sequence[Term]) -> list[Term]:
-        return contract_worlds(site, terms)
+    def contract(self, downstream: Downstream) -> list[Term]:
+        return downstream.by_worlds()
 
 
 def _weights(probs: Array, held: Array) -> Array:
