@@ -34,13 +34,13 @@ def table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def parts_of_readme() -> tuple[str, str, str]:
-    """What stands before the table, the table, and what stands after it."""
-    before, rest = README.read_text().split(START)
+def parts_of(page: Path, start: str) -> tuple[str, str, str]:
+    """What stands before what is generated, that itself, and what stands after it."""
+    before, rest = page.read_text().split(start)
     inside, after = rest.split(END)
     return before, inside, after
 
 
 if __name__ == "__main__":
-    before, _, after = parts_of_readme()
+    before, _, after = parts_of(README, START)
     README.write_text(before + START + table() + END + after)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vi_kit
-from tests.docs import how_to_choose
+from tests.docs import how_it_works, how_to_choose
 
 ROOT = Path(__file__).parents[2]
 MODULES = ["vi_kit", *(m.name for m in pkgutil.walk_packages(vi_kit.__path__, "vi_kit."))]
@@ -31,4 +31,10 @@ def test_readme_runs(capsys):
 
 
 def test_the_table_of_estimators_is_that_of_their_docstrings():
-    assert how_to_choose.parts_of_readme()[1] == how_to_choose.table()
+    _, table, _ = how_to_choose.parts_of(how_to_choose.README, how_to_choose.START)
+    assert table == how_to_choose.table()
+
+
+def test_the_picture_of_one_gradient_is_the_one_recorded():
+    _, picture, _ = how_to_choose.parts_of(how_it_works.PAGE, how_it_works.START)
+    assert picture == how_it_works.picture()
