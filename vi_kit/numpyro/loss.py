@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpyro.distributions.constraints import real
 from numpyro.infer import ELBO
 from numpyro.infer.elbo import LossWithMutableState
 from numpyro.ops.provenance import eval_provenance
-from numpyro.primitives import Messenger, mutable, param
+from numpyro.primitives import _PYRO_STACK, Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
 from vi_kit.analysis.degrees import DegreeProbe
@@ -26,8 +27,9 @@ from vi_kit.analysis.mixing import looked_at
 from vi_kit.base.errors import BackendError
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import kept_name, label
+from vi_kit.engine.arguments import closed_over, described
 from vi_kit.engine.loss import CommonLoss
-from vi_kit.engine.plan import Findings, Plan, Replan, explanation
+from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.engine.refusals import shortfalls
 from vi_kit.engine.run import STEP_KEY, Run
 from vi_kit.engine.select import Selection
@@ -70,7 +72,8 @@ NOTHING = "no latent site of NumPyro: vi_kit.pyro.Loss is for Pyro's programs"
 class Loss(CommonLoss, ELBO):
     """An objective and a gradient estimator per sample site, as a NumPyro loss.
 
-    Replicates are mapped by `jax.vmap`; all planning happens while the step is traced.
+    Replicates are mapped by `jax.vmap`; all planning happens while the step is traced. Outside `jax.jit` a plan is kept
+    while shapes stay and programs do: their code, what they close over and find among their globals.
 
     Args:
         objective: what is maximised (or minimised); `vi.elbo()` if left out.
@@ -94,6 +97,11 @@ class Loss(CommonLoss, ELBO):
 
     def _start(self) -> None:
         self.known: dict[Any, Any] = {}
+        self._plans = Plans()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: what is known belongs to the programs of this process."""
+        return {**self.__dict__, "known": {}, "_plans": Plans()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What Pyro's SVI asks for."""
@@ -123,23 +131,35 @@ class Loss(CommonLoss, ELBO):
         if not callable(model) or not callable(guide):
             raise of_other_library("NumPyro")
         step = _Step(self.settings, rng_key, param_map, model, guide, args, kwargs, self.known)
-        plan, touched = step.plan()
-        groups, run, backend = step.run(plan)
+        plan, (groups, run, backend) = self._run(step)
         loss = _total(groups, (None, "model"))
         if groups.keys() - {None}:  # XLA finds that the forward passes are one
             loss = lax.stop_gradient(loss)
             for role in ("model", "guide"):
-                own = _total(step.holding(touched[role]).run(plan)[0], (None, role))
+                own = _total(step.holding(plan.leaves[role]).run(plan)[0], (None, role))
                 loss = loss + _of_value_zero(own)
         loss = self.settings.sign * loss
         for own in run.own_losses:
             loss = loss + _of_value_zero(own)
         if run.learns:
-            own = step.squared_gradient(plan, touched["guide"], backend.kept)
+            own = step.squared_gradient(plan, plan.leaves["guide"], backend.kept)
             loss = loss + _of_value_zero(own)
         if not_jax_tracer(loss) and not bool(jnp.isfinite(loss)):
             raise not_finite(float(loss), step.first_not_finite(plan), backend.spoilt_params())
         return {"loss": loss, "mutable_state": backend.mutable or None}
+
+    def _run(self, step: _Step) -> tuple[Plan, Any]:
+        """A plan and a run by it: the plan that is kept for such a step, if it still serves."""
+        key = step.kind()
+        plan = None if key is None else self._plans.find(key, ())
+        if plan is not None:
+            with contextlib.suppress(Exception):  # what was not seen to change; a new plan will say
+                return plan, step.run(plan)
+        plan = step.plan()
+        made = step.run(plan)
+        if key is not None:
+            self._plans.keep(key, (), plan)
+        return plan, made
 
     def with_state(self, guide: Callable) -> Callable:
         """The guide with room in `SVI`'s mutable state for what baselines keep from step to step.
@@ -184,7 +204,7 @@ class Loss(CommonLoss, ELBO):
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
         step = _Step(self.settings, random.key(0), {}, model, guide, args, kwargs, self.known)
-        plan = step.plan(has_state=True)[0]
+        plan = step.plan(has_state=True)
         choices = plan.selection.resolved.items()
         labels = [label for label, c in choices if c.acting.memory]
         chosen = [k for k in labels if plan.selection.resolved[k].rule != "default"]
@@ -258,7 +278,7 @@ class _Step:
             Program(guide, args, kwargs, "guide"),
         )
 
-    def holding(self, names: set[str]) -> _Step:
+    def holding(self, names: Collection[str]) -> _Step:
         """The step with all parameters but `names` as constants."""
         return self.at(
             {k: v if k in names else lax.stop_gradient(v) for k, v in self.params.items()}
@@ -300,9 +320,9 @@ class _Step:
             backend.set_state(key, value)
         return dict(zip(names, values, strict=True)), run, backend
 
-    def squared_gradient(self, plan: Plan, names: set[str], learned: set[str]) -> jax.Array:
+    def squared_gradient(self, plan: Plan, names: Collection[str], learned: set[str]) -> jax.Array:
         """The squared norm of the gradient of the guide's parameters, as a function of the learned ones only."""
-        own = {k: self.params[k] for k in names & self.params.keys() - learned}
+        own = {k: self.params[k] for k in self.params.keys() & set(names) - learned}
         leaves, tree = jax.tree.flatten(lax.stop_gradient(own))
         moved = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         fixed = {k: v if k in learned else lax.stop_gradient(v) for k, v in self.params.items()}
@@ -316,8 +336,16 @@ class _Step:
         slopes = jax.grad(total)([leaves[i] for i in moved])
         return functools.reduce(operator.add, [jnp.sum(g**2) for g in slopes], jnp.zeros(()))
 
-    def plan(self, *, has_state: bool = False) -> tuple[Plan, dict[str, set[str]]]:
-        """Choose the estimators, find the provenance, and check everything; and who has which parameters.
+    def kind(self) -> Any:
+        """What tells apart steps that need plans of their own; `None` under handlers from outside."""
+        if _PYRO_STACK:
+            return None
+        model, guide = self.programs
+        of_programs = closed_over([model.fn, guide.fn])
+        return of_programs, described([self.params, *model.args], model.kwargs)
+
+    def plan(self, *, has_state: bool = False) -> Plan:
+        """Choose the estimators, find the provenance and who has which parameters, and check everything.
 
         The program is traced for its shapes, and evaluated only where its operations leave something open.
 
@@ -383,7 +411,8 @@ class _Step:
             self.prove_degrees(plan)
         if plan.analytic:
             plan = self.with_closed_forms(plan)
-        return plan, found["touched"]
+        roles = ("model", "guide")
+        return replace(plan, leaves={r: dict.fromkeys(found["touched"][r]) for r in roles})
 
     def provenance(self, plan: Plan) -> tuple[Provenance, int]:
         """On which sites and parameters each watched value depends, and how deep plates lie."""

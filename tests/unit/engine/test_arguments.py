@@ -5,7 +5,11 @@ from __future__ import annotations
 import functools
 import timeit
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
 import pytest
 import torch
 
@@ -14,6 +18,7 @@ from tests import oracles
 from vi_kit.base.demands import Polynomial
 from vi_kit.engine.arguments import described
 from vi_kit.engine.plan import Plan, Plans
+from vi_kit.numpyro import Loss as NumPyroLoss
 
 VALUES = np.array([0.4])
 
@@ -166,3 +171,66 @@ def test_numbers_of_many_values_are_data():
     for name in "abc":
         plans.keep(name, 0, plan)
     assert list(plans.kept) == ["b", "c"] and len(plans.kept["b"]) == 1
+
+
+SWITCH = {"power": 1}
+
+
+def power():
+    return SWITCH["power"]
+
+
+class Held:
+    power = 1
+
+    def model(self):
+        numpyro.factor("f", -(numpyro.sample("z", numpyro_dist.Normal(0.0, 1.0)) ** self.power))
+
+
+def guide_of_one():
+    numpyro.sample("z", numpyro_dist.Normal(numpyro.param("m", 1.0), 1e-3))
+
+
+def model_by_global():
+    numpyro.factor("f", -(numpyro.sample("z", numpyro_dist.Normal(0.0, 1.0)) ** power()))
+
+
+def model_by_closure():
+    power = 1
+
+    def model():
+        numpyro.factor("f", -(numpyro.sample("z", numpyro_dist.Normal(0.0, 1.0)) ** power))
+
+    def switch(to):
+        nonlocal power
+        power = to
+
+    return model, switch
+
+
+def test_numpyro_keeps_a_plan_outside_jit():
+    """While nothing changes that the programs are made of: their runs are those of a step alone."""
+    held, (closed, switch) = Held(), model_by_closure()
+    cases = [
+        (model_by_global, lambda to: SWITCH.update(power=to)),
+        (held.model, lambda to: setattr(held, "power", to)),
+        (closed, switch),
+    ]
+    for model, switch in cases:
+        runs = np.zeros(1)
+
+        def counted(model=model, runs=runs):
+            runs += 1
+            model()
+
+        loss = NumPyroLoss(vi.elbo(), vi.Quadrature(2))  # exact for the power 3, and no more
+        arguments = jax.random.key(0), {"m": jnp.array(1.0)}, counted, guide_of_one
+        loss.loss(*arguments)
+        first = runs[0]
+        for _ in range(3):
+            loss.loss(*arguments)
+        assert runs[0] == first + 3 > 6
+        switch(4)
+        with pytest.raises(vi.EstimatorError, match="Quadrature"):
+            loss.loss(*arguments)
+        switch(1)
