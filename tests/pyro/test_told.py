@@ -59,6 +59,9 @@ HARMFUL = {
     "seldom": lambda loc: loc if loc.abs().max().item() < 1e3 else 0 * loc,
     "printed": lambda loc: loc + float(f"{loc.sum():.3f}"),
     "loop": halved,
+    "window": lambda loc: loc + 3.0 * (0.55 < loc.mean().item() < 0.75),
+    "count of a window": lambda loc: loc + sum(0.55 < x < 0.75 for x in loc.flatten().tolist()),
+    "window of an array": lambda loc: loc * (1 + (abs(loc.detach().numpy().mean() - 0.65) < 0.1)),
     "weight at zero": gated,
 }
 

@@ -75,7 +75,7 @@ CONSTANT = Form()
 CONTINUOUS = Form(is_continuous=True)
 
 JUMPS = frozenset(
-    "floor ceil round trunc sign sgn heaviside frac fmod remainder rem while floor_divide".split()
+    "floor ceil round trunc sign sgn heaviside frac fmod remainder rem while floor_divide angle".split()
 )
 """Operations that jump though their result is no whole number or truth value, by any library's name."""
 

@@ -28,7 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from vi_kit.analysis.degrees import CONSTANT, INVERSES, POLES, SIDES, Cut, DegreeProbe, Degrees
+from vi_kit.analysis.degrees import (
+    CONSTANT,
+    GAPS,
+    INVERSES,
+    POLES,
+    SIDES,
+    Cut,
+    DegreeProbe,
+    Degrees,
+)
 from vi_kit.base.errors import message
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site
@@ -55,7 +64,10 @@ ASIDE = [(*HERE[:i], by, *HERE[i + 1 :]) for by in (5.0, -5.0) for i in range(le
 values of several operands together."""
 
 MAX_CHANGES = 3
-"""How many changes of an operation's result are looked at."""
+"""How many changes of an operation's result are looked at, if it is a truth value."""
+
+MAX_STEPS = 32
+"""How many, if it has more than two values: a table may be flat but for one entry."""
 
 MAX_WAYS = 8
 """How many of the ways are looked at that a program may choose by what does not depend on the sites."""
@@ -63,7 +75,7 @@ MAX_WAYS = 8
 OTHERS = (3, 0, 1, 2)
 """At which of their values sites are that do not move, which may hide a jump; see `Distribution.one_of_many`."""
 
-MAX_RUNS = 4
+MAX_RUNS = 3 * MAX_STEPS
 """How often the program is run once more, to see what it does on either side of an `if`."""
 
 SLOPE_PLACES = (0.0, 0.7, -1.3)
@@ -72,7 +84,7 @@ SLOPE_PLACES = (0.0, 0.7, -1.3)
 WIDTHS = (0.03, 0.005)
 """Of these, and of half of each."""
 
-READ_PLACES = (1.0, -1.0, 6.0, -5.0)
+READ_PLACES = (1.0, -1.0, 6.0, -5.0, *GRID)
 """Where a program that reads values is compared with the operations that were followed."""
 
 EQUALITIES = frozenset(("eq", "ne"))
@@ -384,7 +396,7 @@ class _Way:
     def run(self, place: float) -> Snapshot | None:
         """What the program itself makes at a place; `None` if it was run too often."""
         if place not in self.runs:
-            if self.again is None or len(self.runs) == MAX_RUNS:
+            if self.again is None or len(self.runs) >= MAX_RUNS:
                 return None
             made = self.again(place, None)
             if made is None:
@@ -425,7 +437,8 @@ class _Way:
         seen = False
         for low, high in self.changes(cut):
             verdict = self.compared(cut, low, high, terms)
-            if verdict or (verdict is not None and cut in self.branches):
+            is_done = cut in self.branches and cut not in self.stairs
+            if verdict or (verdict is not None and is_done):
                 return verdict
             seen = seen or verdict is not None
         return [] if seen else None
@@ -442,9 +455,30 @@ class _Way:
                 yield start, place
                 count += 1
             if count == MAX_CHANGES:
-                return
+                break
+        if count and cut in self.stairs:
+            yield from self.stairs[cut]
+        elif count == MAX_CHANGES:
+            return
         if not (count or cut.name in POLES or cut.name in SIDES or cut.name in EQUALITIES):
             yield from filter(None, (self.window(cut, *near) for near in self.near.get(cut, ())))
+
+    @functools.cached_property
+    def stairs(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
+        """Between which places of the grid operations change whose results are no truth values, nearest first."""
+        found: dict[Cut, list[tuple[float, float]]] = {}
+        others = {*POLES, *SIDES, *GAPS, *LOOPS}
+        before = self.at(GRID[0])
+        for left, right in itertools.pairwise(GRID):
+            after = self.at(right)
+            for cut, result in before.results.items():
+                is_number = result is not None and result.size and result.dtype.kind != "b"
+                has_steps = is_number and not {cut.name} & others
+                if has_steps and not _same(before, after, cut):
+                    found.setdefault(cut, []).append((left, right))
+            before = after
+        nearest = {cut: sorted(of, key=lambda x: abs(sum(x))) for cut, of in found.items()}
+        return {cut: of[:MAX_STEPS] for cut, of in nearest.items()}
 
     @functools.cached_property
     def near(self) -> Mapping[Cut, Sequence[tuple[float, float, int]]]:
@@ -541,27 +575,31 @@ class _Way:
             if calm == 2:
                 break
         self.edge = low, high
-        if below.is_elsewhere:
-            return None
+        width = high - low
         if cut in self.branches:
-            here, above = self.run(low), self.run(high)
-            if here is None or above is None:
+            here, there, beside = map(self.run, (low, high, low - 8.0 * width))
+            if here is None or there is None or beside is None:
                 return None
-            if len(here.terms) != len(below.terms):
-                return None
-            if len(above.terms) != len(below.terms):
+            if len(here.terms) != len(there.terms):
                 return list(terms)
-            if _apart(below, here, terms):  # it has randomness of its own
-                return None
-        elif above.is_elsewhere:
+            if len(here.terms) != len(below.terms):
+                return None if not below.is_elsewhere else list(terms)
+            if not below.is_elsewhere and _apart(below, here, terms):
+                return None  # it has randomness of its own
+            below, above, noise = (
+                here,
+                there,
+                [(here, beside)] * (len(beside.terms) == len(here.terms)),
+            )
+        elif below.is_elsewhere or above.is_elsewhere:
             return None
-        sides = []
-        for factor in (1.0, 3.0, 8.0) if is_pole else (8.0,):  # 0 / 0 is rounded
-            step = factor * (high - low)
-            sides.append((below, self.at(low - step)))
-            if cut not in self.branches:
-                sides.append((above, self.at(high + step)))
-        noise = [(a, b) for a, b in sides if _same(a, b, cut)]
+        else:
+            steps = [
+                f * width for f in ((1.0, 3.0, 8.0) if is_pole else (8.0,))
+            ]  # 0 / 0 is rounded
+            sides = [(below, self.at(low - by)) for by in steps]
+            sides += [(above, self.at(high + by)) for by in steps]
+            noise = [(a, b) for a, b in sides if _same(a, b, cut)]
         return _apart(below, above, terms, noise, 1e-2 / turns if turns else 0.0)
 
 

@@ -490,6 +490,23 @@ class _Leaks(TorchFunctionMode):
         super().__init__()
         self.backend = backend
 
+    def __enter__(self) -> Any:
+        """What is printed of a tensor is that of one without provenance."""
+
+        mode = self
+
+        def shown(self: ProvenanceTensor) -> str:
+            if not mode._is_harmless(sys._getframe(1)):
+                mode.backend.leaked |= get_provenance(self)
+            return repr(detach_provenance(self))
+
+        self.shown_before, ProvenanceTensor.__repr__ = ProvenanceTensor.__repr__, shown
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        ProvenanceTensor.__repr__ = self.shown_before
+        super().__exit__(*error)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
@@ -499,9 +516,6 @@ class _Leaks(TorchFunctionMode):
                 return track_provenance(made, get_provenance(args[0]))
             if name in self.MAKERS:
                 self.backend.leaked |= get_provenance((args, kwargs))
-            caller = sys._getframe(1)
-            if caller.f_code is ProvenanceTensor.__repr__.__code__:
-                self.backend.leaked |= get_provenance(caller.f_locals["self"])
             return func(*args, **kwargs)
         if func in SHAPES:  # a torch.Size, of which provenance makes a tuple
             return func(detach_provenance(args[0]), *args[1:], **kwargs)

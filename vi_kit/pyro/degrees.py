@@ -141,6 +141,7 @@ class Reading(Drawing):
     """What all the tensors of a probe share.
 
     Attributes:
+        harmless: lines at which the program is told values that make no difference.
         leaks: sites of which something left the reach of tracing.
         results: how to find the result of an operation that takes steps, from all values by number.
         gaps: how to find by how much the sides of a comparison differ.
@@ -160,6 +161,7 @@ class Reading(Drawing):
     """
 
     repeats: bool = False
+    harmless: frozenset[str] = frozenset()
     leaks: dict[str, Form] = field(default_factory=dict)
     results: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
     gaps: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
@@ -321,7 +323,7 @@ class Traced(torch.Tensor):
                 cut, args, kwargs, degrees, reading, Step(func, numbered[0], numbered[1], [])
             )
         from_numbers = not any(_is_inexact(t) and t.degrees for t in traced)
-        is_check = name in TESTS or name.endswith("_ex")  # linear algebra says whether it went well
+        is_check = name in TESTS
         is_known = by_distribution or is_check or from_numbers
         whole = stepped(degrees, cut, is_known)
         if is_check:
@@ -339,7 +341,7 @@ class Traced(torch.Tensor):
             func = aten.alias.default if func is aten.detach.default else func
             reading.step(Step(func, numbered[0], numbered[1], numbers, is_stop), degrees)
             stepping = [x.number for x in made if steps or not _is_inexact(x)]
-            if stepping and not is_known:
+            if stepping and not is_known and cut not in reading.results:
                 reading.results[cut] = _result(name, numbered[0], stepping)
                 if cut.name in GAPS:
                     gap = _gap(cut.name, numbered[0])
@@ -446,6 +448,10 @@ def _told(reading: Reading, degrees: Degrees, cut: Cut, value: Traced) -> None:
     if not value.is_floating_point() and all(
         f.is_continuous and not f.cuts for f in degrees.values()
     ):
+        return
+    cuts = {c for form in degrees.values() for c in form.cuts}
+    is_check = any(c.name.endswith("_ex") and c.where == cut.where for c in cuts)
+    if is_check or cut.where in reading.harmless:  # linear algebra asks whether it went well
         return
     cut = replace(cut, key=len(reading.results) + len(reading.reads))
     reading.leak(degrees, cut)
@@ -621,6 +627,7 @@ def find_jumps_in(
     number: int,
     one_way: bool = False,
     holds: bool = True,
+    harmless: frozenset[str] = frozenset(),
 ) -> Jumps:
     """Which terms jump in the values of sites.
 
@@ -632,6 +639,7 @@ def find_jumps_in(
         holds: whether values that are held do not move. If they do, it is only asked for jumps where parameters say.
         one_way: whether all elements of sites move in one direction, by which what is told of the least, of the
             largest or of all changes.
+        harmless: lines at which values are read that make no difference.
     """
 
     held: dict[Any, torch.Tensor] = {}
@@ -680,12 +688,17 @@ def find_jumps_in(
     def probe_at(
         place: float, only: str | None = None, settled: dict[Any, torch.Tensor] | None = None
     ) -> tuple[JumpProbe, Reading]:
-        reading = Reading(repeats=True)
+        reading = Reading(repeats=True, harmless=harmless)
 
         def leaf(label: str, start: torch.Tensor) -> Traced:
             return reading.leaf(label, start, None)
 
         return probe_with(places(place, only), reading, leaf, _cut, settled), reading
+
+    def plainly(starts: Sequence[torch.Tensor], cut: Any) -> list[torch.Tensor]:
+        """Of a run that is not traced."""
+        values = probe_with(starts, Reading(), lambda label, start: start, cut).values()
+        return [torch.as_tensor(v) for v in values]
 
     def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
         """By torch, and by runs of the program that see the same held values."""
@@ -695,20 +708,16 @@ def find_jumps_in(
             kept.append(_cut(value))
             return kept[-1]
 
-        def terms_at(starts: Sequence[torch.Tensor], cut: Any) -> list[torch.Tensor]:
-            values = probe_with(starts, Reading(), lambda label, start: start, cut).values()
-            return [torch.as_tensor(v) for v in values]
-
         with torch.enable_grad():
             starts = [start.requires_grad_() for start in places(place)]
-            totals = weighted(terms_at(starts, keeping), torch.as_tensor)
+            totals = weighted(plainly(starts, keeping), torch.as_tensor)
         found = derivatives(totals, starts, only)
 
         def sums(by: float) -> Sums:
             again = iter(kept)
             shifted = places(by, only)
             starts = [a + b for a, b in zip(places(place), shifted, strict=True)]
-            terms = terms_at(starts, lambda value: next(again))
+            terms = plainly(starts, lambda value: next(again))
             return np.array([t.item() for t in weighted(terms, torch.as_tensor)]), rounded(
                 numbers(terms)
             )
@@ -789,12 +798,12 @@ def find_jumps_in(
 
         def again(place: float, only: str | None) -> tuple[Snapshot, Snapshot] | None:
             try:
-                values = probe_at(place, only)[0].values()
+                values = plainly(places(place, only), _cut)
             except Exception:  # the program may refuse values that are far from a draw
                 return None
             there = at(place, only=only)
             there = replace(there, is_elsewhere=there.is_elsewhere or not reading.is_whole)
-            return Snapshot({}, numbers(_plain(values))), there
+            return Snapshot({}, numbers(values)), there
 
         def shifted(cut: Cut, place: float, name: str) -> np.ndarray | None:
             settled: dict[Any, torch.Tensor] = {}

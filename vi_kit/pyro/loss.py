@@ -21,7 +21,7 @@ from vi_kit.base.errors import (
     ViKitError,
     message,
 )
-from vi_kit.base.layouts import is_support
+from vi_kit.base.layouts import Single
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import Site
 from vi_kit.engine.arguments import described
@@ -298,7 +298,7 @@ class Loss(CommonLoss, ELBO):
             labels = [
                 label
                 for label, choice in selection.resolved.items()
-                if choice.rule == "default" and is_support(choice.layout)
+                if choice.rule == "default" and not isinstance(choice.layout, Single)
             ]
             if not labels and not selection.max_values:
                 raise refused(run, reason, error) from error
@@ -354,11 +354,9 @@ class Loss(CommonLoss, ELBO):
             deepest = max(deepest, run.deepest_dim)
 
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), buffers_kept():
-            plan, is_told = _without_jumps(draft, execute)
-            harmless = harmless_lines(plan, execute) if is_told else frozenset[str]()
-            if harmless:
-                draft = replace(draft, harmless=harmless)
-                plan, _ = _without_jumps(draft, execute)
+            known = dict[Any, Jumps]()
+            plan = _without_jumps(draft, execute, known)
+            draft = replace(draft, harmless=plan.harmless)
             joined, assumed = looked_at(
                 plan.apart,
                 plan.met,
@@ -366,7 +364,7 @@ class Loss(CommonLoss, ELBO):
             )
             if joined:
                 draft = replace(draft, joined=joined, plates=plan.plates)
-                plan, _ = _without_jumps(draft, execute)
+                plan = _without_jumps(draft, execute, known)
             plan = replace(plan, notes=(*plan.notes, *assumed))
             _prove_degrees(plan, execute)
             plan = _with_closed_forms(plan, execute)
@@ -456,10 +454,15 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
     return frozenset(plan.selection.resolved if is_all else backend.probe.untraceable)
 
 
-def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, bool]:
+def _without_jumps(draft: Plan, execute: Callable[[Run], None], known: dict[Any, Jumps]) -> Plan:
     """The plan of a program, in which no site is differentiated along which a cost jumps, and no cost jumps where a
-    parameter says; and whether the program is told values. It is run once more if it has an operation that takes
-    steps."""
+    parameter says. It is run once more if it has an operation that takes steps, or is told values.
+
+    Args:
+        draft: what is known of the plan.
+        execute: makes a dry run.
+        known: what was found out, by the sites that were looked at.
+    """
     backend = PyroBackend()
 
     def make_backend() -> PyroBackend:
@@ -470,11 +473,41 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, b
     with Watch() as watch, watch.reads:
         plan = make_plan(make_backend, draft, execute)
     is_told = watch.tells or bool(watch.reads.found)
+    if is_told and not draft.harmless:
+        harmless = harmless_lines(plan, execute)
+        if harmless:
+            draft = replace(draft, harmless=harmless)
+            plan = make_plan(make_backend, draft, execute)
     takes_steps = watch.found or watch.reads.found or watch.reads.detaches
     if not takes_steps or not (plan.pathwise or plan.continuous):
-        return plan, is_told
-    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
+        return plan
+    key = plan.pathwise, plan.continuous
+    if key not in known:
+        known[key] = _jumps(plan, execute, backend, is_told, draft.harmless)
+    return without_jumps(
+        plan,
+        known[key],
+        lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute),
+    )
 
+
+def _jumps(
+    plan: Plan,
+    execute: Callable[[Run], None],
+    backend: PyroBackend,
+    is_told: bool,
+    harmless: frozenset[str],
+) -> Jumps:
+    """Which terms jump, in which sites, and where a parameter says.
+
+    Args:
+        plan: of the program.
+        execute: makes a dry run.
+        backend: that of the dry run of the plan.
+        is_told: whether the program is told values.
+        harmless: lines at which that makes no difference.
+    """
+    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
     held_any = False
 
     def dry(probe: DegreeProbe) -> None:
@@ -496,7 +529,9 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, b
         if found.of_all(plan.pathwise):
             break
         try:
-            found = found.joined(find_jumps_in(labels, leaves, dry, number, one_way))
+            found = found.joined(
+                find_jumps_in(labels, leaves, dry, number, one_way, harmless=harmless)
+            )
         except Exception:  # the program may do what tensors of another class refuse
             found = found.joined(Jumps.unknown(plan.pathwise))
     if leaves and (held_any or not plan.continuous <= plan.pathwise):
@@ -506,10 +541,7 @@ def _without_jumps(draft: Plan, execute: Callable[[Run], None]) -> tuple[Plan, b
             found = found.joined(Jumps(assumed=other.assumed, moving=other.moving))
         except Exception:
             found = found.joined(Jumps.unknown(labels))
-    plan = without_jumps(
-        plan, found, lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute)
-    )
-    return plan, is_told
+    return found
 
 
 def find_mixed_in(

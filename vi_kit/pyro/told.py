@@ -1,19 +1,23 @@
 """Values that a program is told, but that make no difference to it: it checks, prints or logs them.
 
 It is told others in their place, line by line. Where every log density stays what it was, or the program says in its
-own words that something is wrong (`assert`, `raise`), nothing depends on them. Truth values are turned round, numbers
-made larger and smaller. Whole numbers are left out: a program may ask whether they are equal to any other.
+own words that something is wrong (`assert`, `raise`), nothing depends on them. Truth values are turned round; numbers
+are made much larger and smaller, and moved in small steps over where they are. Whole numbers are left out: a program
+may ask whether they are equal to any other.
 """
 
 from __future__ import annotations
 
 import dis
 import itertools
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,11 +40,22 @@ MOST_TIMES = 1000
 LARGE = 1e9
 """Beyond what a program compares a number with."""
 
-NUM_WAYS = 4
-"""How many other numbers there are for each."""
+FAR: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (
+    lambda x: -x - 1,
+    lambda x: 3 * x + 7,
+    lambda x: x + LARGE,
+    lambda x: x - LARGE,
+)
+"""Other numbers in the place of one."""
+
+NEAR = tuple(np.linspace(-2.0, 2.0, 65).tolist())
+"""Further ones, in units of how far numbers lie apart at several draws: for narrow windows."""
 
 NUM_DRAWS = 3
-"""At how many draws of the program each is tried, since one may hide a difference."""
+"""At how many draws of the program each is tried, since one may hide a difference; near ones at one."""
+
+NUM_SPREAD = 3
+"""At how many more it is seen how far numbers lie apart."""
 
 CHANGED = tuple(
     getattr(torch.Tensor, name)
@@ -69,12 +84,19 @@ def harmless_lines(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]
             execute(run)
         return [(t.label, t.base.array.detach().clone()) for t in run.terms]
 
-    def is_harmless(line: str, way: int, seed: int) -> bool:
+    def is_harmless(line: str, way: Callable[[torch.Tensor], torch.Tensor], seed: int) -> bool:
         other = Retold(line, way)
         try:
             return _same(made(seed, other), plainly[seed])
         except Exception as error:
             return other.has_told and _is_said(error)
+
+    def tries(line: str) -> Iterator[tuple[Callable[[torch.Tensor], torch.Tensor], int]]:
+        numbers = first.numbers[line]
+        yield from itertools.product(FAR if numbers else FAR[:1], range(NUM_DRAWS))
+        width = max(numbers) - min(numbers) if numbers else 0.0
+        if math.isfinite(width) and width > 0.0:
+            yield from ((lambda x, by=by: x + by * width, 0) for by in NEAR)
 
     try:
         first = Retold()
@@ -82,10 +104,9 @@ def harmless_lines(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]
         if not 0 < len(first.lines) <= MOST_LINES:
             return frozenset()
         with moved_a_little([*backend.leaves("model"), *backend.leaves("guide")]):
-            plainly = [made(seed, first) for seed in range(NUM_DRAWS)]
+            plainly = [made(seed, first) for seed in range(NUM_DRAWS + NUM_SPREAD)]
             lines = [line for line, may in first.lines.items() if may]
-            tries = list(itertools.product(range(NUM_WAYS), range(NUM_DRAWS)))
-            return frozenset(x for x in lines if all(is_harmless(x, *t) for t in tries))
+            return frozenset(x for x in lines if all(is_harmless(x, *t) for t in tries(x)))
     except Exception:  # the program refuses other draws
         return frozenset()
     finally:
@@ -97,26 +118,33 @@ class Retold(TorchDispatchMode):
 
     Args:
         line: which; at none if left out.
-        way: which other value.
+        way: makes another number of one.
 
     Attributes:
         calls: to be entered, too.
         lines: at which it is told values, and whether all of these can be others.
+        numbers: that it is told at them, but for truth values; of several at once the largest.
         has_told: whether it has told one.
     """
 
-    def __init__(self, line: str = "", way: int = 0) -> None:
+    def __init__(
+        self, line: str = "", way: Callable[[torch.Tensor], torch.Tensor] = FAR[0]
+    ) -> None:
         super().__init__()
         self.line, self.way = line, way
         self.calls = _Calls(self)
         self.lines: dict[str, bool] = {}
+        self.numbers: dict[str, list[float]] = defaultdict(list)
         self.has_told, self._left = False, MOST_TIMES
         self._kept: list[torch.Tensor] = []
 
-    def is_here(self, frame: Any, may_change: bool) -> bool:
+    def is_here(self, frame: Any, values: Iterable[torch.Tensor], may_change: bool) -> bool:
         """Note where the program is told something; whether it is to be something else."""
         line = line_of(frame)
         self.lines[line] = self.lines.get(line, True) and may_change
+        if not self.line:
+            told = (x.detach() for x in values if x.dtype != torch.bool and x.numel())
+            self.numbers[line] += [float(x.max()) for x in told]
         if line != self.line or not may_change:
             return False
         self.has_told, self._left = True, self._left - 1
@@ -127,10 +155,13 @@ class Retold(TorchDispatchMode):
     def instead(self, x: Any) -> Any:
         """What it is told in the place of a value."""
         if isinstance(x, torch.Tensor):
-            self._kept.append(_changed(x.detach(), self.way))
+            self._kept.append(self._other(x.detach()))
             return self._kept[-1]
-        made = _changed(torch.as_tensor(x), self.way)
+        made = self._other(torch.as_tensor(x))
         return type(x)(made.item())
+
+    def _other(self, x: torch.Tensor) -> torch.Tensor:
+        return ~x if x.dtype == torch.bool else self.way(x)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, frame = func(*args, **(kwargs or {})), sys._getframe(1)
@@ -138,8 +169,9 @@ class Retold(TorchDispatchMode):
             return result
         if self.calls.is_inside:
             return result
-        may = isinstance(result, bool | int | float) and not _is_whole(torch.as_tensor(result))
-        return self.instead(result) if self.is_here(frame, may) else result
+        value = torch.as_tensor(result)
+        may = isinstance(result, bool | int | float) and not _is_whole(value)
+        return self.instead(result) if self.is_here(frame, [value], may) else result
 
 
 class _Calls(TorchFunctionMode):
@@ -156,7 +188,7 @@ class _Calls(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         values = [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
         may = (is_list or func in CHANGED) and not any(_is_whole(x.detach()) for x in values)
-        if self.told.is_here(frame, may):
+        if self.told.is_here(frame, values, may):
             args = tree_map(self._instead, args)
         outside, self.is_inside = self.is_inside, True
         try:
@@ -166,12 +198,6 @@ class _Calls(TorchFunctionMode):
 
     def _instead(self, x: Any) -> Any:
         return self.told.instead(x) if isinstance(x, torch.Tensor) else x
-
-
-def _changed(x: torch.Tensor, way: int) -> torch.Tensor:
-    if x.dtype == torch.bool:
-        return ~x
-    return (-x - 1, 3 * x + 7, x + LARGE, x - LARGE)[way]
 
 
 def _is_whole(x: torch.Tensor) -> bool:

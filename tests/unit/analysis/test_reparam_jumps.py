@@ -275,7 +275,37 @@ def mapped_stairs(lib, z):
     return jax.vmap(lambda x: stairs(0.5)(lib, x[None]))(z).sum()
 
 
+def entry(lib, z):
+    """Of a table that is flat but for the last one."""
+    knots = lib.array([-4.0, -3.0, -2.0, -1.0, 1.6])
+    if lib.name == "pyro":
+        import torch
+
+        at = torch.bucketize(z[0].contiguous(), knots)
+    else:
+        at = lib.xp.searchsorted(knots, z[0])
+    return lib.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.2])[at]
+
+
+def one_floor(lib, z):
+    at = lib.xp.clip(lib.xp.floor(4.0 * z[0]), -8.0, 8.0)
+    return where(lib, at == 7.0, 1.5, 0.0)
+
+
+def info(lib, z):
+    """Whether a matrix has a Cholesky factor."""
+    matrix = lib.xp.stack(
+        [lib.xp.stack([1.0 + 0 * z[0], z[0] / 1.6]), lib.xp.stack([z[0] / 1.6, 1.0 + 0 * z[0]])]
+    )
+    if lib.name == "pyro":
+        return 1.0 * (lib.xp.linalg.cholesky_ex(matrix).info > 0)
+    return 1.0 * lib.xp.isnan(lib.xp.linalg.cholesky(matrix)[1, 1])
+
+
 JUMPS = {
+    "entry": entry,
+    "one_floor": one_floor,
+    "info": info,
     "where": lambda lib, z: where(lib, z[0] > 0.0, 1.5, -0.5),
     "where_by_elements": lambda lib, z: where(lib, z > 0.0, z + 1.0, z).sum(),
     "truth_value": lambda lib, z: 1.5 * (z[0] > 0.0) + z[1],
@@ -593,6 +623,8 @@ READS = {
         for name, way in UNSEEN.items()
     },
     "branch": lambda z: z[0] if z[0].item() > 0.0 else 1.0 + z[0],
+    "window": lambda z: z[0] if 1.7 < float(z.detach()[0]) < 2.0 else 1.0 + z[0],
+    "text": lambda z: z[0] if "(2." in repr(z.detach()[0]) else 1.0 + z[0],
 }
 
 
