@@ -122,7 +122,7 @@ GAPS: Mapping[str, Callable[..., Any]] = {
 """Comparisons, by any library's name, and what changes its sign where their result does."""
 
 TESTS = frozenset(("is_finite",))
-"""Operations whose truth value is about rounding and overflow."""
+"""Operations whose truth value is mostly about rounding and overflow: a change of it need not be seen."""
 
 Degrees = Mapping[str, Form]
 """What a value is in each site on which it depends, by label."""

@@ -34,6 +34,7 @@ from vi_kit.analysis.degrees import (
     INVERSES,
     POLES,
     SIDES,
+    TESTS,
     Cut,
     DegreeProbe,
     Degrees,
@@ -67,7 +68,13 @@ MAX_CHANGES = 3
 """How many changes of an operation's result are looked at, if it is a truth value."""
 
 MAX_STEPS = 32
-"""How many, if it has more than two values: a table may be flat but for one entry."""
+"""How many, if it has more than two values or few elements: a table may be flat but for one entry."""
+
+MAX_CALM = 4
+"""With how many other numbers it is looked again where none of these changes was a jump."""
+
+MAX_FEW = 16
+"""How many elements are few."""
 
 MAX_WAYS = 8
 """How many of the ways are looked at that a program may choose by what does not depend on the sites."""
@@ -218,6 +225,7 @@ def find_jumps(
     slopes: Slopes | None = None,
     trained: Mapping[Cut, Sequence[str]] | None = None,
     shifted: Shifted = lambda cut, place, name: None,
+    others: Sequence[tuple[Callable[[float], Snapshot], Shifted]] = (),
 ) -> Jumps:
     """Test every operation that takes steps and reaches a term.
 
@@ -233,6 +241,7 @@ def find_jumps(
         slopes: derivatives of the terms, and their differences; `None` if there are none.
         trained: names of the parameters on which operands of an operation depend, but by way of sites.
         shifted: evaluates an operation where one of them has moved.
+        others: `at` and `shifted` with other numbers for what is not known, for operations of which no change is seen.
     """
     terms: dict[Cut, dict[int, None]] = {}
     labels: dict[Cut, dict[str, None]] = {}
@@ -243,7 +252,8 @@ def find_jumps(
                 labels.setdefault(cut, {})[label] = None
     found: dict[str, dict[str, None]] = {}
     assumed: dict[str, dict[str, None]] = {}
-    ways = [_Way(lambda place, a=a: at(place, a), again, branches) for a in (HERE, *ASIDE)]
+    ways = [_Way(lambda place, a=a: at(place, a), again, branches, shifted) for a in (HERE, *ASIDE)]
+    ways_of_others = [_Way(one, None, branches, shift) for one, shift in others]
     way = ways[0]
     lost: dict[str, dict[str, None]] = {}
     moving: dict[str, dict[str, None]] = {}
@@ -267,10 +277,12 @@ def find_jumps(
                 if cut in degrees[i].get(label, CONSTANT).cuts:
                     lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
     for cut in sorted(terms.keys() - reads - stops):
-        verdict = None
-        for one in ways if cut.name in SIDES else ways[:1]:
+        verdict, seen_on = None, way
+        for one in ways if cut.name in SIDES else (*ways[:1], *ways_of_others):
+            if verdict is not None and one in ways_of_others[MAX_CALM:]:
+                break
             new = one.jumping(cut, list(terms[cut]))
-            verdict = verdict if new is None else new
+            verdict, seen_on = (verdict, seen_on) if new is None else (new, one)
             if verdict:
                 break
         if verdict is None and cut.name in LOOPS and not way.is_calm(cut):
@@ -282,7 +294,9 @@ def find_jumps(
                 if cut in degrees[i].get(label, CONSTANT).cuts:
                     found.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
         names = (trained or {}).get(cut, ()) if verdict else ()
-        for i, name in way.moved_by(cut, list(terms[cut]), names, shifted) if names else ():
+        ways_seen = dict.fromkeys((seen_on, *ways_of_others[:MAX_CALM])) if names else ()
+        found_on = ([*one.moved_by(cut, list(terms[cut]), names)] for one in ways_seen)
+        for i, name in next(filter(None, found_on), ()):
             for label in labels[cut]:
                 if cut in degrees[i].get(label, CONSTANT).cuts:
                     text = (
@@ -380,8 +394,9 @@ class _Way:
         at: Callable[[float], Snapshot],
         again: Again | None,
         branches: frozenset[Cut],
+        shifted: Shifted,
     ):
-        self.at, self.again, self.branches = at, again, branches
+        self.at, self.again, self.branches, self.shifted = at, again, branches, shifted
         self.known: dict[float, Snapshot] = {}
         self.runs: dict[float, Snapshot] = {}
         self.edge = (0.0, 0.0)
@@ -430,7 +445,8 @@ class _Way:
         is_known = self.snapshot(0.0).results.get(cut) is not None
         if cut.name in LOOPS:
             return is_known and not any(self.changes(cut))
-        return cut.name in EQUALITIES or (is_known and (cut.name in POLES or cut.name in SIDES))
+        by_name = cut.name in POLES or cut.name in SIDES or cut.name in TESTS
+        return cut.name in EQUALITIES or (is_known and by_name)
 
     def jumping(self, cut: Cut, terms: Sequence[int]) -> list[int] | None:
         """Which terms jump where the result of an operation changes; `None` if that was not seen."""
@@ -464,21 +480,29 @@ class _Way:
             yield from filter(None, (self.window(cut, *near) for near in self.near.get(cut, ())))
 
     @functools.cached_property
-    def stairs(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
-        """Between which places of the grid operations change whose results are no truth values, nearest first."""
+    def steps(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
+        """Between which places of the grid operations change, nearest first."""
         found: dict[Cut, list[tuple[float, float]]] = {}
-        others = {*POLES, *SIDES, *GAPS, *LOOPS}
         before = self.at(GRID[0])
         for left, right in itertools.pairwise(GRID):
             after = self.at(right)
             for cut, result in before.results.items():
-                is_number = result is not None and result.size and result.dtype.kind != "b"
-                has_steps = is_number and not {cut.name} & others
-                if has_steps and not _same(before, after, cut):
+                if result is not None and result.size and not _same(before, after, cut):
                     found.setdefault(cut, []).append((left, right))
             before = after
         nearest = {cut: sorted(of, key=lambda x: abs(sum(x))) for cut, of in found.items()}
         return {cut: of[:MAX_STEPS] for cut, of in nearest.items()}
+
+    @functools.cached_property
+    def stairs(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
+        """The same of operations whose results are few, or no truth values: two changes that lie near to each other may
+        have equal sides."""
+        start, others = self.snapshot(0.0).results, {*POLES, *SIDES, *GAPS, *LOOPS}
+        return {
+            cut: of
+            for cut, of in self.steps.items()
+            if cut.name not in others and _is_small(start[cut])
+        }
 
     @functools.cached_property
     def near(self) -> Mapping[Cut, Sequence[tuple[float, float, int]]]:
@@ -526,10 +550,10 @@ class _Way:
         return None
 
     def moved_by(
-        self, cut: Cut, terms: Sequence[int], names: Sequence[str], shifted: Shifted
+        self, cut: Cut, terms: Sequence[int], names: Sequence[str]
     ) -> Iterable[tuple[int, str]]:
         """Which terms jump where the result of an operation changes, at a place that which parameter moves."""
-        for change in self.changes(cut):
+        for change in dict.fromkeys((*self.changes(cut), *self.steps.get(cut, ()))):
             jumping = self.compared(cut, *change, terms)
             if not jumping:
                 continue
@@ -538,7 +562,7 @@ class _Way:
             places = low - step, high + step
             known = [self.at(place).results[cut] for place in places]
             moved: dict[str, list[np.ndarray | None]] = {
-                name: [shifted(cut, place, name) for place in places] for name in names
+                name: [self.shifted(cut, place, name) for place in places] for name in names
             }
             below, above = known
             if below is None or above is None or below.shape != above.shape:
@@ -607,6 +631,10 @@ def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
     a, b = one.results[cut], other.results[cut]
     assert a is not None and b is not None
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
+
+
+def _is_small(result: np.ndarray | None) -> bool:
+    return result is not None and (result.dtype.kind != "b" or result.size <= MAX_FEW)
 
 
 def _turns(one: Snapshot, other: Snapshot, cut: Cut) -> float:

@@ -11,16 +11,17 @@ from typing import Any
 from vi_kit.analysis.blocked import Blocked, analytic_error
 from vi_kit.analysis.jumps import Jumps, moving_refusal, refusal
 from vi_kit.analysis.mixing import in_words
-from vi_kit.base.errors import BackendError, ObjectiveError, message, whole_number
+from vi_kit.base.errors import BackendError, EstimatorError, ObjectiveError, message, whole_number
 from vi_kit.base.layouts import Closed
 from vi_kit.base.named import Named
 from vi_kit.costs.cost import Cost
-from vi_kit.costs.terms import is_tracked
+from vi_kit.costs.terms import Site, is_tracked
 from vi_kit.engine.backend import Backend
 from vi_kit.engine.plan import Findings, Plan
 from vi_kit.engine.run import Run, running
 from vi_kit.engine.select import DEFAULT_MAX_WORLDS, Given, Selection
 from vi_kit.estimators import Reparam
+from vi_kit.estimators.base import estimator_of
 from vi_kit.language.programs import Program
 from vi_kit.language.words import Objective, iid
 from vi_kit.objectives import elbo
@@ -129,7 +130,8 @@ class Settings:
         return first * weight + second * (1.0 - weight)
 
     def execute(self, run: Run, model: Program, guide: Program) -> dict[str | None, Named]:
-        """Run the objective; an error that comes of parameters that are not numbers names them."""
+        """Run the objective; an error that comes of parameters that are not numbers names them, and one that comes of
+        values between those of a support names their site."""
         try:
             with run.backend.session(run):
                 return run.execute(self.averaged, model, guide)
@@ -137,7 +139,25 @@ class Settings:
             spoilt = run.backend.spoilt_params()
             if spoilt:
                 raise not_numbers(spoilt, None) from error
+            relaxed = [s for s in run.sites if estimator_of(s).relaxes]
+            if relaxed and isinstance(error, IndexError | TypeError):
+                raise _no_values_between(relaxed, error) from error
             raise
+
+
+def _no_values_between(sites: Sequence[Site], error: Exception) -> EstimatorError:
+    """The error about a program that cannot be run between the values of a support."""
+    texts = [
+        message(
+            f"site {site.name!r}: the program cannot be run at the values of {type(site.estimator).__name__}(), which"
+            " lie between those of its support",
+            got=str(error).splitlines()[0],
+            expected="arithmetic with the value, where the program has it as an index or a key",
+            fix=f'table[0] * (1 - z) + table[1] * z; or estimators={{"{site.name}": vi.Enumerate()}}',
+        )
+        for site in sites
+    ]
+    return EstimatorError("\n".join(texts))
 
 
 def make_plan(

@@ -45,7 +45,7 @@ from vi_kit.engine.statements import (
     split_scale,
 )
 from vi_kit.language.programs import Draw, Program, Statement
-from vi_kit.numpyro.degrees import invented
+from vi_kit.numpyro.degrees import invented, is_known
 from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
 from vi_kit.numpyro.expectations import own_log_prob, start, term_p
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
@@ -618,8 +618,9 @@ class _Handler:
             self.backend.touched[self.program.role].add(name)
             if msg["args"]:
                 check_parameter(name, msg["args"][0], msg["value"])
+            start = msg["args"][0] if msg["args"] and not callable(msg["args"][0]) else msg["value"]
             self.backend.declared_params[name] = (
-                jax.eval_shape(lambda: msg["value"]),
+                jax.tree.map(lambda x: x if is_known(x) else jax.eval_shape(lambda: x), start),
                 msg["kwargs"].get("constraint", constraints.real),
             )
             if self.backend.dry:

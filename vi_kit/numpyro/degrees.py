@@ -56,6 +56,7 @@ from vi_kit.analysis.jumps import (
     Aside,
     JumpProbe,
     Jumps,
+    Shifted,
     Snapshot,
     Sums,
     find_jumps,
@@ -239,7 +240,8 @@ class Reading:
                 known and _is_float(atom)
                 for atom, known in zip(equation.invars, operands, strict=True)
             )
-            made = stepped(result, cut, name in TESTS or not of_floats or where.startswith(OWN))
+            is_test = name in TESTS and not self.poles
+            made = stepped(result, cut, is_test or not of_floats or where.startswith(OWN))
         if any(cut in form.cuts for form in made.values()):
             self.cuts[id(equation)] = cut
         return made
@@ -348,7 +350,7 @@ def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
         if any(takes_steps(getattr(j, "jaxpr", j), own) for j in inner):
             return True
         floats = any(_is_float(atom) for atom in equation.invars)
-        if not inner and name not in TESTS and floats and not all(map(_is_float, equation.outvars)):
+        if not inner and floats and not all(map(_is_float, equation.outvars)):
             return True
         operand = pole(equation)
         if name in SIDES or (
@@ -431,6 +433,7 @@ def find_jumps_in(
     execute: Callable[[DegreeProbe, list[Any]], Any],
     number: int,
     trained: Mapping[int, tuple[str, Any]] | None = None,
+    others: Sequence[Sequence[Any]] = (),
 ) -> Jumps:
     """Which terms jump in the values of sites.
 
@@ -439,8 +442,9 @@ def find_jumps_in(
         inputs: numbers for what is not known while the step is traced.
         execute: makes a dry run with a probe, given these.
         number: of the values of other sites.
-        trained: of inputs that belong to parameters, whose names, and another value nearby. With them it is only asked
-            for jumps where these say, in all values, also those that are held.
+        trained: of inputs that belong to parameters, whose names and constraints. With them it is only asked for jumps
+            where these say, in all values, also those that are held.
+        others: other numbers for what is not known.
     """
     sources: list[str] = []
     own_value = functools.partial(on_the_way, held=all_held) if trained else on_the_way
@@ -514,7 +518,12 @@ def find_jumps_in(
         """With `Reading.choices` as a way says; without one, as the program makes them."""
         indices = (-1,) * len(reading.choices) if way is None else way
 
-        def at(place: float, aside: Aside = HERE, shifts: Mapping[int, Any] = {}) -> Snapshot:
+        def at(
+            place: float,
+            aside: Aside = HERE,
+            shifts: Mapping[int, Any] = {},
+            inputs: Sequence[Any] = inputs,
+        ) -> Snapshot:
             with jax.ensure_compile_time_eval():
                 moved = places(place, aside=aside)
                 made = evaluated(moved, places(0.0), indices, consts, list(inputs), shifts)
@@ -544,9 +553,17 @@ def find_jumps_in(
             chosen = [only in (None, label) for label in labels]
             return by_site[:, chosen].sum(1), sums
 
-        def shifted(cut: Cut, place: float, name: str) -> np.ndarray | None:
-            shifts = {i: value for i, (of, value) in (trained or {}).items() if of == name}
-            return at(place, shifts=shifts).results[cut]
+        def shifted(inputs: Sequence[Any]) -> Shifted:
+            def shifted(cut: Cut, place: float, name: str) -> np.ndarray | None:
+                rng = np.random.default_rng(1)
+                shifts = {
+                    i: nearby(inputs[i], rng, constraint)
+                    for i, (of, constraint) in (trained or {}).items()
+                    if of == name
+                }
+                return at(place, shifts=shifts, inputs=inputs).results[cut]
+
+            return shifted
 
         return find_jumps(
             sources,
@@ -555,7 +572,8 @@ def find_jumps_in(
             stops=stops,
             slopes=slopes,
             trained=by_parameter,
-            shifted=shifted,
+            shifted=shifted(inputs),
+            others=[(functools.partial(at, inputs=row), shifted(row)) for row in others],
         )
 
     @jax.jit
@@ -582,8 +600,10 @@ def find_jumps_in(
     return found
 
 
-def plausible(leaf: Any, rng: np.random.Generator, constraint: Any = real) -> Any:
-    """A number for what is not known while a program is traced; of a parameter that is known, one nearby."""
+def plausible(
+    leaf: Any, rng: np.random.Generator, constraint: Any = real, size: float = 1.0
+) -> Any:
+    """A number for what is not known while a program is traced, of a size; what is known stays."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     shape = leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -592,13 +612,13 @@ def plausible(leaf: Any, rng: np.random.Generator, constraint: Any = real) -> An
     if is_known(leaf):
         return leaf
     if jnp.issubdtype(dtype, jnp.floating):
-        values = rng.normal(size=shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1.0)
+        values = size * rng.normal(size=shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1.0)
         if constraint is real:
             return values.astype(dtype)
         with jax.ensure_compile_time_eval():
             bijection = biject_to(constraint)
             free = jax.eval_shape(bijection.inv, jax.ShapeDtypeStruct(shape, dtype)).shape
-            return bijection(jnp.asarray(rng.normal(size=free), dtype))
+            return bijection(jnp.asarray(size * rng.normal(size=free), dtype))
     return rng.integers(0, 2, shape).astype(dtype)
 
 

@@ -56,6 +56,7 @@ from vi_kit.numpyro.backend import (
 from vi_kit.numpyro.degrees import (
     degrees_found,
     find_jumps_in,
+    is_known,
     nearby,
     plausible,
     takes_steps,
@@ -65,6 +66,9 @@ from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
 from vi_kit.numpyro.mixing import find_mixed_in
 from vi_kit.numpyro.replay import NumPyroReplay
 from vi_kit.objectives import elbo
+
+SIZES = (1.0, 0.3, 1.0, 3.0, 0.3, 1.0, 10.0, 3.0, 1.0, 0.1, 1.0, 3.0)
+"""Of the numbers in the place of what is not known."""
 
 NOTHING = "no latent site of NumPyro: vi_kit.pyro.Loss is for Pyro's programs"
 
@@ -472,7 +476,13 @@ class _Step:
         for seed, number in enumerate(OTHERS if plan.draws_others() else OTHERS[:1]):
             if not jumps.of_all(plan.pathwise):
                 inputs = plausibly.inputs(seed)
-                found_in = find_jumps_in(sorted(plan.pathwise), inputs, plausibly.execute, number)
+                found_in = find_jumps_in(
+                    sorted(plan.pathwise),
+                    inputs,
+                    plausibly.execute,
+                    number,
+                    others=plausibly.others(inputs),
+                )
                 jumps = jumps.joined(found_in)
         return jumps
 
@@ -483,9 +493,11 @@ class _Step:
         trained = plausibly.trained(inputs)
         if not trained:
             return Jumps()
-        jumps = find_jumps_in(
-            sorted(plan.continuous), inputs, plausibly.execute, OTHERS[0], trained
-        )
+        jumps, labels, rows = Jumps(), sorted(plan.continuous), plausibly.others(inputs)
+        for number in OTHERS if plan.draws_others() else OTHERS[:1]:
+            if not jumps.moving:
+                found_in = find_jumps_in(labels, inputs, plausibly.execute, number, trained, rows)
+                jumps = jumps.joined(found_in)
         return Jumps(assumed=jumps.assumed, moving=jumps.moving)
 
     def mixed(
@@ -550,12 +562,16 @@ class _Plausibly:
             provenance=found["provenance"],
         )
         self.rng, declared = np.random.default_rng(0), dict(found["declared"])
-        declared.update((n, (v, declared.get(n, (v, real))[1])) for n, v in step.params.items())
+        for name, value in step.params.items():
+            start, constraint = declared.get(name, (value, real))
+            is_open = any(not not_jax_tracer(x) for x in jax.tree.leaves(value))
+            declared[name] = (start if is_open else value), constraint
         params = {
             name: jax.tree.map(lambda x, c=constraint: nearby(x, self.rng, c), value)
             for name, (value, constraint) in declared.items()
         }
         self.leaves, self.tree = jax.tree.flatten((params, model.args, model.kwargs))
+        self.starts = jax.tree.leaves({name: value for name, (value, _) in declared.items()})
         self.owners = [
             (name, declared[name][1])
             for name in sorted(params)
@@ -572,14 +588,22 @@ class _Plausibly:
             self.key = random.key(seed)
         return [plausible(self.leaves[i], self.rng) for i in self.unknown]
 
+    def others(self, inputs: list[Any]) -> list[list[Any]]:
+        """Other numbers for what is not known, of several sizes; none if all is."""
+        starts = [*self.starts, *self.leaves[len(self.owners) :]]
+        constraints = [*(c for _, c in self.owners), *[real] * len(self.leaves)]
+        is_open = {at: i for at, i in enumerate(self.unknown) if not is_known(starts[i])}
+        rows = []
+        for size in SIZES if is_open else ():
+            rows.append(list(inputs))
+            for at, i in is_open.items():
+                rows[-1][at] = plausible(starts[i], self.rng, constraints[i], size)
+        return rows
+
     def trained(self, inputs: list[Any]) -> dict[int, tuple[str, Any]]:
-        """Of inputs that belong to parameters: whose names, and another value a little beside."""
-        found = {}
-        for i, value in zip(range(len(self.owners)), inputs, strict=False):
-            name, constraint = self.owners[i]
-            if jnp.issubdtype(jnp.result_type(value), jnp.floating):
-                found[i] = name, nearby(value, self.rng, constraint)
-        return found
+        """Of inputs that belong to parameters: whose names and constraints."""
+        own = enumerate(zip(self.owners, inputs, strict=False))
+        return {i: of for i, (of, x) in own if jnp.issubdtype(jnp.result_type(x), jnp.floating)}
 
     def execute(self, probe: DegreeProbe, inputs: list[Any]) -> Run:
         """A dry run with a probe."""

@@ -189,6 +189,17 @@ def f_divergence(
         Wan, Li and Hovakimyan 2020, f-Divergence Variational Inference.
     """
 
+    if not normalized and num_particles == 1:
+        current().refuse(
+            message(
+                "f_divergence: the ratio of one particle to its own mean is one, whatever the guide",
+                got="num_particles=1, normalized=False",
+                expected="several particles, or a normalised model",
+                fix="num_particles=10, or normalized=True for a model without data",
+            ),
+            of_estimator=False,
+        )
+
     def mean(log_w: Array) -> Array:
         xp = array_namespace(log_w)
         log_u = log_w if normalized else log_w - log_mean_exp(log_w)

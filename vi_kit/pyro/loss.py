@@ -526,7 +526,7 @@ def _jumps(
     passes = [(number, False) for number in numbers]
     passes += [(OTHERS[0], True)] * is_told
     for number, one_way in passes:
-        if found.of_all(plan.pathwise):
+        if found.of_all(plan.pathwise) and (found.moving or not leaves):
             break
         try:
             found = found.joined(
@@ -536,11 +536,14 @@ def _jumps(
             found = found.joined(Jumps.unknown(plan.pathwise))
     if leaves and (held_any or not plan.continuous <= plan.pathwise):
         labels = sorted(plan.continuous)
-        try:
-            other = find_jumps_in(labels, leaves, dry, OTHERS[0], holds=False)
-            found = found.joined(Jumps(assumed=other.assumed, moving=other.moving))
-        except Exception:
-            found = found.joined(Jumps.unknown(labels))
+        for number in numbers:
+            if found.moving:
+                break
+            try:
+                other = find_jumps_in(labels, leaves, dry, number, holds=False)
+                found = found.joined(Jumps(assumed=other.assumed, moving=other.moving))
+            except Exception:
+                found = found.joined(Jumps.unknown(labels))
     return found
 
 

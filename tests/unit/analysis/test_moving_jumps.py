@@ -42,6 +42,13 @@ def table(lib, z, b):
     return lib.array([0.5, 1.5, -0.5])[as_int(lib, lib.xp.clip(z * (1.0 + b), 0.0, 2.5))]
 
 
+def ordinal(lib, z, b):
+    """Of cutpoints of which the first is fixed, the probability of the class between the first two."""
+    cutpoints = lib.xp.stack([0.0 * b, b + 0.5, b + 1.4])
+    logits = lib.xp.eye(4)[lib.xp.searchsorted(cutpoints, z)]
+    return logits[1]
+
+
 MOVING = {
     "where": lambda lib, z, b: where(lib, z > b, 2.0, -1.0),
     "sign": lambda lib, z, b: lib.xp.sign(z - b),
@@ -51,6 +58,13 @@ MOVING = {
     "window": lambda lib, z, b: where(lib, abs(z - 0.6 - b) < 0.1, 3.0, 0.0),
     "pole": lambda lib, z, b: lib.xp.arctan(1.0 / (z - b)),
     "elements": lambda lib, z, b: where(lib, z > lib.xp.stack([b, b - 9.0]), 2.0, -1.0).sum(),
+    "square": lambda lib, z, b: where(lib, z**2 > b, 2.0, -1.0),
+    "exponential": lambda lib, z, b: where(lib, lib.xp.exp(z) > 3.0 * b, 2.0, -1.0),
+    "probability": lambda lib, z, b: where(lib, 1.0 / (1.0 + lib.xp.exp(-z)) > b, 2.0, -1.0),
+    "fixed and moving": lambda lib, z, b: 1.0 * (z > lib.xp.stack([0.0 * b, b])).sum(),
+    "argmax": lambda lib, z, b: 1.0 * lib.xp.argmax(lib.xp.stack([z, b, 0.0 * b])),
+    "larger of two": lambda lib, z, b: where(lib, z > lib.xp.where(b > 0, b, 0.0 * b), 2.0, -1.0),
+    "ordinal": ordinal,
     "behind": lambda lib, z, b: lib.xp.exp(-lib.xp.floor(lib.xp.tanh(z) / lib.xp.exp(b) * 3.0)),
 }
 TEXT = r"site 'z': a cost jumps in the value of 'z' at a place that a parameter moves; no estimator"
@@ -70,6 +84,66 @@ def test_the_default_is_refused(case, lib):
 def test_no_estimator_serves(chosen, lib):
     with pytest.raises(vi.EstimatorError, match=TEXT):
         lib.Loss(estimators=chosen).explain(*programs(lib, MOVING["where"]))
+
+
+@pytest.mark.parametrize("case", ["square", "exponential", "probability", "ordinal"])
+def test_inside_a_jitted_step(case):
+    """Whatever is not known there."""
+    import jax
+
+    lib = NumPyroWords()
+    model, guide = programs(lib, MOVING[case])
+    loss, params = lib.Loss(), {"a": jax.numpy.array(VALUES), "b": jax.numpy.array([0.3])}
+    with pytest.raises(vi.EstimatorError, match=TEXT):
+        jax.jit(lambda p: loss.loss(jax.random.key(0), p, model, guide))(params)
+
+
+@pytest.mark.parametrize("estimator", [vi.Reparam(), vi.Enumerate(), vi.Score()], ids=repr)
+def test_a_threshold_that_another_site_chooses(estimator, lib):
+    """Only at one of the values of that a parameter moves the jump."""
+
+    def model():
+        b = lib.theta([0.3], "b")[0]
+        k = lib.sample("k", lib.dist.Bernoulli(0.4))
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        x = where(lib, z > where(lib, k == 1, b, 0.0 * b), 1.5, -0.5)
+        lib.sample("x", lib.dist.Normal(x, 1.0), obs=lib.array(0.7))
+
+    def guide():
+        lib.sample("k", lib.dist.Bernoulli(logits=lib.theta([0.2], "q")[0]))
+        lib.sample("z", lib.dist.Normal(lib.theta(VALUES, "a")[0], 0.8))
+
+    chosen = {} if estimator == vi.Reparam() else {"k": estimator}
+    with pytest.raises(vi.EstimatorError, match=TEXT):
+        lib.Loss(estimators=chosen).explain(model, guide)
+
+
+def test_arguments_that_are_not_known_yet():
+    """Of a jitted step, at a threshold among its arguments: what is refused in an eager one is refused."""
+    import jax
+    import optax
+    from numpyro.infer import SVI
+
+    lib = NumPyroWords()
+    steps = {
+        "square": lambda z, t: z**2 > t,
+        "exponential": lambda z, t: lib.xp.exp(z) > t,
+        "probability": lambda z, t: 1.0 / (1.0 + lib.xp.exp(-z)) > t,
+    }
+    for step in steps.values():
+
+        def model(t, step=step):
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+            location = where(lib, step(z, t), 2.0, -1.0)
+            lib.sample("x", lib.dist.Normal(location, 1.0), obs=lib.array(0.7))
+
+        def guide(t):
+            lib.sample("z", lib.dist.Normal(lib.theta(VALUES, "a")[0], 0.8))
+
+        svi = SVI(model, guide, optax.sgd(0.1), lib.Loss(vi.elbo(), vi.Reparam()))
+        state = svi.init(jax.random.key(0), 0.5)
+        with pytest.raises(vi.EstimatorError, match=r"Reparam\(\) is biased if a cost jumps"):
+            jax.jit(svi.update)(state, 0.5)
 
 
 def test_a_check_does_not_pass(lib):

@@ -302,7 +302,12 @@ def info(lib, z):
     return 1.0 * lib.xp.isnan(lib.xp.linalg.cholesky(matrix)[1, 1])
 
 
+def finite(lib, z):
+    return 1.0 * lib.xp.isfinite(lib.xp.log(lib.xp.clip(z[0], 0.0, 9.0)))
+
+
 JUMPS = {
+    "finite": finite,
     "entry": entry,
     "one_floor": one_floor,
     "info": info,

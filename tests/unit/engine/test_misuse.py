@@ -284,3 +284,32 @@ def test_the_default_baseline_asks_for_no_room():
     assert "less variance needs loss.with_state(guide) in place of guide, for n" in text
     text = Loss(vi.elbo(), vi.Score(vi.MovingAverage())).explain(model, guide)
     assert "SVI needs loss.with_state(guide) in place of guide, for n" in text
+
+
+def test_an_index_between_the_values_of_a_support(lib):
+    """What `Rebar` has in the place of a draw is no index."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)))
+        index = z if lib.name == "numpyro" else z.long()
+        lib.sample("x", lib.dist.Normal(lib.array([0.0, 1.0])[index], 1.0), obs=lib.array(1.0))
+
+    def guide():
+        lib.sample("z", lib.dist.Bernoulli(logits=lib.theta([0.2])[0]))
+
+    loss = lib.Loss(vi.elbo(), vi.Rebar())
+    text = {
+        "numpyro": r"site 'z': the program cannot be run at the values of Rebar\(\)",
+        "pyro": r"site 'z': Rebar\(\) is biased if a cost jumps between the discrete values",
+    }[lib.name]
+    with pytest.raises(vi.EstimatorError, match=text):
+        loss.explain(model, guide)
+
+
+def test_the_ratio_of_one_particle(lib):
+    def program():
+        lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)))
+
+    loss = lib.Loss(vi.f_divergence(generator=vi.generators.pearson, num_particles=1))
+    with pytest.raises(vi.ObjectiveError, match="the ratio of one particle to its own mean is one"):
+        loss.explain(program, program)
