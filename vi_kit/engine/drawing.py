@@ -3,36 +3,25 @@ alternatives are put on axes of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from vi_kit.base.demands import ClosedForm, Continuous, ContinuousBetween, Polynomial
-from vi_kit.base.errors import EstimatorError, Refusal, message
-from vi_kit.base.layouts import Alternatives, Closed, Gradient, Single, Worlds, is_support
+from vi_kit.base.layouts import Closed
 from vi_kit.base.named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term, label
-from vi_kit.engine.plan import Replan, Row
+from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import Run
 from vi_kit.engine.select import Choice
 from vi_kit.estimators import (
     Analytic,
-    Enumerate,
-    Estimator,
     Expansion,
-    MeasureValued,
-    Reparam,
-    Score,
 )
 from vi_kit.estimators.base import estimator_of
 from vi_kit.estimators.expansions import checked, other_number
 from vi_kit.language.programs import Statement
-
-ALTERNATIVES: tuple[Estimator, ...] = (Reparam(), Enumerate(), MeasureValued(), Score())
-"""What an error about a site suggests, in this order, as far as they can handle it."""
 
 
 def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
@@ -47,8 +36,9 @@ def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
     """
     site, choice = open_site(run, statement, role)
     dist = statement.dist
-    if run.findings is not None:
-        return _try(run, site, dist, choice), site
+    plain = run.plain_value(site, dist, choice)
+    if plain is not None:
+        return plain, site
     if isinstance(choice.estimator.layout(dist), Closed):
         return _moments(run, site, dist), site
     expansion = expanded(run, site, dist)
@@ -90,7 +80,7 @@ def placed(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array
         return run.backend.track(_worlds(run, site, expansion, event_ndim), site)
     upstream: frozenset[Site] = frozenset()
     if run.plan.num_slots > 1 or expansion.log_noise is not None:  # it is not free
-        upstream = _upstream(run, site, expansion.value)
+        upstream = upstream_of(run, site, expansion.value)
     if expansion.log_noise is not None:
         log_noise = _aligned_slots(run, expansion.log_noise, 0, upstream)
         what = f"noise of site {site.name!r}"
@@ -125,9 +115,9 @@ def draw_inside(
     site, choice, dist = again, None, statement.dist
     if site is None:
         site, choice = open_site(run, statement, role, inside=True)
-    if run.findings is not None:
-        choice = choice or run.findings.choices[site.label]
-        return _try(run, site, dist, choice, inside=True), site
+    plain = run.plain_value(site, dist, choice, inside=True)
+    if plain is not None:
+        return plain, site
     if not site.tracked and dist.has_rsample:
         return None, site
     value = expanded(run, site, dist).value
@@ -143,7 +133,7 @@ def open_site(
     why = "inside control flow" if inside else ""
     if role != "guide":
         why = f"a draw from the {role}"
-    elif _undeclared(run, axes, dist):
+    elif undeclared(run, axes, dist):
         why = "a batch dim is in no plate"
     choice = run.plan.selection.choose(
         name,
@@ -158,136 +148,8 @@ def open_site(
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = run.opened = site
-    if run.findings is not None:
-        run.findings.ignored.update(ignored_hints(name, statement.infer))
-        if statement.infer.get("is_auxiliary"):
-            run.findings.auxiliary.add(site)
-    else:
-        if run.plan.selection.resolved.get(site.label) is not choice:  # the structure changes
-            reason = _reason_against(run, site, dist, choice.estimator)
-            if reason:
-                raise EstimatorError(_refusal(run, site, dist, choice, reason))
-        if site.tracked and not run.plan.tracked:
-            raise Replan
+    run.open(site, statement, choice)
     return site, choice
-
-
-def ignored_hints(name: str, infer: Mapping[str, Any]) -> dict[str, None]:
-    """What is said once of annotations for other losses, which mean nothing here."""
-    hints = []
-    if infer.get("baseline"):
-        hints.append(("baseline", "vi.Score(baseline)"))
-    if infer.get("enumerate") and infer.get("num_samples"):
-        hints.append(("num_samples", "vi.WithoutReplacement(k), or num_samples of Loss"))
-    if infer.get("kl") == "analytic":
-        hints.append(("kl", "vi.Analytic(fallback=vi.Reparam()) at the site"))
-    return {
-        f"site {name!r}: infer={{{hint!r}: ...}} has no effect on this loss; instead of it: {instead}": None
-        for hint, instead in hints
-    }
-
-
-def _reason_against(run: Run, site: Site, dist: Distribution, estimator: Estimator) -> str | None:
-    unmet = estimator_of(site).unmet_need((*site.axes, *run.apart))
-    return estimator.reason_against(dist) or unmet
-
-
-def _refusal(
-    run: Run, site: Site, dist: Distribution, choice: Choice, reason: str, inside: bool = False
-) -> str:
-    """The text of the error about a site that its estimator cannot handle."""
-    name = type(choice.estimator).__name__
-    others = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
-    if inside:
-        others = [e for e in others if isinstance(e.layout(dist), Single)]
-    others = [type(e).__name__ for e in others if type(e).__name__ != name] or [name]
-    expected = " or ".join(f"{other}()" for other in others)
-    fix = f'estimators={{"{site.name}": vi.{others[0]}()}}'
-    if isinstance(reason, Refusal):
-        expected, fix = reason.expected or expected, reason.fix or fix
-    return message(
-        f"site {site.name!r}: {name}() {reason}",
-        got=f"{choice.estimator!r}, from {choice.rule}",
-        expected=expected,
-        fix=fix,
-    )
-
-
-def _try(run: Run, site: Site, dist: Distribution, choice: Choice, inside: bool = False) -> Array:
-    """Dry run: check the choice, note it, and sample plainly."""
-    findings, estimator = run.findings, choice.estimator
-    layout, demand = estimator.layout(dist), estimator.demand(dist)
-    num_slots = layout.num if isinstance(layout, Alternatives) else 0
-    is_closed = isinstance(layout, Closed)
-    assert findings is not None
-    reason = _reason_against(run, site, dist, estimator)
-    if reason is None and inside and is_closed:
-        reason = "needs to see what is done with the value, which a scan or cond does not show"
-    if reason is None and layout.size + num_slots > 1:
-        if inside:
-            reason = "needs several values at once, which a scan or cond cannot hold"
-        elif _undeclared(run, site.axes, dist):
-            reason = "needs each of its batch dims in a plate, or made event dims by .to_event"
-    if reason is None and inside and estimator.gradient is Gradient.PART:
-        reason = "needs the density of its noise, which a scan or cond does not hand out"
-    if reason and choice.rule == "default" and num_slots:
-        findings.sampled[site.label] = reason  # a single draw will do
-    elif reason:
-        text = _refusal(run, site, dist, choice, reason, inside)
-        findings.problem(text, of_estimator=True)
-    else:
-        findings.slots_of[site.label] = num_slots
-        findings.num_slots += num_slots
-        findings.sizes[site] = layout.size
-        if site.tracked or findings.sizes[site] > 1 or num_slots:
-            findings.tells_apart(site.axes)
-        findings.has_worlds |= isinstance(layout, Worlds)
-        if isinstance(demand, Polynomial | ContinuousBetween):
-            findings.degrees[site.label] = demand
-        if isinstance(demand, ClosedForm):
-            findings.analytic.add(site.label)
-        elements = dist.elementary() if num_slots and dist.has_rsample else None
-        has_path = elements is not None and elements.push_has_params
-        on_path = isinstance(estimator_of(site).demand(dist), Continuous)
-        if (on_path or has_path) and dist.name != "Delta":
-            findings.pathwise.add(site.label)
-        if dist.is_continuous and dist.name != "Delta" and not estimator.biased:
-            findings.continuous.add(site.label)
-        if layout.size > 1 or num_slots > 0:
-            findings.all_at_once.add(site)
-    findings.choices[site.label] = choice
-    findings.names.add(site.name)
-    plates = ", ".join(a.name for a in site.axes if a.kind == PLATE)
-    event = f" {tuple(dist.event_shape)}" if dist.event_shape else ""
-    findings.rows[site.label] = Row(
-        site.label, dist.name + event, plates or "-", repr(estimator), choice.rule, choice.why
-    )
-    if run.analysis is not None and is_closed:
-        return by_moments(run, site, dist, run.backend.untracked(dist.sample()))
-    if run.probe is not None:
-        return run.probe.value(site, dist, estimator)
-    pathwise = estimator.gradient is Gradient.PATH and not reason
-    try:
-        value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()
-    except NotImplementedError:
-        findings.problem(
-            message(
-                f"{site.role} site {site.name!r}: one cannot draw from {dist.name}",
-                got=f"{dist.name}, which has no sampler",
-                expected=f"a {site.role} that can be simulated",
-                fix="an objective that draws from the guide only, or another distribution",
-            ),
-            of_estimator=False,
-        )
-        findings.raise_if_any()
-        raise
-    findings.above[site] = _upstream(run, site, value)
-    followed = site.tracked or is_closed or site in findings.auxiliary
-    if pathwise and not followed:
-        return value
-    if is_support(layout):
-        value = run.backend.untracked(value)
-    return run.backend.track(value, site)
 
 
 def _moments(run: Run, site: Site, dist: Distribution) -> Array:
@@ -295,7 +157,7 @@ def _moments(run: Run, site: Site, dist: Distribution) -> Array:
     if isinstance(site.layout, Closed):
         return by_moments(run, site, dist, None)
     sample = expanded(run, site, dist).value
-    upstream = _upstream(run, site, sample) if run.plan.num_slots > 1 else frozenset[Site]()
+    upstream = upstream_of(run, site, sample) if run.plan.num_slots > 1 else frozenset[Site]()
     sample = _aligned_slots(run, sample, len(dist.event_shape), upstream)
     sample = run.backend.track(sample, site) if site.tracked else sample
     return by_moments(run, site, dist, sample)
@@ -308,12 +170,12 @@ def by_moments(run: Run, site: Site, dist: Distribution, sample: Array | None) -
     return run.backend.random(moments, site, sample)
 
 
-def _upstream(run: Run, site: Site, value: Array) -> frozenset[Site]:
+def upstream_of(run: Run, site: Site, value: Array) -> frozenset[Site]:
     """The sites on which the value of a site depends."""
     return run.backend.upstream(run, value, ("site", site.order, site.name))
 
 
-def _undeclared(run: Run, axes: Iterable[Axis], dist: Distribution) -> list[int]:
+def undeclared(run: Run, axes: Iterable[Axis], dist: Distribution) -> list[int]:
     """Batch dims of a distribution that are in no plate."""
     known = {-d for d in run.dims.values()} | {a.order for a in axes if a.kind == PLATE}
     sizes = reversed(dist.batch_shape)
@@ -333,7 +195,7 @@ def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Arra
         weights = None if weights is None else _spread(weights, dim, 0)
     if weights is None:
         return value
-    upstream = _upstream(run, site, weights) | _upstream(run, site, value)
+    upstream = upstream_of(run, site, weights) | upstream_of(run, site, value)
     weights = _aligned_slots(run, weights, 0, upstream)
     what, known = f"site {site.name!r}", upstream | {site}
     site.weights = run.term(weights, site.axes, what, own=site, counts=False, known=known)

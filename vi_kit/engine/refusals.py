@@ -8,33 +8,75 @@ from typing import Protocol
 
 from vi_kit.analysis.degrees import Form
 from vi_kit.base.demands import Polynomial
-from vi_kit.base.errors import message
-from vi_kit.base.layouts import Gradient
+from vi_kit.base.errors import Refusal, message
+from vi_kit.base.layouts import Gradient, Single
 from vi_kit.base.named import PLATE, Axis
+from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import CostContext, Nonlinear, Site, Term
 from vi_kit.engine.plan import Findings, Plan
+from vi_kit.engine.select import Choice
+from vi_kit.estimators import Enumerate, Estimator, MeasureValued, Reparam, Score
+from vi_kit.estimators.base import estimator_of
 
 
 class Checked(CostContext, Protocol):
     """A run, as far as it is checked here."""
 
-    @property
-    def findings(self) -> Findings | None: ...
+    def has_several(self, site: Site) -> bool: ...
     @property
     def in_nonlinear(self) -> set[Site]: ...
     @property
     def varied_in_nonlinear(self) -> set[Site]: ...
 
 
-def check_nonlinear(run: Checked, function: Nonlinear) -> None:
-    """Note, in a dry run, what a nonlinear function tells apart, and refuse what it cannot be right for."""
+class Noting(Checked, Protocol):
+    """A dry run, as far as it is checked here."""
+
+    @property
+    def findings(self) -> Findings: ...
+
+
+ALTERNATIVES: tuple[Estimator, ...] = (Reparam(), Enumerate(), MeasureValued(), Score())
+"""What an error about a site suggests, in this order, as far as they can handle it."""
+
+
+def reason_against(
+    site: Site, dist: Distribution, estimator: Estimator, apart: Iterable[Axis]
+) -> str | None:
+    """Why an estimator that was chosen for a site cannot handle it."""
+    unmet = estimator_of(site).unmet_need((*site.axes, *apart))
+    return estimator.reason_against(dist) or unmet
+
+
+def unable(
+    site: Site, dist: Distribution, choice: Choice, reason: str, inside: bool = False
+) -> str:
+    """The text of the error about a site that its estimator cannot handle."""
+    name = type(choice.estimator).__name__
+    others = [e for e in ALTERNATIVES if e.reason_against(dist) is None]
+    if inside:
+        others = [e for e in others if isinstance(e.layout(dist), Single)]
+    others = [type(e).__name__ for e in others if type(e).__name__ != name] or [name]
+    expected = " or ".join(f"{other}()" for other in others)
+    fix = f'estimators={{"{site.name}": vi.{others[0]}()}}'
+    if isinstance(reason, Refusal):
+        expected, fix = reason.expected or expected, reason.fix or fix
+    return message(
+        f"site {site.name!r}: {name}() {reason}",
+        got=f"{choice.estimator!r}, from {choice.rule}",
+        expected=expected,
+        fix=fix,
+    )
+
+
+def check_nonlinear(run: Noting, function: Nonlinear) -> None:
+    """Note what a nonlinear function tells apart, and refuse what it cannot be right for."""
     name, terms, over = function.name, function.terms, function.over
     if function.in_turn:
         refuse_joined(run, terms)
     note_nonlinear(run, function.summed)
-    if run.findings is not None:
-        run.findings.tells_apart(function.plates)
-    if run.findings is not None and over is not None:
+    run.findings.tells_apart(function.plates)
+    if over is not None:
         plates = sorted(repr(a.name) for a in function.plates)
         each = ", ".join(plates) or "none: one over everything"
         run.findings.bounds[f"{name} over replicates, for each element of plates {each}"] = None
@@ -42,10 +84,10 @@ def check_nonlinear(run: Checked, function: Nonlinear) -> None:
     refuse_half_held(run, terms)
 
 
-def note_nonlinear(run: Checked, summed: Iterable[Axis]) -> None:
-    """Warn, in the dry run, of minibatches inside a nonlinear function."""
+def note_nonlinear(run: Noting, summed: Iterable[Axis]) -> None:
+    """Warn of minibatches inside a nonlinear function."""
     plates = sorted({a.name for a in summed if a.kind == PLATE and run.scale(a) != 1.0})
-    if run.findings is not None and plates:
+    if plates:
         warnings.warn(
             f"subsampled plates {plates} are summed inside a nonlinear function (some terms are"
             " outside them): the bound of a minibatch is not an unbiased estimate of that of all"
@@ -54,10 +96,9 @@ def note_nonlinear(run: Checked, summed: Iterable[Axis]) -> None:
         )
 
 
-def refuse_inexact(run: Checked, terms: Sequence[Term], name: str) -> None:
-    """Refuse, in the dry run, a nonlinear function of sites whose estimators are exact for polynomials only."""
-    degrees = run.findings.degrees if run.findings is not None else {}
-    analytic = run.findings.analytic if run.findings is not None else ()
+def refuse_inexact(run: Noting, terms: Sequence[Term], name: str) -> None:
+    """Refuse a nonlinear function of sites whose estimators are exact for polynomials only."""
+    degrees, analytic = run.findings.degrees, run.findings.analytic
     for site in sorted({s for t in terms for s in t.upstream}, key=lambda s: s.order):
         if site.label in analytic:
             run.refuse(
@@ -85,9 +126,8 @@ def refuse_half_held(run: Checked, terms: Sequence[Term]) -> None:
     """Refuse a nonlinear function that sees one draw both as a constant and as a draw."""
     held = {s for t in terms for s in t.held}
     live = {s for t in terms for s in t.upstream - t.held}
-    sizes = run.findings.sizes if run.findings is not None else {}
     for site in sorted(held & live, key=lambda s: s.order):
-        if not (site.tracked or site.world or sizes.get(site, 1) > 1):
+        if not (site.tracked or run.has_several(site)):
             continue
         text = message(
             f"site {site.name!r}: a nonlinear function sees its draw both with stop_gradient and"
@@ -145,7 +185,7 @@ def refuse_varied(run: Checked, sites: Iterable[Site]) -> None:
         )
 
 
-def refuse_scores_below(run: Checked) -> None:
+def refuse_scores_below(run: Noting) -> None:
     """Refuse draws given a site whose cost is differentiated as a function of its value, where their scores would
     be left out."""
     for site in run.sites:
@@ -154,7 +194,7 @@ def refuse_scores_below(run: Checked) -> None:
         for above in sorted(site.log_q.upstream, key=lambda s: s.order):
             enumerated = not site.tracked
             nonlinear = run.in_nonlinear if above.is_live else run.varied_in_nonlinear
-            is_analytic = run.findings is not None and above.label in run.findings.analytic
+            is_analytic = above.label in run.findings.analytic
             if enumerated and above not in nonlinear and not is_analytic:
                 continue
             if is_analytic or above.estimator.holds_params or above.is_live:

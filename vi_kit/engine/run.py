@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from array_api_compat import array_namespace, device
 
-from vi_kit.analysis.blocked import Blocked
-from vi_kit.analysis.degrees import DegreeProbe
-from vi_kit.analysis.mixing import Met
 from vi_kit.base.context import _current, current
 from vi_kit.base.errors import EstimatorError, ObjectiveError, message
 from vi_kit.base.named import (
@@ -24,31 +20,36 @@ from vi_kit.base.named import (
     Named,
     from_layout,
 )
+from vi_kit.base.protocols import Distribution
 from vi_kit.costs.contract import contract
 from vi_kit.costs.copies import OF_A_SITE, Copy, merged
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.nonlinear import shared_plates
 from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
 from vi_kit.engine.backend import Backend
-from vi_kit.engine.plan import Findings, Plan, Replan
-from vi_kit.engine.refusals import check_nonlinear, refuse_scores_below, refuse_varied
+from vi_kit.engine.plan import Plan, Replan
+from vi_kit.engine.refusals import (
+    reason_against,
+    refuse_half_held,
+    refuse_joined,
+    refuse_varied,
+    unable,
+)
+from vi_kit.engine.select import Choice
 from vi_kit.estimators.base import estimator_of
 from vi_kit.estimators.memory import Learned
-from vi_kit.language.programs import Draw, Program
+from vi_kit.language.programs import Draw, Program, Statement
 
 STEP_KEY = "vi_kit.step"
 """Under which name the number of steps is kept."""
 
 
 class Run:
-    """State of one execution of an objective program.
+    """State of one execution of an objective program; `vi_kit.engine.dry_run` has those that find out what to plan.
 
     Args:
         backend: the library.
         plan: what is known about the program.
-        findings: makes it a dry run, in which every site is plainly sampled and problems are noted.
-        probe: makes a dry run one that finds the degrees of terms.
-        analysis: makes a dry run one that finds which terms have a closed form: the others by their keys, and why not.
         with_gradient: whether state (moving averages) advances.
         learning: whether what estimators learn by minimising the variance is differentiated.
     """
@@ -61,17 +62,11 @@ class Run:
         backend: Backend[Run],
         plan: Plan,
         *,
-        findings: Findings | None = None,
-        probe: DegreeProbe | None = None,
-        analysis: dict[Any, Blocked | None] | None = None,
         with_gradient: bool = True,
         learning: bool = False,
     ):
         self.backend = backend
         self.plan = plan
-        self.findings = findings
-        self.probe = probe
-        self.analysis = analysis
         self.with_gradient = with_gradient
         self.learning = learning
         self.sites: list[Site] = []
@@ -118,18 +113,15 @@ class Run:
         self.arguments = (model.args, model.kwargs)
         token = _current.set(self)
         try:
-            cost = objective(model, guide)
-            if self.findings is not None:
-                refuse_scores_below(self)
-                if self.probe is not None:
-                    self.probe.used.update(t.label for t in cost.terms)
-                self.findings.split = any(t.group is not None for t in cost.terms)
-                return {}
-            if self.next_slot != self.plan.num_slots:
-                raise Replan
-            return contract(cost, self.sites)
+            return self.result(objective(model, guide))
         finally:
             _current.reset(token)
+
+    def result(self, cost: Cost) -> dict[str | None, Named]:
+        """What is made of the cost of the objective."""
+        if self.next_slot != self.plan.num_slots:
+            raise Replan
+        return contract(cost, self.sites)
 
     def forget(self) -> None:
         """Let go of all arrays: what is traced may not outlive its trace."""
@@ -142,8 +134,7 @@ class Run:
     def one_name(self, role: str, axes: Iterable[Axis]) -> tuple[Axis, ...]:
         """Axes of a program, its plates under the names that they have in the programs before it."""
         axes = tuple(axes)
-        if self.findings is not None:
-            self.findings.seen_plates.update((role, a) for a in axes if a.kind == PLATE)
+        self.note_plates(role, axes)
         others = self.plan.plates
         return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
 
@@ -155,9 +146,9 @@ class Run:
     # What is below it asks for
 
     def before_nonlinear(self, function: Nonlinear) -> None:
-        if self.probe is not None:
-            self.probe.used.update(t.label for t in function.terms)
-        check_nonlinear(self, function)
+        if function.in_turn:
+            refuse_joined(self, function.terms)
+        refuse_half_held(self, function.terms)
 
     def after_nonlinear(self, varied: Iterable[Site], live: Iterable[Site]) -> None:
         refuse_varied(self, varied)
@@ -173,13 +164,96 @@ class Run:
         return Cost([self.backend.evaluate(self, draw, fn)])
 
     def constant(self, value: Any) -> Any:
-        value = self.backend.stop_gradient(value)
-        return value if self.probe is None else self.probe.held(value)
+        return self.backend.stop_gradient(value)
 
     def state_of(self, term: Term, needed: int, met: int) -> int:
-        if self.findings is not None:  # where all dependence is followed
-            self.findings.states[term.label] = needed
-        return (self.findings or self.plan).states.get(term.label, met)
+        return self.plan.states.get(term.label, met)
+
+    # What differs in a dry run
+
+    def open(self, site: Site, statement: Statement, choice: Choice) -> None:
+        """Look over the choice for a new site."""
+        if self.plan.selection.resolved.get(site.label) is not choice:  # the structure changes
+            reason = reason_against(site, statement.dist, choice.estimator, self.apart)
+            if reason:
+                raise EstimatorError(unable(site, statement.dist, choice, reason))
+        if site.tracked and not self.plan.tracked:
+            raise Replan
+
+    def plain_value(
+        self, site: Site, dist: Distribution, choice: Choice | None, inside: bool = False
+    ) -> Array | None:
+        """What is sampled at a site instead of what its estimator makes."""
+        return None
+
+    def replayed(self, reading: Any, statement: Statement, value: Array) -> Array | None:
+        """The value of a draw at a statement of another program; `None` if it cannot be that."""
+        return value
+
+    def all_at_once(self, site: Site) -> bool:
+        """Whether all elements of a site change together."""
+        return site.world is not None or site in self.slots
+
+    def has_several(self, site: Site) -> bool:
+        """Whether a site is enumerated."""
+        return site.world is not None
+
+    def is_followed(self, site: Site) -> bool:
+        """Whether it is known what depends on a site."""
+        return site.tracked or site.world is not None
+
+    def is_sampled_instead(self, site: Site, why: str) -> bool:
+        """Whether the default rule gives a site another estimator."""
+        return False
+
+    @property
+    def expands(self) -> bool:
+        """Whether sites have several values."""
+        return self.plan.expands
+
+    @property
+    def ignores_supports(self) -> bool:
+        """Whether values may lie anywhere."""
+        return False
+
+    @property
+    def finds_leaves(self) -> bool:
+        """Whether it is found out what a program trains."""
+        return False
+
+    def may_draw_more(self, role: str) -> bool:
+        """Whether the programs of a role may draw something besides their sites."""
+        return role in self.plan.noisy
+
+    def missed_leaves(self, text: str) -> None:
+        """Plan anew, since something was trained that was not known of."""
+        raise Replan(text)
+
+    def takes_form(self, key: Any, value: Any) -> bool:
+        """Whether the form of a term is noted, and a sample will do for it."""
+        return False
+
+    def refuse_random_given(self, reading: Any, auxiliary: str) -> None: ...
+    def check_subsample(
+        self, role: str, plate: tuple[str, int], indices: Any, shared: Any, same: Any
+    ) -> None: ...
+    def note_problem(self, text: str, *, of_estimator: bool) -> None: ...
+    def note_plates(self, role: str, axes: Iterable[Axis]) -> None: ...
+    def note_same_plate(self, role: str, own: Axis, other: Axis) -> None: ...
+    def note_replicates(self, axes: Iterable[Axis]) -> None: ...
+    def note_log_prob(self, what: str, log_prob: Array, held: bool) -> None: ...
+    def note_density(self, site: Site, dist: Distribution, log_prob: Array) -> None: ...
+    def note_upstream(self, known: frozenset[Site], all_before: Callable[[], Any]) -> None: ...
+    def note_noise(self, role: str) -> None: ...
+    def note_leaves(self, role: str, leaves: dict[str, Any]) -> None: ...
+    def note_term(
+        self,
+        what: str,
+        axes: Sequence[Axis],
+        upstream: Iterable[Site],
+        own: Site | None,
+        inside: frozenset[tuple[Axis, int]],
+    ) -> None: ...
 
     # Replicates
 
@@ -190,22 +264,20 @@ class Run:
     def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
         """Run `fn` for all copies along `axis`: costs, as a tuple."""
         opened, apart = self.open_replicates, self.apart
-        if self.findings is not None:
-            num = math.prod(a.size for a in (*opened, *apart, axis))
-            self.findings.num_replicates = max(self.findings.num_replicates, num)
+        self.note_replicates((*opened, *apart, axis))
         dims, free = dict(self.dims), self._free_dim
         try:
             if self.plan.vectorize and self.backend.replicates_broadcast:
                 self.open_replicates = opened | {axis}
                 with self.backend.replicated(self, axis):
-                    return _costs(fn())
+                    return costs_of(fn())
             self.apart = apart | {axis}
-            return _costs(fn()) if self.findings is not None else self._copies(fn, axis)
+            return self.copies(fn, axis)
         finally:
             self.open_replicates, self.apart = opened, apart
             self.dims, self._free_dim = dims, free
 
-    def _copies(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+    def copies(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
         """Run `fn` apart for each copy, and bring what the copies made under the axis."""
         start, dims = len(self.sites), dict(self.dims)
         counts = (self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim)
@@ -217,7 +289,7 @@ class Run:
             self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim = (
                 counts
             )
-            copy = Copy.of(_costs(fn()), self.sites[start:])
+            copy = Copy.of(costs_of(fn()), self.sites[start:])
             arrays = copy.arrays()
             copies.append(copy.hollow() if self.backend.maps_values else copy)
             return arrays
@@ -271,9 +343,7 @@ class Run:
 
     def refuse(self, text: str, *, of_estimator: bool = True) -> None:
         """Raise an error about an estimator or a program, in a dry run once all are known."""
-        if self.findings is None:
-            raise (EstimatorError if of_estimator else ObjectiveError)(text)
-        self.findings.problem(text, of_estimator=of_estimator)
+        raise (EstimatorError if of_estimator else ObjectiveError)(text)
 
     def scale(self, axis: Axis) -> float:
         """The factor on a sum over an axis: that of the program that knows it for a minibatch."""
@@ -291,20 +361,7 @@ class Run:
             same: compares two minibatches.
         """
         shared = self.subsamples.setdefault(plate, indices)
-        if self.findings is None:
-            return
-        if len(indices) != len(shared) or not same(shared, indices):
-            name, size = plate
-            self.refuse(
-                message(
-                    f"plate {name!r}: model and guide are on different minibatches",
-                    got=f"in the {role} indices that are not those drawn before it",
-                    expected="one set of indices for both",
-                    fix=f"AutoNormal(model, create_plates=lambda idx: plate({name!r}, {size}, subsample=idx)); in a"
-                    " guide of your own the model's plate statement, with the same indices",
-                ),
-                of_estimator=False,
-            )
+        self.check_subsample(role, plate, indices, shared, same)
 
     def expanded(self, value: Array, axes: Iterable[Axis], event_ndim: int) -> Array:
         """A value that has all the plates of its site, at full size."""
@@ -378,8 +435,8 @@ class Run:
             closed = key in self.plan.closed
             log_prob = self.backend.expectation(log_prob, key)
         if known is None:
-            if self.probe is not None and counts and not (held and self.probe.holds):
-                self.probe.terms.append((what, log_prob))
+            if counts:
+                self.note_log_prob(what, log_prob, held)
             known = self.backend.upstream(self, log_prob, ("term", self.num_terms, what))
             self.num_terms += 1
             if closed:
@@ -387,10 +444,7 @@ class Run:
                 drawn_here = None
         named = self.named(self.backend.untracked(log_prob), axes, known, what)
         upstream = known - {own}
-        if self.findings is not None:
-            plates = frozenset(a for a in axes if a.kind == PLATE)
-            labels = frozenset(s.label for s in upstream)
-            self.findings.met.append(Met(what, plates, labels, own.label if own else "", inside))
+        self.note_term(what, axes, upstream, own, inside)
         joined = {a for a in axes if counts and (what, a) in self.plan.joined}
         if joined:
             named, drawn_here = named.sum(joined), None
@@ -403,10 +457,7 @@ class Run:
         worlds = {s for s in self.sites if s.world is not None and s.world in named.axes}
         upstream = frozenset(upstream | worlds)
         within = [a for a in axes if a not in joined]
-        if self.findings is not None:
-            self._check_reach(upstream, within, what)
-        else:
-            self._check_reach({s for s in upstream if s.world or s in self.slots}, within, what)
+        self._check_reach(upstream, within, what)
         plates = [a for a in (*axes, *(a for a, _ in inside)) if a.kind == PLATE]
         self.scales.update({a: a.scale for a in plates if a.scale != 1.0})
         term = Term(
@@ -492,19 +543,11 @@ class Run:
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:
         """Refuse terms outside the plate of a site whose elements all change at once."""
-        enumerated = []
-        for site in sorted(upstream, key=lambda s: s.order):
-            if self.findings is None:
-                all_at_once = site.world is not None or site in self.slots
-            else:
-                all_at_once = site in self.findings.all_at_once
-                if self.findings.sizes.get(site, 1) > 1:
-                    enumerated.append(site)
+        for site in sorted(filter(self.all_at_once, upstream), key=lambda s: s.order):
             missing = [a.name for a in site.axes if a.kind == PLATE and a not in axes]
-            if not (all_at_once and missing):
-                continue
-            if self.findings is not None and self.findings.choices[site.label].rule == "default":
-                self.findings.sampled[site.label] = f"{what} sees all its elements at once"
+            if not missing or self.is_sampled_instead(
+                site, f"{what} sees all its elements at once"
+            ):
                 continue
             estimator = type(site.estimator).__name__
             names = ", ".join(map(repr, missing))
@@ -518,13 +561,6 @@ class Run:
                 fix=f'estimators={{"{site.name}": vi.Score()}}',
             )
             self.refuse(text)
-        if enumerated:
-            assert self.findings is not None
-            worlds = math.prod(self.findings.sizes[s] for s in enumerated)
-            self.findings.num_worlds = max(self.findings.num_worlds, worlds)
-            bounds = [s.max_worlds(otherwise=math.inf) for s in enumerated]
-            if worlds > max(bounds):
-                self.findings.over_bound = (what, worlds, tuple(enumerated))
 
     def first_not_finite(self) -> str | None:
         """The first statement whose log density is not finite."""
@@ -537,7 +573,7 @@ class Run:
         return None
 
 
-def _costs(result: Any) -> tuple[Cost, ...]:
+def costs_of(result: Any) -> tuple[Cost, ...]:
     """What the function given to `iid` returned."""
     costs = result if isinstance(result, tuple) else (result,)
     bad = [type(c).__name__ for c in costs if not isinstance(c, Cost)]

@@ -17,6 +17,7 @@ from vi_kit.base.named import Named
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, is_tracked
 from vi_kit.engine.backend import Backend
+from vi_kit.engine.dry_run import DryRun
 from vi_kit.engine.plan import Findings, Plan
 from vi_kit.engine.run import Run, running
 from vi_kit.engine.select import DEFAULT_MAX_WORLDS, Given, Selection
@@ -161,7 +162,7 @@ def _no_values_between(sites: Sequence[Site], error: Exception) -> EstimatorErro
 
 
 def make_plan(
-    make_backend: Callable[[], Backend], plan: Plan, execute: Callable[[Run], None]
+    make_backend: Callable[[], Backend], plan: Plan, execute: Callable[[DryRun], None]
 ) -> Plan:
     """Dry runs until every estimator is settled; raises one error for all problems.
 
@@ -176,8 +177,8 @@ def make_plan(
         ObjectiveError: model and guide disagree.
     """
     while True:
-        findings = Findings()
-        run = Run(make_backend(), plan, findings=findings, with_gradient=False)
+        run = DryRun(make_backend(), plan)
+        findings = run.findings
         execute(run)
         plates = {**plan.plates, **findings.same_plates()}
         if plates != plan.plates:
@@ -224,8 +225,9 @@ def make_plan(
     for _ in range(MAX_SCOUTS if run.backend.structure_varies else 0):
         if not plan.selection.unmatched(names):
             break
-        scout = Findings()
-        execute(Run(make_backend(), plan, findings=scout, with_gradient=False))
+        scouting = DryRun(make_backend(), plan)
+        execute(scouting)
+        scout = scouting.findings
         names |= scout.names
         structures.add(frozenset(scout.names))
     auxiliary = {site.name for site in findings.auxiliary}

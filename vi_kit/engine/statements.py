@@ -14,7 +14,7 @@ from vi_kit.base.protocols import Distribution
 from vi_kit.base.supports import moves
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term
-from vi_kit.engine.drawing import draw, draw_inside, ignored_hints
+from vi_kit.engine.drawing import draw, draw_inside
 from vi_kit.engine.run import Run
 from vi_kit.estimators.base import estimator_of
 from vi_kit.language.programs import Draw, Factor, Program, Statement
@@ -112,8 +112,7 @@ class Simulation:
         if name in self.sites:
             site = self.sites[name]
             site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
-            if self.run.probe is not None:
-                self.run.probe.drawn(site.label, self.details[name].dist, plain)
+            self.run.note_density(site, self.details[name].dist, plain)
             if site.estimator.holds_params:
                 untracked = self.run.backend.untracked(factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
@@ -182,18 +181,8 @@ class Replay:
         value = realigned(value, theirs, statement, depth)
         if self.is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
-        if self.draw.followed and self.run.findings is not None:
-            value = self.run.backend.track(value, self.draw.sites[name])
         self.names.add(name)
-        if self.run.findings is not None:
-            self.run.findings.ignored.update(ignored_hints(name, statement.infer))
-        plain = self.run.probe is None and self.run.analysis is None
-        findings = self.run.findings if plain else None
-        if findings is not None and not self._agrees(statement, value):
-            if statement.dist.name == "ImproperUniform":  # there is no way to go on
-                findings.raise_if_any()
-            return None
-        return value
+        return self.run.replayed(self, statement, value)
 
     def is_own_delta(self, statement: Statement) -> bool:
         """Whether a value is to be computed again, with parameters held, by the program that drew it."""
@@ -265,7 +254,7 @@ class Replay:
             enumerated = any(s.infer.get("enumerate") for s in self.missing.values())
             details = self.draw.details
             auxiliary = {n for n in details if details[n].infer.get("is_auxiliary")}
-            self._problem(
+            self.problem(
                 f"{self.program.role} {sites} {names} {'are' if many else 'is'} not in the draw",
                 got=f"latent sites of the draw: {sorted(self.draw.keys() - auxiliary)}",
                 expected=f"{drawn_by} {sites} of the same name",
@@ -278,9 +267,9 @@ class Replay:
             )
         for name in self.draw.keys() - self.names - self.draw.data.keys():
             if self.draw.details[name].infer.get("is_auxiliary"):
-                self._refuse_random_given(name)
+                self.run.refuse_random_given(self, name)
                 continue
-            self._problem(
+            self.problem(
                 f"{drawn_by} site {name!r} is not a latent site of the {self.program.role}",
                 got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
                 expected=f"every {drawn_by} site in the {self.program.role}, or marked as auxiliary and made by a Delta"
@@ -290,29 +279,7 @@ class Replay:
             )
         return Cost(self.terms)
 
-    def _refuse_random_given(self, auxiliary: str) -> None:
-        """Refuse an auxiliary site of the guide that the model's sites do not determine: the guide's density of these
-        is an integral over it, in whose place its joint density would stand."""
-        findings, sites = self.run.findings, self.draw.sites
-        if findings is None or (self.program.role, self.draw.program.role) != ("model", "guide"):
-            return
-        if self.run.probe is not None or self.run.analysis is not None:
-            return
-        made_of_it = (
-            name in self.names
-            and self.draw.details[name].dist.name == "Delta"
-            and sites[auxiliary] in findings.above[site]
-            for name, site in sites.items()
-        )
-        if not any(made_of_it):
-            self._problem(
-                f"guide site {auxiliary!r}: the model's sites are random given this auxiliary one",
-                got="a joint density of both, where that of the model's sites alone is wanted",
-                expected="model sites with a Delta at a function of it, or the site in the model too",
-                fix=f"in the model sample({auxiliary!r}, ...) given its other sites, to guess what was drawn",
-            )
-
-    def _agrees(self, statement: Statement, value: Array) -> bool:
+    def agrees(self, statement: Statement, value: Array) -> bool:
         """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
         name, theirs = statement.name, self.draw.details[statement.name]
         own, other = self.program.role, self.draw.program.role
@@ -326,7 +293,7 @@ class Replay:
             if shapes[0] == shapes[1]:
                 shapes = [_plates_of(s, dims=True) for s in (statement, theirs)]
             shapes = shapes if apart == "plates" else events
-            self._problem(
+            self.problem(
                 f"site {name!r}: {own} and {other} disagree about its {apart}",
                 got=f"{own} {shapes[0]}, {other} {shapes[1]}",
                 expected="values of one shape, all dims of plates and events taken together",
@@ -334,21 +301,21 @@ class Replay:
             )
         elif not is_delta and not self._same_plates(statement, theirs):
             plates = [_plates_of(s) for s in (statement, theirs)]
-            self._problem(
+            self.problem(
                 f"site {name!r}: {own} and {other} disagree about its plates",
                 got=f"{own} {plates[0]}, {other} {plates[1]}, with subsampling",
                 expected="the same plates, with the same names, where there are minibatches",
                 fix="give the plates one name in both",
             )
         elif not statement.dist.covers(theirs.dist, self.run.backend.untracked(value)):
-            self._problem(
+            self.problem(
                 f"site {name!r}: the {other} draws values outside the {own}'s support",
                 got=f"{own} {statement.dist.support_name}, {other} {theirs.dist.support_name}",
                 expected=f"a {other} whose support lies in the {own}'s",
                 fix=f"a {other} distribution on {statement.dist.support_name}",
             )
         elif (moving := self._moves(statement)) is not None:
-            self._problem(
+            self.problem(
                 f"site {name!r}: the objective goes by the density of the {own} at draws of its own that are"
                 f" held, which {moving}",
                 got=f"{statement.dist.name}, whose support depends on parameters",
@@ -373,11 +340,11 @@ class Replay:
             a, b = mine.get(order), other.get(order)
             if a != b and any(self.run.scale(x) != 1.0 for x in (a, b) if x is not None):
                 return False
-            if a is not None and b is not None and alike and self.run.findings is not None:
-                self.run.findings.met_plates.add((self.program.role, a, b))
+            if a is not None and b is not None and alike:
+                self.run.note_same_plate(self.program.role, a, b)
         return True
 
-    def _problem(self, headline: str, **parts: str) -> None:
+    def problem(self, headline: str, **parts: str) -> None:
         self.run.refuse(message(headline, **parts), of_estimator=False)
 
 

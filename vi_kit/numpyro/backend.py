@@ -629,8 +629,8 @@ class _Handler:
                 msg["value"] = lax.stop_gradient(msg["value"])
         elif kind == "mutable":
             own = name.startswith(kept_name("baseline", "")) or name == STEP_KEY
-            if self.run.apart and self.run.findings is not None and not own:
-                self.run.findings.problem(
+            if self.run.apart and not own:
+                self.run.note_problem(
                     message(
                         f"mutable site {name!r} inside replicates",
                         got="several copies of a state of which one can be kept",
@@ -682,7 +682,7 @@ class _Handler:
         if isinstance(value, int | float):  # NumPyro would compare it with traced values by NumPy
             value = jnp.asarray(value)
         is_latent = bool(self.run.plan.analytic) and not msg["is_observed"]
-        if self.run.probe is not None or (is_latent and isinstance(self.reading, Simulation)):
+        if self.run.ignores_supports or (is_latent and isinstance(self.reading, Simulation)):
             fn = unchecked(fn)
         elif is_latent:  # whether it lies in the support is not known of a random value
             fn = without_validation(fn)

@@ -28,6 +28,7 @@ from vi_kit.base.errors import BackendError
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import kept_name, label
 from vi_kit.engine.arguments import closed_over, described
+from vi_kit.engine.dry_run import ClosedFormRun, DryRun, ProbingRun
 from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.engine.refusals import shortfalls
@@ -365,14 +366,14 @@ class _Step:
         def make_backend() -> NumPyroBackend:
             return NumPyroBackend(self.key, self.params, dry=True)
 
-        def execute(run: Run) -> None:
+        def execute(run: DryRun) -> None:
             given = run.plan
             provenance, depth = self.provenance(given)
             run.plan = replace(given, max_plate_nesting=depth if nesting is None else nesting)
 
             def dry() -> None:
                 backend = NumPyroBackend(self.key, self.params, provenance=provenance, dry=True)
-                traced = Run(backend, run.plan, findings=run.findings, with_gradient=False)
+                traced = DryRun(backend, run.plan, run.findings)
                 self.settings.execute(traced, *self.programs)
                 found.update(touched=backend.touched, declared=backend.declared_params)
                 traced.forget()
@@ -426,12 +427,7 @@ class _Step:
             nonlocal depth
             flags = [marks[str(i)] for i in range(len(marks))]
             backend = NumPyroBackend(self.key, params, marks=flags, dry=True)
-            scratch = Run(
-                backend,
-                replace(plan, max_plate_nesting=UNKNOWN_NESTING),
-                findings=Findings(),
-                with_gradient=False,
-            )
+            scratch = DryRun(backend, replace(plan, max_plate_nesting=UNKNOWN_NESTING))
             self.settings.execute(scratch, *self.programs)
             depth = backend.deepest_dim
             keys.extend(backend.watched)
@@ -516,7 +512,7 @@ class _Step:
 
         def execute(probe: DegreeProbe) -> None:
             backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance, dry=True)
-            run = Run(backend, plain, findings=Findings(), probe=probe, with_gradient=False)
+            run = ProbingRun(backend, plain, probe)
             self.settings.execute(run, *self.programs)
 
         findings = Findings(estimator_problems=shortfalls(plan, degrees_found(plan, execute)))
@@ -528,7 +524,7 @@ class _Step:
 
         def execute() -> None:
             backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance, dry=True)
-            run = Run(backend, plain, findings=Findings(), analysis=found, with_gradient=False)
+            run = ClosedFormRun(backend, plain)
             self.settings.execute(run, *self.programs)
             _state(backend, plan)
 
@@ -615,6 +611,6 @@ class _Plausibly:
         backend = NumPyroBackend(
             self.key, params, provenance=self.plan.provenance, invents_data=self.invents_data
         )
-        run = Run(backend, self.plan, findings=Findings(), probe=probe, with_gradient=False)
+        run = ProbingRun(backend, self.plan, probe)
         self.settings.execute(run, *step.programs)
         return run

@@ -29,7 +29,6 @@ from torch.utils._pytree import tree_leaves
 
 from vi_kit.analysis.blocked import Blocked, settled
 from vi_kit.base.errors import EstimatorError, message
-from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import PLATE, Axis
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
@@ -170,8 +169,7 @@ class PyroBackend:
         known = get_provenance(value) | self.leaked
         if self.probe is not None:
             self.probe.compare(detach_provenance(value), known)
-        if run.findings is not None and not _before(run, key) <= known:
-            run.findings.entangled = False
+        run.note_upstream(known, lambda: _before(run, key))
         return known
 
     def random(self, moments: Moments, site: Site, sample: torch.Tensor | None) -> torch.Tensor:
@@ -181,9 +179,7 @@ class PyroBackend:
         run = running()
         if not isinstance(array, Random):
             return array
-        if run.analysis is not None:
-            if key is not None:
-                run.analysis[key] = array.value if isinstance(array.value, Blocked) else None
+        if run.takes_form(key, array.value):
             return sampled(array)
         is_blocked = isinstance(array.value, Blocked) and array.sample is not None
         if (
@@ -308,7 +304,7 @@ class PyroBackend:
     def _run(self, reading: Simulation | Replay | Evaluation) -> Any:
         run, program, num_terms = reading.run, reading.program, reading.run.num_terms
         noise = None if isinstance(reading, Evaluation) else self._noise(reading)
-        if run.plan.in_turn and run.plan.expands and run.findings is None:
+        if run.plan.in_turn and run.expands:
             Turns(self, reading, noise).execute()
         else:
             self.once(reading, noise)
@@ -320,8 +316,8 @@ class PyroBackend:
         if noise is not None:
             draw: Any = reading.draw if isinstance(reading, Replay) else result
             draw.noise[program.noise_key()] = noise.before
-            if noise.found and run.findings is not None:
-                run.findings.noisy.add(program.role)
+            if noise.found:
+                run.note_noise(program.role)
         if torch.is_grad_enabled():
             self._note_leaves(run, program, result)
         return result
@@ -359,7 +355,7 @@ class PyroBackend:
     def _noise(self, reading: Simulation | Replay) -> Noise | None:
         """Watch what a program draws besides its sites: in the dry run to know whether it does."""
         run, program = reading.run, reading.program
-        if run.findings is None and program.role not in run.plan.noisy:
+        if not run.may_draw_more(program.role):
             return None
         known = reading.draw.noise.get(program.noise_key()) if isinstance(reading, Replay) else None
         return Noise({} if known is None else known, again=known is not None)
@@ -369,18 +365,16 @@ class PyroBackend:
         sure that none was missed."""
         values = [detach_provenance(v) for v in result.values()] if isinstance(result, Draw) else []
         cost = result.density if isinstance(result, Draw) else result
-        plain = run.probe is None and run.analysis is None and self.probe is None
-        if program.held or (run.findings is not None and plain):
+        if program.held or (run.finds_leaves and self.probe is None):
             arrays = [*values, *(t.base.array for t in cost.terms)]
             found, known = self._reached(arrays), self.params[program.role]
-            if run.findings is None and found:
-                raise Replan(self._not_held(program, found))
+            if found:
+                run.missed_leaves(self._not_held(program, found))
             ids = {id(p) for p in known.values()}
             for leaf in found:
                 if id(leaf) not in ids:
                     known[self._described(leaf, program)] = leaf
-            if run.findings is not None:
-                run.findings.leaves[program.role] = dict(known)
+            run.note_leaves(program.role, dict(known))
         self.drawn.update(v.grad_fn for v in values)
 
     def _reached(self, arrays: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -653,8 +647,8 @@ class _Handler:
         if is_copy(msg) and self.reading.leaves_out(name):
             return
         if getattr(fn, "has_rsample", True) is False and type(fn).__name__ == "Unit":
-            if self.program.role == "guide" and self.run.findings is not None:
-                self.run.findings.problem(
+            if self.program.role == "guide":
+                self.run.note_problem(
                     message(
                         f"guide factor {name!r} stands for a draw that the program hides",
                         got="pyro.factor(..., has_rsample=False), whose score nobody can know to add",
@@ -665,7 +659,7 @@ class _Handler:
                 )
         if self.reading.relaxes(name):
             fn = relaxed(fn)
-        if self.run.probe is not None or isinstance(value, Random):
+        if self.run.ignores_supports or isinstance(value, Random):
             fn = unchecked(fn)
         axes, unmasked = self.axes(msg), PyroDistribution(fn)
         drawn: tuple[Any, Any, bool] | None = self.reading.drawn_from(name)
@@ -733,15 +727,7 @@ def _iterations(msg: Any) -> frozenset[tuple[Axis, int]]:
 def _before(run: Run, key: Any) -> frozenset[Site]:
     """All sites whose estimators ask for provenance, but for the one whose own value is in question."""
     own = key[1] if key[0] == "site" else None
-    dry = run.findings is not None
-    return frozenset(
-        s
-        for s in run.sites
-        if s.order != own
-        and (
-            s.tracked or s.world is not None or (dry and s.estimator.gradient is not Gradient.PATH)
-        )
-    )
+    return frozenset(s for s in run.sites if s.order != own and run.is_followed(s))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -25,6 +25,7 @@ from vi_kit.base.layouts import Single
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import Site
 from vi_kit.engine.arguments import described
+from vi_kit.engine.dry_run import ClosedFormRun, DryRun, ProbingRun
 from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
 from vi_kit.engine.refusals import shortfalls
@@ -447,7 +448,7 @@ def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
     backend = PyroBackend()
     backend.probe = LeakProbe()
     try:
-        execute(Run(backend, plan, findings=Findings(), with_gradient=False))
+        execute(DryRun(backend, plan))
     except Exception:  # what cannot be followed is taken to get lost, which is right, if noisier
         return frozenset(plan.selection.resolved)
     is_all = backend.probe.may_branch
@@ -512,7 +513,7 @@ def _jumps(
 
     def dry(probe: DegreeProbe) -> None:
         nonlocal held_any
-        execute(Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False))
+        execute(ProbingRun(PyroBackend(), plain, probe))
         held_any |= isinstance(probe, JumpProbe) and probe.held_any
 
     leaves: dict[str, torch.Tensor] = {}
@@ -567,7 +568,7 @@ def find_mixed_in(
         return reader.drawn(dist.fn, dims)
 
     probe = MixingProbe({}, draw=draw)
-    run = Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
+    run = ProbingRun(PyroBackend(), plain, probe)
     try:
         with reader, reader.reads:
             execute(run)
@@ -584,9 +585,7 @@ def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:
     probe, plain = degree_probe(plan), replace(plan, num_slots=1, tracked=False)
     try:
         with Reads():
-            execute(
-                Run(PyroBackend(), plain, findings=Findings(), probe=probe, with_gradient=False)
-            )
+            execute(ProbingRun(PyroBackend(), plain, probe))
     except (RuntimeError, TypeError, ValueError) as error:
         error.add_note(
             "while the degrees of the terms were found; biased=True does not ask for them"
@@ -600,7 +599,6 @@ def _with_closed_forms(plan: Plan, execute: Callable[[Run], None]) -> Plan:
     """The plan, with the terms that have a closed form, found by one more dry run."""
     if not plan.analytic:
         return plan
-    found: dict[Any, Any] = {}
-    plain = replace(plan, num_slots=1, tracked=False)
-    execute(Run(PyroBackend(), plain, findings=Findings(), analysis=found, with_gradient=False))
-    return with_closed_forms(plan, found)
+    run = ClosedFormRun(PyroBackend(), replace(plan, num_slots=1, tracked=False))
+    execute(run)
+    return with_closed_forms(plan, run.forms)

@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vi_kit.engine.plan import Findings, Plan
+from vi_kit.engine.dry_run import DryRun
+from vi_kit.engine.plan import Plan
 from vi_kit.engine.run import Run
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.degrees import LIBRARIES, TELLING, is_own, line_of, moved_a_little
@@ -79,7 +80,7 @@ def harmless_lines(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]
         start.restore()
         torch.manual_seed(seed)
         backend = PyroBackend()
-        run = Run(backend, plain, findings=Findings(), with_gradient=False)
+        run = DryRun(backend, plain)
         with other, other.calls:
             execute(run)
         return [(t.label, t.base.array.detach().clone()) for t in run.terms]
