@@ -219,9 +219,22 @@ class Reading:
             jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
             return self._called(equation, name, jaxpr, operands, where)
         result = derive(name, _rule(name, params, equation), operands)
-        return [
+        made = [
             self._made(equation, operands, result, v.aval.dtype, where) for v in equation.outvars
         ]
+        keys = params["num_keys"] if name == "sort" else len(made)
+        return [*made[:keys], *(self._reordered(equation, operands, x, where) for x in made[keys:])]
+
+    def _reordered(
+        self, equation: Any, operands: Sequence[Degrees], made: Degrees, where: str
+    ) -> Degrees:
+        """What is laid out anew in the order of keys."""
+        keys = derive("sort", moved, operands[: equation.params["num_keys"]])
+        if not self.poles or where.startswith(OWN) or not keys:
+            return made
+        cut = Cut(Path(where).name, "sort", self._number(equation))
+        self.cuts[id(equation)] = cut
+        return parted({**keys, **made}, keys, cut)
 
     def _made(
         self, equation: Any, operands: Sequence[Degrees], result: Degrees, dtype: Any, where: str
@@ -331,7 +344,8 @@ def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
         if own.startswith(OWN):
             continue
         name, params = equation.primitive.name, equation.params
-        if name in JUMPS or is_stop(equation, own):
+        reorders = len(equation.outvars) > params.get("num_keys", len(equation.outvars))
+        if name in JUMPS or reorders or is_stop(equation, own):
             return True
         if name in CALLS and CALLS[name] in params:
             body = params[CALLS[name]]
@@ -752,6 +766,8 @@ class Evaluation:
                 made = [moved[POLES[name]]]
             elif name in SIDES:
                 made = [SIDES[name](*moved)]
+            elif name == "sort":
+                made = [jnp.argsort(moved[0], axis=params["dimension"])]
             elif name not in JUMPS:
                 made = [x for x in made if not jnp.issubdtype(x.dtype, jnp.inexact)]
             self.results.setdefault(cut, []).extend(made)
