@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -47,9 +47,10 @@ from vi_kit.engine.statements import (
     split_scale,
 )
 from vi_kit.language.programs import Draw, Program, Statement, with_replaced
-from vi_kit.pyro.degrees import TELLING, line_of
-from vi_kit.pyro.distributions import PyroDistribution, at_value, is_validation, relaxed, unchecked
+from vi_kit.pyro.degrees import TELLING
+from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
+from vi_kit.pyro.frames import caller, is_validation, line_of
 from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe, is_apart
@@ -490,7 +491,7 @@ class _Leaks(TorchFunctionMode):
         mode = self
 
         def shown(self: ProvenanceTensor) -> str:
-            if not mode._is_harmless(sys._getframe(1)):
+            if not mode._is_harmless(caller()):
                 mode.backend.leaked |= get_provenance(self)
             return repr(detach_provenance(self))
 
@@ -521,7 +522,7 @@ class _Leaks(TorchFunctionMode):
         result = track_provenance(result, known)
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if func in TELLING:
-            self.backend.leaked |= frozenset() if self._is_harmless(sys._getframe(1)) else known
+            self.backend.leaked |= frozenset() if self._is_harmless(caller()) else known
         elif in_place:
             written = args[0] if args[0]._base is None else None
             known = get_provenance(written) if written is not None else frozenset()
@@ -531,7 +532,7 @@ class _Leaks(TorchFunctionMode):
         elif name in self.INERT:
             pass
         elif "out" in kwargs or name in self.MAKERS or self._tells_values(name, args, result):
-            frame = sys._getframe(1)
+            frame = caller()
             if not (name == "__bool__" and is_validation(frame)) and not self._is_harmless(frame):
                 given = args[1:] if name in self.LIKE and "out" not in kwargs else args
                 self.backend.leaked |= get_provenance((given, kwargs))
@@ -593,7 +594,7 @@ class _Handler:
 
     def sample(self, msg: Any) -> None:
         name = msg["name"]
-        if type(msg["fn"]).__name__ == "_Subsample":
+        if isinstance(msg["fn"], _Subsample):
             if self.noise is not None:
                 self.noise.at_site()
             key = (name, msg["fn"].size)
@@ -637,7 +638,7 @@ class _Handler:
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
         name, fn, value = msg["name"], msg["fn"], msg["value"]
-        if type(fn).__name__ == "_Subsample":
+        if isinstance(fn, _Subsample):
             self.run.share_subsample(self.program.role, (name, fn.size), value, _same)
             if self.noise is not None:
                 self.noise.after_site(name)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch.autograd import forward_ad
 from torch.distributions import biject_to
@@ -21,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-import vi_kit
 from vi_kit.analysis.degrees import (
     CONTINUOUS,
     GAPS,
@@ -69,7 +65,7 @@ from vi_kit.analysis.jumps import (
 )
 from vi_kit.base.demands import Demand
 from vi_kit.engine.plan import Plan
-from vi_kit.pyro.distributions import is_validation
+from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
 from vi_kit.pyro.leaves import reached
 
 aten = torch.ops.aten
@@ -271,16 +267,16 @@ class Traced(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return repr(self.read(UNSEEN, sys._getframe(1)))
+        return repr(self.read(UNSEEN, caller()))
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        return self.read(ARRAY, sys._getframe(1)).numpy(*args, **kwargs)
+        return self.read(ARRAY, caller()).numpy(*args, **kwargs)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.read(ARRAY, sys._getframe(1)).__array__(*args, **kwargs)
+        return self.read(ARRAY, caller()).__array__(*args, **kwargs)
 
     def tolist(self) -> Any:
-        return self.read(NUMBER, sys._getframe(1)).tolist()
+        return self.read(NUMBER, caller()).tolist()
 
     def read(self, name: str, frame: Any) -> torch.Tensor:
         """The values, which the program is told."""
@@ -296,7 +292,7 @@ class Traced(torch.Tensor):
         result = func(*_plain(args), **_plain(kwargs))
         traced = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
         reading, name = traced[0].reading, func._schema.name.removeprefix("aten::")
-        degrees, frame = _degrees(name, args, kwargs), sys._getframe(1)
+        degrees, frame = _degrees(name, args, kwargs), caller()
         cut = Cut(line_of(frame), name.strip("_"), len(reading.steps))
         by_distribution = is_validation(frame)
         steps = name in JUMPS or bool(kwargs.get("rounding_mode"))
@@ -467,30 +463,6 @@ def _told(reading: Reading, degrees: Degrees, cut: Cut, value: Traced) -> None:
         reading.trained[cut] = [x for c in inner for x in reading.trained.get(c, ())]
 
 
-LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, vi_kit))
-
-
-def line_of(frame: Any) -> str:
-    """The line of the program on which something is done."""
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(LIBRARIES):
-            return f"{Path(name).name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
-
-
-def is_own(frame: Any, folders: tuple[str, ...] = LIBRARIES[-1:]) -> bool:
-    """Whether this library, or one of some, does something, and not a program."""
-    while frame is not None:
-        code = frame.f_code
-        passes_on = code.co_name in ("__torch_function__", "__torch_dispatch__")
-        if not (passes_on or code.co_filename.startswith(LIBRARIES[0])):
-            return code.co_filename.startswith(folders)
-        frame = frame.f_back
-    return False
-
-
 def _written(
     cut: Cut, args: Any, kwargs: Any, degrees: Degrees, reading: Reading, step: Step
 ) -> Any:
@@ -539,12 +511,12 @@ class Watch(TorchDispatchMode):
         operand = pole(name, args)
         divides = operand is not None and isinstance(args[operand], torch.Tensor)
         tells = name == "local_scalar_dense"
-        stops = not torch.is_grad_enabled() and not is_own(sys._getframe(1))
+        stops = not torch.is_grad_enabled() and not is_own(caller())
         if name in JUMPS or name in SIDES or divides or whole or tells or stops:
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             # a program that is told something may take a way that this run does not see
-            of = of or (tells and not is_own(sys._getframe(1), LIBRARIES))
-            of = of and not is_validation(sys._getframe(1))
+            of = of or (tells and not is_own(caller(), LIBRARIES))
+            of = of and not is_validation(caller())
             self.found, self.tells = self.found or of, self.tells or (of and tells)
         return result
 
@@ -566,7 +538,7 @@ class Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        frame = sys._getframe(1)
+        frame = caller()
         if func in TELLING:
             if not is_own(frame):
                 self.found += [(x, line_of(frame)) for x in args if isinstance(x, torch.Tensor)]

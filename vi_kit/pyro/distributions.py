@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import pyro.distributions as dist
@@ -220,22 +219,3 @@ def relaxed(fn: Any) -> Any:
         return fn
 
     return without_validation(fn, leaf)
-
-
-LIBRARIES = tuple(
-    os.path.join(folder, "")
-    for package in (torch.distributions, dist)
-    for folder in package.__path__
-)
-"""The folders of the distributions of torch and Pyro."""
-
-
-def is_validation(frame: Any) -> bool:
-    """Whether a distribution is checking its own arguments."""
-    seen = 0
-    while frame is not None and seen < 4:
-        if frame.f_code.co_filename.startswith(LIBRARIES):
-            return True
-        seen += frame.f_code.co_name != "__torch_function__"  # what only passes a call on
-        frame = frame.f_back
-    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from vi_kit.analysis.parts import NoRuleError, SiteKey
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.terms import Site
 from vi_kit.pyro.distributions import PyroDistribution
+from vi_kit.pyro.frames import caller
 from vi_kit.pyro.torch_rules import LIBRARY, RULES
 
 METADATA = frozenset(
@@ -132,7 +132,7 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
             return func(*args, **kwargs)
     if written == "__iter__":
         return iter(args[0].unbind(0))
-    if name in COMPARISONS and _is_check(sys._getframe(2)):
+    if name in COMPARISONS and _is_check(caller(2)):
         return func(*_map(_mean, args), **_map(_mean, kwargs))
     operands: list[Random] = []
     values = _map(_value, args, operands)
@@ -237,7 +237,7 @@ def _mean(x: Random) -> Any:
 
 def _frames() -> Any:
     """Of the program, the innermost first: file, line and function."""
-    frame = sys._getframe(2)
+    frame = caller(2)
     while frame is not None:
         yield frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
         frame = frame.f_back

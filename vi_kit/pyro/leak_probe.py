@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from vi_kit.base.layouts import is_support
 from vi_kit.costs.terms import Site
-from vi_kit.pyro.degrees import LIBRARIES
-from vi_kit.pyro.distributions import is_validation
+from vi_kit.pyro.frames import LIBRARIES, caller, is_validation
 
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal}
@@ -104,7 +102,7 @@ def _memory(value: torch.Tensor) -> int:
 
 def _reading() -> Any:
     """The frame in which a value is read."""
-    frame: Any = sys._getframe(2)
+    frame: Any = caller(2)
     while frame.f_code.co_filename.startswith(AROUND):
         frame = frame.f_back
     return frame

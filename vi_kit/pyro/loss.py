@@ -43,13 +43,7 @@ from vi_kit.estimators import Score
 from vi_kit.language.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
-from vi_kit.pyro.degrees import (
-    Reads,
-    Watch,
-    degree_probe,
-    degrees_found,
-    find_jumps_in,
-)
+from vi_kit.pyro.degrees import Reads, Watch, degree_probe, degrees_found, find_jumps_in
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.mixing import Reader

@@ -6,7 +6,6 @@ Of which elements each entry of a tensor is made is read off the ATen operations
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,9 +34,9 @@ from vi_kit.analysis.mixing import (
 )
 from vi_kit.base.named import Axis
 from vi_kit.engine.run import Run
-from vi_kit.pyro.degrees import LIBRARIES, Drawing, Reads, is_own, line_of
-from vi_kit.pyro.distributions import is_validation
+from vi_kit.pyro.degrees import Drawing, Reads
 from vi_kit.pyro.expectations import Random
+from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
 from vi_kit.pyro.leak_probe import is_apart
 
 aten = torch.ops.aten
@@ -100,7 +99,7 @@ class Shapes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        frame = sys._getframe(1)
+        frame = caller()
         if func not in (*self.COUNTED, *SHAPES) or is_own(frame, LIBRARIES):
             return result
         places = self.reader.places(detach_provenance(args[0]))
@@ -310,7 +309,7 @@ class Reader(Drawing, TorchDispatchMode):
                 yield x, places
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any, of: Any) -> None:
-        frame = sys._getframe(2)
+        frame = caller(2)
         if tells(func, args, result) and not self.reads.is_checking:
             if not (is_validation(frame) or is_own(frame)):
                 self._tell({n for _, found in of for n in found}, line_of(frame))

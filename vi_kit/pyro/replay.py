@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.subsample_messenger import _Subsample
 
 from vi_kit.base.supports import edges
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
@@ -216,7 +217,7 @@ def _apart(loss: Any) -> Any:
 
 
 def _is_subsample(site: Any) -> bool:
-    return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
+    return site["type"] == "sample" and isinstance(site["fn"], _Subsample)
 
 
 def _latent(trace: Any) -> list[Any]:

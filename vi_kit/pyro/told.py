@@ -11,7 +11,6 @@ from __future__ import annotations
 import dis
 import itertools
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -27,8 +26,8 @@ from vi_kit.engine.dry_run import DryRun
 from vi_kit.engine.plan import Plan
 from vi_kit.engine.run import Run
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.degrees import LIBRARIES, TELLING, is_own, line_of, moved_a_little
-from vi_kit.pyro.distributions import is_validation
+from vi_kit.pyro.degrees import TELLING, moved_a_little
+from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
 from vi_kit.pyro.mixing import tells
 from vi_kit.pyro.noise import Generators
 
@@ -165,7 +164,7 @@ class Retold(TorchDispatchMode):
         return ~x if x.dtype == torch.bool else self.way(x)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, frame = func(*args, **(kwargs or {})), sys._getframe(1)
+        result, frame = func(*args, **(kwargs or {})), caller()
         if not tells(func, args, result) or is_validation(frame) or is_own(frame):
             return result
         if self.calls.is_inside:
@@ -183,7 +182,7 @@ class _Calls(TorchFunctionMode):
         self.told, self.is_inside = told, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        frame, is_list = sys._getframe(1), func in (torch.tensor, torch.as_tensor)
+        frame, is_list = caller(), func in (torch.tensor, torch.as_tensor)
         is_list = is_list and isinstance(args[0], list | tuple)
         if not (func in TELLING or is_list) or is_own(frame):
             return func(*args, **(kwargs or {}))

@@ -1,0 +1,62 @@
+"""Who calls: the one place where frames of the interpreter are looked at. Torch says which operation it is asked for, and
+not whether by the program, by a distribution that checks its arguments, or by vi_kit itself; and errors name lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+import vi_kit
+
+LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, vi_kit))
+
+
+def caller(up: int = 1) -> Any:
+    """The frame from which the function was called that asks for it, or one further up."""
+    return sys._getframe(1 + up)
+
+
+def line_of(frame: Any) -> str:
+    """The line of the program on which something is done."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(LIBRARIES):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def is_own(frame: Any, folders: tuple[str, ...] = LIBRARIES[-1:]) -> bool:
+    """Whether this library, or one of some, does something, and not a program."""
+    while frame is not None:
+        code = frame.f_code
+        passes_on = code.co_name in ("__torch_function__", "__torch_dispatch__")
+        if not (passes_on or code.co_filename.startswith(LIBRARIES[0])):
+            return code.co_filename.startswith(folders)
+        frame = frame.f_back
+    return False
+
+
+DISTRIBUTIONS = tuple(
+    os.path.join(folder, "")
+    for package in (torch.distributions, dist)
+    for folder in package.__path__
+)
+"""The folders of the distributions of torch and Pyro."""
+
+
+def is_validation(frame: Any) -> bool:
+    """Whether a distribution is checking its own arguments."""
+    seen = 0
+    while frame is not None and seen < 4:
+        if frame.f_code.co_filename.startswith(DISTRIBUTIONS):
+            return True
+        seen += frame.f_code.co_name != "__torch_function__"  # what only passes a call on
+        frame = frame.f_back
+    return False
