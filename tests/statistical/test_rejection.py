@@ -384,7 +384,7 @@ def test_samplers_of_pyro(estimator, request):
     ],
 )
 def test_without_the_score_of_the_noise(family, estimator, bound, lib, request, monkeypatch):
-    monkeypatch.setattr(ScoredNoise, "contract", lambda self, site, terms: list(terms))
+    monkeypatch.setattr(ScoredNoise, "contract", lambda self, downstream: downstream.terms)
     objective, particles = BOUNDS[bound]
     loss = lib.Loss(objective, OF_CONTINUOUS[estimator], num_samples=1000)
     shape = Independent(ALL[family], sizes=(2,))

@@ -1,4 +1,4 @@
-"""Who calls: the one place where frames of the interpreter are looked at. Torch says which operation it is asked for, and
+"""Who calls: the one place where frames of the interpreter are looked at. Torch says which operation is asked for, and
 not whether by the program, by a distribution that checks its arguments, or by vi_kit itself; and errors name lines."""
 
 from __future__ import annotations
