@@ -92,7 +92,12 @@ def test_a_bound_that_depends_on_a_draw(lib):
 
 @pytest.mark.parametrize(
     "objective",
-    [vi.log_variance(num_particles=2), vi.trajectory_balance(), vi.wake_sleep(num_particles=2)],
+    [
+        vi.log_variance(num_particles=2),
+        vi.trajectory_balance(),
+        vi.wake_sleep(num_particles=2),
+        vi.eubo(num_particles=2),
+    ],
     ids=repr,
 )
 def test_objectives_by_densities_alone(objective, lib):

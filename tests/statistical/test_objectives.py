@@ -250,22 +250,73 @@ def test_piwae(estimator, lib, request):
     oracles.check_unbiased(draws, own(of_model, of_guide))
 
 
+def gradient_of_held_weights(case, num_copies):
+    """Of minus the guide's log density by the weights of `num_copies` draws, both of which are held."""
+    fixed = case.values
+
+    def weighted_density(theta):
+        return sum(
+            expectation(log_q, num_copies, lambda w, q: (softmax(w) * q).sum(axis=0), log_w, at[0])
+            for (log_q, log_w), at in zip(case.tables(fixed), case.tables(theta), strict=True)
+        )
+
+    return -oracles.gradient(weighted_density, fixed)
+
+
 @pytest.mark.parametrize("estimator", DISCRETE)
 def test_wake_sleep(estimator, lib, request):
     objective = vi.wake_sleep(num_particles=2)
     loss = lib.Loss(objective, DISCRETE[estimator], num_samples=1000)
     draws = two_gradients(lib, loss, 60, oracles.seed_of(request.node.name))
-    case, fixed = LocalBernoulli, LocalBernoulli.values
-    of_model = gradient_of_loss(case, objective, 2, log_mean_exp)
-
-    def weighted_density(theta):
-        return sum(
-            expectation(log_q, 2, lambda w, q: (softmax(w) * q).sum(axis=0), log_w, at[0])
-            for (log_q, log_w), at in zip(case.tables(fixed), case.tables(theta), strict=True)
-        )
-
-    of_guide = -oracles.gradient(weighted_density, fixed)
+    of_model = gradient_of_loss(LocalBernoulli, objective, 2, log_mean_exp)
+    of_guide = gradient_of_held_weights(LocalBernoulli, 2)
     oracles.check_unbiased(draws, own(of_model, of_guide))
+
+
+def weighted_mean(w):
+    return (softmax(w) * w).sum(axis=0)
+
+
+def of_tables(case, num_copies, fn):
+    return sum(expectation(log_q, num_copies, fn, w) for log_q, w in case.tables(case.values))
+
+
+@pytest.mark.parametrize("num_particles", [2, 3])
+def test_value_and_gradients_of_eubo(num_particles, lib, request):
+    """Of model and guide with parameters of their own: the model's have none."""
+    case = LocalBernoulli
+    loss = lib.Loss(vi.eubo(num_particles=num_particles), vi.Score(), num_samples=1000)
+    model, guide = (case(Renamed(lib, name)) for name in ("of_model", "of_guide"))
+    seed, names = oracles.seed_of(request.node.name), ("of_model", "of_guide")
+    draws = lib.estimates(loss, model.model, guide.guide, case.values, 50, seed, names)
+    assert not draws[:, 1:6].any()
+    bound = of_tables(case, num_particles, weighted_mean)
+    of_guide = gradient_of_held_weights(case, num_particles)
+    oracles.check_unbiased(np.delete(draws, range(1, 6), 1), np.array([bound, *of_guide]))
+
+
+@pytest.mark.parametrize("estimator", DISCRETE)
+def test_eubo_of_bernoulli_sites(estimator, lib, request):
+    loss = lib.Loss(vi.eubo(num_particles=3), DISCRETE[estimator], num_samples=1000)
+    draws = LocalBernoulli(lib).gradients(loss, 50, oracles.seed_of(request.node.name))
+    oracles.check_unbiased(draws, gradient_of_held_weights(LocalBernoulli, 3))
+
+
+def test_eubo_and_iwae_bracket_the_log_evidence(lib, request):
+    case, seed = LocalBernoulli(lib), oracles.seed_of(request.node.name)
+    tables = case.tables(case.values)
+    evidence = [np.exp(log_q + w).sum() for log_q, w in tables]
+    exact = sum((np.exp(q + w) * w).sum() / z for (q, w), z in zip(tables, evidence, strict=True))
+
+    def value(objective):
+        loss = lib.Loss(objective, vi.Score(), num_samples=100)
+        draws = lib.estimates(loss, case.model, case.guide, case.values, 10, seed)[:, 0]
+        return sign(objective) * draws.mean(), draws.std(ddof=1) / len(draws) ** 0.5
+
+    lower, of_lower = value(vi.iwae(num_particles=200))
+    upper, of_upper = value(vi.eubo(num_particles=200))
+    assert lower - 5 * of_lower <= np.log(evidence).sum() < upper - 5 * of_upper
+    assert abs(upper - exact) <= 5 * of_upper + 0.02  # consistent only
 
 
 @pytest.mark.parametrize(
@@ -278,6 +329,7 @@ def test_wake_sleep(estimator, lib, request):
         (lambda: vi.Generator("f", lambda u: -((u - 1) ** 2)), r"generator 'f' is not convex"),
         (lambda: vi.Generator("f", lambda u: u), r"generator 'f' is 1 at 1"),
         (lambda: vi.log_variance(num_particles=0), r"num_particles >= 1"),
+        (lambda: vi.eubo(num_particles=1), r"eubo: num_particles is out of range"),
     ],
 )
 def test_settings_out_of_range(make, text):

@@ -10,13 +10,14 @@ from vi_kit.objectives.log_variance import (
     trajectory_balance,
 )
 from vi_kit.objectives.renyi import cubo, renyi, thermodynamic
-from vi_kit.objectives.wake_sleep import forward_kl, multi_trace, wake_sleep
+from vi_kit.objectives.wake_sleep import eubo, forward_kl, multi_trace, wake_sleep
 
 __all__ = [
     "Generator",
     "ciwae",
     "cubo",
     "elbo",
+    "eubo",
     "expected_reward",
     "f_divergence",
     "forward_kl",

@@ -10,6 +10,7 @@ from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
 from vi_kit.language.words import (
     SettingRange,
+    SettingRule,
     divergence,
     given,
     iid,
@@ -92,6 +93,41 @@ def forward_kl(model: Program, guide: Program, *, num_particles: int = 1) -> Cos
     return -iid(lambda: log_density_of_simulated(model, guide), num_particles).mean()
 
 
+@divergence
+def eubo(
+    model: Program,
+    guide: Program,
+    *,
+    num_particles: Annotated[int, SettingRule(lambda n: n >= 2, "be at least 2", "10")],
+) -> Cost:
+    r"""$\sum_k \tilde w_k \log w_k$ with self-normalised weights $\tilde w_k$ of K draws from the guide, in nats;
+    minimised. One per element of the plates that all terms share, then summed.
+
+    As K grows it is an upper bound $E_{p(z | x)}[\log p(x, z) - \log q(z)] = \log p(x) + \mathrm{KL}(p \| q)$.
+    It is consistent, not unbiased: with K draws it lies lower, so that it is an upper bound on $\log p(x)$ only as K
+    grows; one draw would be the ELBO's.
+
+    Draws and weights are held fixed, so that every estimator serves. Only the guide's parameters have a gradient,
+    that of $-\sum_k \tilde w_k \log q(z_k | x)$, as in the wake phase of `wake_sleep`: the forward KL's as K grows, not
+    that of the expected value of the estimate.
+
+    Args:
+        num_particles: draws from the guide, at least 2.
+
+    Raises:
+        ObjectiveError: fewer than two draws.
+
+    Example:
+        >>> eubo(num_particles=10)
+        eubo(num_particles=10)
+
+    References:
+        Ji and Shen 2019, Stochastic Variational Inference via Upper Bound.
+        Blessing et al. 2024, Beyond ELBOs: A Large-Scale Evaluation of Variational Methods for Sampling.
+    """
+    return iid(lambda: densities(stop_gradient(model), guide), num_particles).reduce(upper_bound)
+
+
 @objective
 def multi_trace(model: Program, guide: Program, *, num_particles: int) -> Cost:
     r"""The multi-trace bound with a forward-KL phase, in nats; maximised: the model's parameters ascend IWAE; the
@@ -136,12 +172,17 @@ def bound(log_p: Array, log_q: Array) -> Array:
     return log_mean_exp(log_p - log_q)
 
 
+def upper_bound(log_p: Array, log_q: Array) -> Array:
+    """The log weights, weighted."""
+    return weighted(log_p - log_q, log_p - log_q)
+
+
 def wake(log_p: Array, log_q: Array) -> Array:
     """The log density of draws from the guide, weighted."""
     return weighted(log_p - log_q, log_q)
 
 
-def weighted(log_w: Array, log_q: Array) -> Array:
-    """The log density of draws, with self-normalised weights that are held fixed."""
+def weighted(log_w: Array, x: Array) -> Array:
+    """What is known of each draw, with self-normalised weights that are held fixed."""
     weights = current().backend.stop_gradient(softmax(log_w))
-    return array_namespace(log_q).sum(weights * log_q, axis=0)
+    return array_namespace(x).sum(weights * x, axis=0)

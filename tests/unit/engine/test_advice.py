@@ -32,8 +32,8 @@ def observed(lib, loc, x=1.0):
 
 
 FACTORIES = (
-    "ciwae cubo f_divergence iwae log_variance miwae multi_trace piwae renyi sub_trajectory_balance tail_adaptive"
-    " thermodynamic wake_sleep".split()
+    "ciwae cubo eubo f_divergence iwae log_variance miwae multi_trace piwae renyi sub_trajectory_balance"
+    " tail_adaptive thermodynamic wake_sleep".split()
 )
 
 
