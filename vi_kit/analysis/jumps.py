@@ -279,7 +279,8 @@ def find_jumps(
     for cut in sorted(terms.keys() - reads - stops):
         verdict, seen_on = None, way
         for one in ways if cut.name in SIDES else (*ways[:1], *ways_of_others):
-            if verdict is not None and one in ways_of_others[MAX_CALM:]:
+            num_calm = MAX_CALM if way.is_small(cut) else 0
+            if verdict is not None and one in ways_of_others[num_calm:]:
                 break
             new = one.jumping(cut, list(terms[cut]))
             verdict, seen_on = (verdict, seen_on) if new is None else (new, one)
@@ -440,6 +441,11 @@ class _Way:
                 found.update(dict.fromkeys(verdict))
         return list(found) if seen else None
 
+    def is_small(self, cut: Cut) -> bool:
+        """Whether an operation has few results, or such that are no truth values."""
+        result = self.snapshot(0.0).results.get(cut)
+        return result is not None and (result.dtype.kind != "b" or result.size <= MAX_FEW)
+
     def is_calm(self, cut: Cut) -> bool:
         """Whether an operation of which no change was seen is one that need not have any."""
         is_known = self.snapshot(0.0).results.get(cut) is not None
@@ -453,7 +459,7 @@ class _Way:
         seen = False
         for low, high in self.changes(cut):
             verdict = self.compared(cut, low, high, terms)
-            is_done = cut in self.branches and cut not in self.stairs
+            is_done = cut in self.branches and not (self.is_small(cut) and cut in self.stairs)
             if verdict or (verdict is not None and is_done):
                 return verdict
             seen = seen or verdict is not None
@@ -472,7 +478,7 @@ class _Way:
                 count += 1
             if count == MAX_CHANGES:
                 break
-        if count and cut in self.stairs:
+        if count and self.is_small(cut) and cut in self.stairs:
             yield from self.stairs[cut]
         elif count == MAX_CHANGES:
             return
@@ -497,11 +503,11 @@ class _Way:
     def stairs(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
         """The same of operations whose results are few, or no truth values: two changes that lie near to each other may
         have equal sides."""
-        start, others = self.snapshot(0.0).results, {*POLES, *SIDES, *GAPS, *LOOPS}
+        others = {*POLES, *SIDES, *GAPS, *LOOPS}
         return {
             cut: of
             for cut, of in self.steps.items()
-            if cut.name not in others and _is_small(start[cut])
+            if cut.name not in others and self.is_small(cut)
         }
 
     @functools.cached_property
@@ -631,10 +637,6 @@ def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
     a, b = one.results[cut], other.results[cut]
     assert a is not None and b is not None
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
-
-
-def _is_small(result: np.ndarray | None) -> bool:
-    return result is not None and (result.dtype.kind != "b" or result.size <= MAX_FEW)
 
 
 def _turns(one: Snapshot, other: Snapshot, cut: Cut) -> float:
