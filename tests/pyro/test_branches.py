@@ -183,3 +183,23 @@ def test_a_guide_that_branches_on_one_site_enumerates_both(objective):
     found = PyroWords().gradients(loss, model, guide, values, 1, 0)[0]
     np.testing.assert_allclose(found, oracles.gradient(loss_at, values), rtol=1e-6)
     assert loss.explain(model, guide).count("Enumerate(") == 2
+
+
+def test_statements_at_some_values_of_a_continuous_site_are_served_by_default():
+    """Alternatives to a draw, at which other statements are met, cannot be run together: the site is drawn."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+        if z > 1.0:
+            return
+        pyro.factor("f", torch.tensor(2.0))
+
+    def guide():
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.3)), 0.8))
+
+    pyro.set_rng_seed(0)
+    loss = Loss()
+    for _ in range(30):
+        loss.loss_and_grads(model, guide)
+    assert "Score(" in loss.explain(model, guide)
