@@ -302,6 +302,21 @@ def test_eubo_of_bernoulli_sites(estimator, lib, request):
     oracles.check_unbiased(draws, gradient_of_held_weights(LocalBernoulli, 3))
 
 
+@pytest.mark.parametrize("estimator", CONTINUOUS)
+def test_eubo_has_the_gradient_of_the_wake_phase(estimator, lib):
+    """Draw by draw, at a continuous site."""
+    programs = [ConjugateNormal(Renamed(lib, name)) for name in ("of_model", "of_guide")]
+    of_guide = []
+    for objective in (vi.eubo(num_particles=3), vi.wake_sleep(num_particles=3)):
+        loss = lib.Loss(objective, CONTINUOUS[estimator])
+        model, guide = programs[0].model, programs[1].guide
+        names = ("of_model", "of_guide")
+        draws = lib.estimates(loss, model, guide, ConjugateNormal.values, 5, 0, names)
+        of_guide.append(draws[:, 1 + len(ConjugateNormal.values) :])
+    assert of_guide[0].any()
+    np.testing.assert_allclose(*of_guide, rtol=1e-5, atol=1e-7)
+
+
 def test_eubo_and_iwae_bracket_the_log_evidence(lib, request):
     case, seed = LocalBernoulli(lib), oracles.seed_of(request.node.name)
     tables = case.tables(case.values)

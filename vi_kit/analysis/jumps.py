@@ -3,12 +3,14 @@ draws, both sides of the change are compared.
 
 Which operations take steps, and which terms they reach, is read off the program (`vi_kit.analysis.degrees`); that is
 all of them. Whether a term jumps there is tested: all sites move on a line through a draw of theirs; where a result
-changes, bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the absolute
-value, a Huber loss or `where` with branches that meet. Of a division it is looked at where its denominator stops
-shrinking: if it is zero there, the two sides may be far apart. A comparison of which no change is seen may have another
-result in a narrow window: it is looked at where its sides come near to each other. Of a loop the turns are counted; it
-may go on until something is small. Parameters are moved a little, so that branches do not
-meet by the values that they start from.
+changes, bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the
+absolute value, a Huber loss or `where` with branches that meet. Of a division it is looked at where its denominator
+stops shrinking: if it is zero there, the two sides may be far apart. A comparison of which no change is seen may have
+another result in a narrow window: it is looked at where its sides come near to each other. Of an operation with few
+results, or with whole numbers, all changes are looked at that a grid shows, since a table may be flat but for one
+entry. What is not known while a step is traced is tried at several numbers, where no change is seen or it is no jump.
+Of a loop the turns are counted; it may go on until something is small. Parameters are moved a little, so that
+branches do not meet by the values that they start from.
 
 No estimator has the gradient of a place at which a cost jumps. Of the operations whose operands depend on a parameter,
 but by way of sites, it is looked whether their results change at a jump if the parameter moves and no site does.
@@ -51,7 +53,9 @@ PLACES = (0.0, 1.0, -1.0, 2.5, -2.0, 6.0, -5.0, 20.0, -20.0)
 """Where on the way a program is evaluated, in steps as far as draws are apart."""
 
 GRID = tuple(np.linspace(-5.0, 6.0, 67).tolist())
-"""Where on the way it is looked for narrow windows of a comparison of which no change was seen."""
+"""Where on the way it is looked for what the places above may miss: narrow windows of a comparison of which no change
+was seen, all steps of a table; and where a program that reads values is compared with the operations that were
+followed."""
 
 MAX_HALVINGS = 25
 """How closely it is looked where the sides of a comparison come near to each other."""
@@ -90,9 +94,6 @@ SLOPE_PLACES = (0.0, 0.7, -1.3)
 
 WIDTHS = (0.03, 0.005)
 """Of these, and of half of each."""
-
-READ_PLACES = (1.0, -1.0, 6.0, -5.0, *GRID)
-"""Where a program that reads values is compared with the operations that were followed."""
 
 EQUALITIES = frozenset(("eq", "ne"))
 """Whose result changes at single values only, unless it was seen to change elsewhere."""
@@ -278,8 +279,8 @@ def find_jumps(
                     lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
     for cut in sorted(terms.keys() - reads - stops):
         verdict, seen_on = None, way
+        num_calm = MAX_CALM if way.is_small(cut) else 0
         for one in ways if cut.name in SIDES else (*ways[:1], *ways_of_others):
-            num_calm = MAX_CALM if way.is_small(cut) else 0
             if verdict is not None and one in ways_of_others[num_calm:]:
                 break
             new = one.jumping(cut, list(terms[cut]))
@@ -425,7 +426,7 @@ class _Way:
         moved; `None` if that was not seen."""
         found: dict[int, None] = {}
         seen = False
-        for place in (0.0, *READ_PLACES):
+        for place in (0.0, *GRID):
             made = None if self.again is None else self.again(place, label)
             verdict = None
             if made is not None and not made[1].is_elsewhere:
@@ -616,17 +617,13 @@ class _Way:
                 return None if not below.is_elsewhere else list(terms)
             if not below.is_elsewhere and _apart(below, here, terms):
                 return None  # it has randomness of its own
-            below, above, noise = (
-                here,
-                there,
-                [(here, beside)] * (len(beside.terms) == len(here.terms)),
-            )
+            fits = len(beside.terms) == len(here.terms)
+            below, above, noise = here, there, [(here, beside)] * fits
         elif below.is_elsewhere or above.is_elsewhere:
             return None
         else:
-            steps = [
-                f * width for f in ((1.0, 3.0, 8.0) if is_pole else (8.0,))
-            ]  # 0 / 0 is rounded
+            factors = (1.0, 3.0, 8.0) if is_pole else (8.0,)  # 0 / 0 is rounded
+            steps = [factor * width for factor in factors]
             sides = [(below, self.at(low - by)) for by in steps]
             sides += [(above, self.at(high + by)) for by in steps]
             noise = [(a, b) for a, b in sides if _same(a, b, cut)]

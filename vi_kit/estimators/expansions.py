@@ -46,9 +46,8 @@ def checked(backend: Arrays, site: Site, dist: Distribution, expansion: Expansio
     if e.alternatives is not None:
         _check_shape(site, "alternatives", e.alternatives, "num", batch, event)
         xp = array_namespace(e.value)
-        between = xp.result_type(
-            e.value, e.alternatives
-        )  # whole numbers may have alternatives between them
+        # whole numbers may have alternatives between them
+        between = xp.result_type(e.value, e.alternatives)
         e = replace(e, value=xp.astype(e.value, between, copy=False))
     if e.coefficients is not None:
         if e.alternatives is None:

@@ -19,13 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from vi_kit.analysis.degrees import (
-    CONTINUOUS,
     GAPS,
     INVERSES,
     JUMPS,
     POLES,
     SIDES,
-    TESTS,
     Cut,
     DegreeProbe,
     Degrees,
@@ -319,11 +317,8 @@ class Traced(torch.Tensor):
                 cut, args, kwargs, degrees, reading, Step(func, numbered[0], numbered[1], [])
             )
         from_numbers = not any(_is_inexact(t) and t.degrees for t in traced)
-        is_check = name in TESTS
-        is_known = by_distribution or is_check or from_numbers
+        is_known = by_distribution or from_numbers
         whole = stepped(degrees, cut, is_known)
-        if is_check:
-            whole = {k: CONTINUOUS if f.is_continuous else f for k, f in whole.items()}
         if steps:
             degrees = stepped(degrees, cut, by_distribution)
         if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
