@@ -376,7 +376,8 @@ def test_what_cannot_be_looked_at_counts_as_seen(lib, monkeypatch):
     def fail(*args):
         raise RuntimeError("a program that cannot be followed")
 
-    monkeypatch.setattr(f"vi_kit.{lib.name}.loss.find_mixed_in", fail)
+    planner = {"pyro": "PyroPlanner", "numpyro": "NumPyroPlanner"}[lib.name]
+    monkeypatch.setattr(f"vi_kit.{lib.name}.planning.{planner}.mixed", fail)
     told = lib.Loss(estimators=vi.Score()).explain(*programs(lib, lambda xp, z: z))
     assert "could not be found out whether elements of plates 'data' see each other's" in told
     assert "model site 'x': elements of plate 'data' see each other's values" in told

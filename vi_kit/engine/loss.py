@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
-from vi_kit.base.errors import refuse_settings
+from vi_kit.base.errors import BackendError, message, refuse_settings
+from vi_kit.engine.plan import Plan, Plans, explanation
 from vi_kit.engine.select import Given
 from vi_kit.engine.settings import SETTINGS, Settings
+from vi_kit.language.programs import Program
 from vi_kit.language.words import Objective
 
 
 class CommonLoss:
     """Stands in front of a library's own class of losses. See `vi_kit.pyro.Loss` and `vi_kit.numpyro.Loss`."""
+
+    library: ClassVar[str]
+    """Whose programs it is for."""
+
+    replays: ClassVar[Callable[..., Any]]
+    """Runs programs plainly, for `vi.check_unbiased`."""
 
     can_infer_discrete = True
 
@@ -32,10 +40,15 @@ class CommonLoss:
         )
         of_library: Any = super()
         of_library.__init__(num_particles=num_samples, vectorize_particles=vectorize is not False)
+        self._plans = Plans()
         self._start()
 
     def _start(self) -> None:
         """Make what a library's loss keeps besides its settings."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: plans belong to the programs of this process."""
+        return {**self.__dict__, "_plans": Plans()}
 
     def __repr__(self) -> str:
         return self.settings.describe()
@@ -49,4 +62,40 @@ class CommonLoss:
             num_samples=own.num_samples,
             max_plate_nesting=own.max_plate_nesting,
             vectorize=own.vectorize,
+        )
+
+    def replay(self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any) -> Any:
+        """Model and guide at their present parameters, for `vi.check_unbiased`."""
+        return type(self).replays(model, guide, args, kwargs, params)
+
+    def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
+        """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
+        plan, notes = self._explained(self._programs(model, guide, args, kwargs))
+        if not plan.table:
+            (other,) = {"Pyro", "NumPyro"} - {self.library}
+            notes += [
+                f"no latent site of {self.library}: vi_kit.{other.lower()}.Loss is for {other}'s programs"
+            ]
+        return explanation(plan, *notes)
+
+    def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
+        """The plan, and what a library's loss has to say besides."""
+        raise NotImplementedError
+
+    def _programs(
+        self, model: Callable, guide: Callable, args: Any, kwargs: Any
+    ) -> tuple[Program, Program]:
+        if not callable(model) or not callable(guide):
+            raise self._of_other_library()
+        return Program(model, args, kwargs, "model"), Program(guide, args, kwargs, "guide")
+
+    def _of_other_library(self) -> BackendError:
+        """The error about a loss that is used as the other library uses its own."""
+        return BackendError(
+            message(
+                f"vi_kit.{self.library.lower()}.Loss is a loss for {self.library}",
+                got="a call as another library makes it, not of two programs",
+                expected=f"the SVI of {self.library}",
+                fix="Loss from vi_kit.pyro for Pyro's SVI, from vi_kit.numpyro for NumPyro's",
+            )
         )

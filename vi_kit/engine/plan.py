@@ -109,11 +109,14 @@ class Plans:
     Attributes:
         max_plans: of kinds of arguments; the oldest make room.
         max_numbers: numbers that take more values than this are data, unless something was proved of them.
+        kept: the plans.
+        found: what plans are made of, by what was asked, where a program is known by its operations.
     """
 
     max_plans: int = 256
     max_numbers: int = 16
     kept: dict[Any, dict[Any, Plan]] = field(default_factory=dict)
+    found: dict[Any, Any] = field(default_factory=dict)
 
     def find(self, key: Any, numbers: Any) -> Plan | None:
         """The plan for some numbers among arguments that are else the same."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from array_api_compat import array_namespace
 
 from vi_kit.base.errors import EstimatorError, ObjectiveError, message
-from vi_kit.base.named import PLATE, Array, Axis
+from vi_kit.base.named import PLATE, Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.base.supports import moves
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term
+from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import draw, draw_inside
 from vi_kit.engine.run import Run
 from vi_kit.estimators.base import estimator_of
@@ -84,51 +85,21 @@ class Simulation:
                 of_estimator=False,
             )
 
-    def record(
-        self,
-        name: str,
-        axes: tuple[Axis, ...],
-        density: Array,
-        plain: Array,
-        factor: Callable[[], Array],
-        number: float | None,
-        inside: frozenset[tuple[Axis, int]] = frozenset(),
-        unscaled: bool = True,
-    ) -> None:
-        """Note a log density.
-
-        Args:
-            name: of the site, latent or observed.
-            axes: its plates and replicate axes.
-            density: scaled (but for subsampling) and masked (nats).
-            plain: neither scaled nor masked.
-            factor: the one divided by the other.
-            number: the same, if it is one known number for all elements.
-            inside: see `Term.inside`.
-            unscaled: whether nothing but its plates scales it.
-        """
+    def record(self, made: LogDensity) -> None:
+        """Note a log density."""
+        name, axes = made.name, made.axes
         what = self.program.what(name)
         _refuse_second(self, name)
         if name in self.sites:
             site = self.sites[name]
-            site.log_q = self.run.term(plain, axes, what, own=site, counts=False)
-            self.run.note_density(site, self.details[name].dist, plain)
+            site.log_q = self.run.term(made.plain, axes, what, own=site, counts=False)
+            self.run.note_density(site, self.details[name].dist, made.plain)
             if site.estimator.holds_params:
-                untracked = self.run.backend.untracked(factor())
+                untracked = self.run.backend.untracked(made.factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
-                self.factors[name] = Factor(values, number)
-        own = self.sites.get(name) if number is not None else None
-        self.terms.append(
-            self.run.term(
-                density,
-                axes,
-                what,
-                statement=name,
-                drawn_here=own,
-                inside=inside,
-                unscaled=unscaled,
-            )
-        )
+                self.factors[name] = Factor(values, made.number)
+        own = self.sites.get(name) if made.number is not None else None
+        self.terms.append(_term(self, made, drawn_here=own))
 
     def leaves_out(self, name: str) -> bool:
         """Whether the copy that an intervention leaves of a site is no term."""
@@ -194,31 +165,10 @@ class Replay:
             and statement.dist.name == "Delta"
         )
 
-    def record(
-        self,
-        name: str,
-        axes: tuple[Axis, ...],
-        density: Array,
-        plain: Array,
-        factor: Callable[[], Array],
-        number: float | None,
-        inside: frozenset[tuple[Axis, int]] = frozenset(),
-        unscaled: bool = True,
-    ) -> None:
-        """Note a log density. See `Simulation.record`."""
-        del plain, factor, number
-        what = self.program.what(name)
-        _refuse_second(self, name)
-        term = self.run.term(
-            density,
-            axes,
-            what,
-            held=self.draw.held,
-            statement=name,
-            inside=inside,
-            unscaled=unscaled,
-        )
-        self.terms.append(term)
+    def record(self, made: LogDensity) -> None:
+        """Note a log density."""
+        _refuse_second(self, made.name)
+        self.terms.append(_term(self, made, held=self.draw.held))
 
     def leaves_out(self, name: str) -> bool:
         """See `Simulation.leaves_out`."""
@@ -348,6 +298,19 @@ class Replay:
         self.run.refuse(message(headline, **parts), of_estimator=False)
 
 
+def _term(reading: Simulation | Replay, made: LogDensity, **others: Any) -> Term:
+    """The term of a log density."""
+    return reading.run.term(
+        made.density,
+        made.axes,
+        reading.program.what(made.name),
+        statement=made.name,
+        inside=made.inside,
+        unscaled=made.unscaled,
+        **others,
+    )
+
+
 def _refuse_second(reading: Simulation | Replay, name: str) -> None:
     """Refuse a second statement of one name: its value would take the place of the first one's."""
     if name in reading.recorded:
@@ -459,7 +422,8 @@ class Evaluation:
         name = getattr(self.fn, "__name__", "of a draw")
         array = self.fn(values, *reading.program.args, **reading.program.kwargs)
         array, present = run.within(array, axes, reading.program.what(name))
-        reading.record(name, present, array, array, lambda: array_namespace(array).ones_like(array))
+        ones = array_namespace(array).ones_like
+        reading.record(LogDensity(name, present, array, array, lambda: ones(array)))
 
     def latent(self, statement: Statement) -> Array:
         """The value of a site of the draw."""
@@ -470,11 +434,10 @@ class Evaluation:
         del statement
         return False
 
-    def record(self, name: str, axes: tuple[Axis, ...], density: Array, *details: Any) -> None:
+    def record(self, made: LogDensity) -> None:
         """Note what the function has returned."""
-        del details
-        what = self.program.what(name)
-        self.terms.append(self.run.term(density, axes, what, held=self.draw.held))
+        what = self.program.what(made.name)
+        self.terms.append(self.run.term(made.density, made.axes, what, held=self.draw.held))
 
     def result(self) -> Term:
         (term,) = self.terms
@@ -489,18 +452,3 @@ def _plates_of(statement: Statement, dims: bool = False) -> list[str]:
 
 def _relaxes(run: Run, site: Site) -> bool:
     return estimator_of(site).relaxes or site.label in run.plan.analytic
-
-
-def one_number(scale: float | Array, *masks: Any) -> float | None:
-    """What a scale and masks multiply every element by, if that is known to be one number."""
-    plain = isinstance(scale, int | float) and all(m is None or m is True for m in masks)
-    return float(scale) if plain else None
-
-
-def split_scale(scale: float | Array | None, axes: Iterable[Axis]) -> float | Array:
-    """A statement's scale without the part that comes from its subsampled plates, which is kept pending."""
-    rest = 1.0 if scale is None else scale
-    for axis in axes:
-        if axis.scale != 1.0:
-            rest = rest / axis.scale
-    return 1.0 if isinstance(rest, float) and abs(rest - 1.0) < 1e-12 else rest

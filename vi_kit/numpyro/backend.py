@@ -19,7 +19,6 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.distributions import constraints
 from numpyro.handlers import substitute, uncondition
-from numpyro.infer.util import is_identically_one
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 from numpyro.util import not_jax_tracer
@@ -30,6 +29,7 @@ from vi_kit.base.named import PLATE, Axis, Named
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term, kept_name
+from vi_kit.engine.density import LogDensity, scaled_and_masked
 from vi_kit.engine.lanes import Made, along
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import STEP_KEY, Run
@@ -41,8 +41,6 @@ from vi_kit.engine.statements import (
     is_copy,
     is_given,
     no_density,
-    one_number,
-    split_scale,
 )
 from vi_kit.language.programs import Draw, Program, Statement
 from vi_kit.numpyro.degrees import invented, is_known
@@ -691,29 +689,20 @@ class _Handler:
         if self.backend.invents_data and msg["is_observed"]:
             value = invented(fn, value, self.backend.new_key())
         unmasked, kept = NumPyroDistribution(fn), msg["intermediates"]
-        plain, drawn = None, self.reading.drawn_from(msg["name"])
+        drawn = self.reading.drawn_from(msg["name"])
         if drawn is not None and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)
-            log_prob = jnp.where(unmasked.mask, plain, 0.0)
+            log_prob = scaled_and_masked(plain, 1.0, unmasked.mask)
         elif unmasked.fn is fn:
-            plain = log_prob = fn.log_prob(value, kept) if kept else fn.log_prob(value)
+            log_prob = plain = fn.log_prob(value, kept) if kept else fn.log_prob(value)
         else:
             log_prob = fn.log_prob(value)
-            if not msg["is_observed"]:
-                plain = unmasked.log_prob(value)
-        plain = log_prob if plain is None else plain
+            plain = log_prob if msg["is_observed"] else unmasked.log_prob(value)
         if msg["name"] in self.scanned:
             log_prob, plain = log_prob.sum(0), plain.sum(0)
         log_prob, plain = (self.declared(x, axes) for x in (log_prob, plain))
-        scale = split_scale(msg["scale"], axes)
-        density = log_prob if is_identically_one(scale) else log_prob * scale
-
-        def factor() -> jax.Array:
-            return jnp.where(unmasked.mask, jnp.ones_like(plain) * scale, 0.0)
-
-        number = None if unmasked.hides_elements else one_number(scale, unmasked.mask)
-        unscaled = isinstance(scale, float) and scale == 1.0
-        self.reading.record(msg["name"], axes, density, plain, factor, number, unscaled=unscaled)
+        made = LogDensity.of(msg["name"], axes, plain, log_prob, unmasked, msg["scale"])
+        self.reading.record(made)
 
     def declared(self, log_prob: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
         """Sum over batch dims that no plate declares, as NumPyro does."""

@@ -9,13 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from vi_kit.base.supports import edges
+from vi_kit.engine.replay import (
+    counts_in_guide,
+    is_drawn,
+    joint_support,
+    plain_log_prob,
+    shares_plates,
+    weighted_edges,
+)
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.unbiased import Densities, Displaced
@@ -35,7 +41,10 @@ class NumPyroReplay:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
         self.params: dict[str, Any] = {}
         model_trace, self.guide_trace = self.run({}, random.key(0), {})
-        self.shares_plates = _shares_plates([model_trace, self.guide_trace])
+        sites = [*model_trace.values(), *self.guide_trace.values()]
+        plates = [s["args"] for s in sites if s["type"] == "plate"]
+        scaled = any(args[1] not in (None, args[0]) for args in plates)
+        self.shares_plates = scaled or shares_plates(sites)
         started = {
             n: s["value"]
             for t in (self.guide_trace, model_trace)
@@ -112,11 +121,11 @@ class NumPyroReplay:
     def enumerated(self, most: int) -> Densities | None:
         names, supports, num = [], [], 1
         for site in _latent(self.guide_trace):
-            support = _joint_support(site, most // num)
+            support = joint_support(site, NumPyroDistribution, most // num)
             if support is None:
                 return None
             names.append(site["name"])
-            supports.append(support)
+            supports.append(jnp.asarray(support))
             num *= len(support)
         if num > most or not names:
             return None
@@ -149,10 +158,10 @@ class NumPyroReplay:
     def totals(self, model: Any, guide: Any) -> Any:
         """The three log densities, and a sum of the bounds of the supports, shape `(4,)`."""
         latent = _latent(guide)
-        plain = [_unmasked(s["fn"]).log_prob(s["value"]).sum() for s in latent]
-        own = [_log_prob(s) for s in guide.values() if _counts_in_guide(s)]
+        plain = [plain_log_prob(s, NumPyroDistribution) for s in latent]
+        own = [_log_prob(s) for s in guide.values() if counts_in_guide(s, NumPyroDistribution)]
         all_of_model = [_log_prob(s) for s in model.values() if s["type"] == "sample"]
-        sums = (plain, own, all_of_model, _weighted_edges(latent))
+        sums = (plain, own, all_of_model, weighted_edges(latent, NumPyroDistribution))
         return jnp.stack([jnp.asarray(sum(t), self.flat.dtype) for t in sums])
 
     def run(
@@ -195,7 +204,7 @@ class _Constant(Messenger):
             msg["infer"] = {**msg["infer"], GIVEN: True}
 
     def postprocess_message(self, msg: Any) -> None:
-        if _is_drawn(msg):
+        if is_drawn(msg, NumPyroDistribution):
             msg["value"] = lax.stop_gradient(msg["value"])
 
 
@@ -206,76 +215,9 @@ def _is_moved(value: Any) -> bool:
 
 def _latent(trace: Any) -> list[Any]:
     """Sites that are drawn."""
-    return [s for s in trace.values() if _is_drawn(s)]
-
-
-def _is_drawn(site: Any) -> bool:
-    """Whether a site is: a Delta is not, nor one whose value was given."""
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and GIVEN not in site["infer"]
-        and not isinstance(_base(_unmasked(site["fn"])), dist.Delta)
-    )
-
-
-def _weighted_edges(sites: list[Any]) -> list[Any]:
-    """The bounds of the supports, with weights that let none cancel another."""
-    found = [e for s in sites for e in edges(_unmasked(s["fn"]), NumPyroDistribution.wrappers)]
-    rng = np.random.default_rng(0)
-    return [(e * rng.uniform(1.0, 2.0, jnp.shape(e))).sum() for e in found]
-
-
-def _counts_in_guide(site: Any) -> bool:
-    """What is drawn, and factors; not the data, in a guide that runs the model."""
-    if site["type"] != "sample":
-        return False
-    return not site["is_observed"] or isinstance(_base(site["fn"]), dist.Unit)
+    return [s for s in trace.values() if is_drawn(s, NumPyroDistribution)]
 
 
 def _log_prob(site: Any) -> Any:
     log_prob = site["fn"].log_prob(site["value"])
     return (log_prob if site["scale"] is None else site["scale"] * log_prob).sum()
-
-
-def _unmasked(fn: Any) -> Any:
-    """A distribution without its masks: what its values are drawn from."""
-    if isinstance(fn, dist.MaskedDistribution):
-        return _unmasked(fn.base_dist)
-    if isinstance(fn, dist.Independent):
-        return _unmasked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, dist.ExpandedDistribution):
-        return _unmasked(fn.base_dist).expand(fn.batch_shape)
-    return fn
-
-
-def _base(fn: Any) -> Any:
-    wrappers = (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)
-    return _base(fn.base_dist) if isinstance(fn, wrappers) else fn
-
-
-def _joint_support(site: Any, most: int) -> Any:
-    """All joint values of the elements of a site, shape `(num, *batch, *event)`."""
-    fn = _base(site["fn"])
-    if not fn.has_enumerate_support:
-        return None
-    try:
-        support = np.asarray(fn.enumerate_support(expand=False))
-    except NotImplementedError:
-        return None
-    support = support.reshape(len(support), *fn.event_shape)
-    shape = site["fn"].batch_shape + site["fn"].event_shape
-    shape = shape[: len(shape) - len(fn.event_shape)]
-    size = int(np.prod(shape))
-    if len(support) ** size > most:
-        return None
-    indices = np.array(list(itertools.product(range(len(support)), repeat=size)))
-    return jnp.asarray(support[indices].reshape(len(indices), *shape, *fn.event_shape))
-
-
-def _shares_plates(traces: Any) -> bool:
-    sites = [s for t in traces for s in t.values() if s["type"] == "sample"]
-    stacks = [{f.name for f in s["cond_indep_stack"]} for s in sites]
-    plates = [s for t in traces for s in t.values() if s["type"] == "plate"]
-    scaled = any(s["args"][1] not in (None, s["args"][0]) for s in plates)
-    return scaled or bool(stacks and set.intersection(*stacks))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.ops.provenance import (
     ProvenanceTensor,
     detach_provenance,
@@ -33,6 +32,7 @@ from vi_kit.base.named import PLATE, Axis
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term
+from vi_kit.engine.density import LogDensity, scaled_and_masked
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import Run, running
 from vi_kit.engine.statements import (
@@ -42,9 +42,7 @@ from vi_kit.engine.statements import (
     check_parameter,
     is_copy,
     is_given,
-    one_number,
     outside_support,
-    split_scale,
 )
 from vi_kit.language.programs import Draw, Program, Statement, with_replaced
 from vi_kit.pyro.degrees import TELLING
@@ -666,7 +664,7 @@ class _Handler:
         drawn: tuple[Any, Any, bool] | None = self.reading.drawn_from(name)
         if drawn is not None and isinstance(value, Random) and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)
-            log_prob = plain if unmasked.fn is fn else scale_and_mask(plain, 1.0, unmasked.mask)
+            log_prob = scaled_and_masked(plain, 1.0, unmasked.mask)
         else:
             try:
                 log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
@@ -676,17 +674,9 @@ class _Handler:
                 raise
             whole = unmasked.fn is fn and unmasked.unrounded is None
             plain = log_prob if whole else unmasked.log_prob(value)
-        inside = _iterations(msg)
-        scale = split_scale(msg["scale"], (*axes, *(a for a, _ in inside)))
-        mask, unscaled = msg["mask"], isinstance(scale, float) and scale == 1.0
-        density = scale_and_mask(log_prob, scale, mask)
-
-        def factor() -> torch.Tensor:
-            ones = torch.ones_like(plain)
-            return scale_and_mask(scale_and_mask(ones, scale, mask), 1.0, unmasked.mask)
-
-        number = None if unmasked.hides_elements else one_number(scale, mask, unmasked.mask)
-        self.reading.record(name, axes, density, plain, factor, number, inside, unscaled)
+        scale, mask, inside = msg["scale"], msg["mask"], _iterations(msg)
+        made = LogDensity.of(name, axes, plain, log_prob, unmasked, scale, mask, inside)
+        self.reading.record(made)
 
     def axes(self, msg: Any) -> tuple[Axis, ...]:
         """Plates and replicates of a statement."""

@@ -21,6 +21,7 @@ from vi_kit.base.context import _current
 from vi_kit.base.errors import BackendError, EstimatorError, ViKitError, message
 from vi_kit.base.named import PLATE, REPLICATE, WORLD, Axis, Named, from_layout
 from vi_kit.costs.terms import Site, Term
+from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import by_moments
 from vi_kit.engine.run import Run
 from vi_kit.engine.statements import Simulation, realigned
@@ -219,17 +220,10 @@ class _Solo:
         self._compare(f"site {name!r}", made, own, torch.zeros(()))
         return made
 
-    def record(
-        self,
-        name: str,
-        axes: tuple[Axis, ...],
-        density: torch.Tensor,
-        *details: Any,
-    ) -> None:
-        """Compare a log density with what it was. See `Simulation.record`."""
-        del details
-        what = self.program.what(name)
-        axes = tuple(a for a in axes if a.kind == PLATE)
+    def record(self, made: LogDensity) -> None:
+        """Compare a log density with what it was."""
+        name, density, what = made.name, made.density, self.program.what(made.name)
+        axes = tuple(a for a in made.axes if a.kind == PLATE)
         self.num_terms += isinstance(self.original, Simulation) and name in self.original.sites
         if isinstance(density, Random):
             closed = (self.num_terms, what) in self.was.plan.closed

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 
-from vi_kit.base.named import Axis
 from vi_kit.costs.terms import Site
+from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import claim, expanded, open_site, placed
 from vi_kit.engine.statements import Evaluation, Replay, Simulation, realigned
 from vi_kit.estimators.base import Expansion
@@ -84,7 +84,7 @@ class Turns:
         self.draws: dict[str, tuple[Statement, Site, Sheet, list[torch.Tensor]]] = {}
         self.flags: dict[str, Expansion] = {}
         self.deltas: dict[str, Sheet] = {}
-        self.records: dict[tuple[str, int], tuple[tuple[Any, ...], Sheet]] = {}
+        self.records: dict[tuple[str, int], tuple[LogDensity, Sheet]] = {}
         self.met: list[tuple[str, int]] = []
         self.missing: dict[frozenset[Site], dict[Any, Index]] = {}
 
@@ -133,25 +133,18 @@ class Turns:
         value = fitted(value, statement.shape_alone(nesting))
         return draw.details[statement.name].dist.shown(value)
 
-    def record(
-        self,
-        name: str,
-        axes: tuple[Axis, ...],
-        density: torch.Tensor,
-        plain: torch.Tensor,
-        factor: Callable[[], torch.Tensor],
-        *details: Any,
-    ) -> None:
-        """Note a log density at this joint value. See `Simulation.record`."""
+    def record(self, made: LogDensity) -> None:
+        """Note a log density at this joint value."""
+        name = made.name
         key = (name, sum(other == name for other, _ in self.met))
         self.met.append(key)
         if self.done and key not in self.records:
             return  # an error once the run is over
-        _, sheet = self.records.setdefault(key, ((name, axes, details), Sheet()))
-        arrays = {"density": density, "plain": plain}
+        _, sheet = self.records.setdefault(key, (made, Sheet()))
+        arrays: dict[str, Any] = {"density": made.density, "plain": made.plain}
         sites = getattr(self.reading, "sites", {})
         if name in sites and sites[name].estimator.holds_params:
-            arrays["factor"] = factor()
+            arrays["factor"] = made.factor()
         self._note(sheet, arrays)
 
     def leaves_out(self, name: str) -> bool:
@@ -281,16 +274,14 @@ class Turns:
             for name, sheet in self.deltas.items():
                 ndim = len(reading.draw.details[name].dist.event_shape)
                 reading.draw.deltas[name] = self._along(sheet, "value", 0, ndim)
-        for (name, axes, details), sheet in self.records.values():
-            density, plain = (self._along(sheet, part, 0, 0) for part in ("density", "plain"))
-            reading.record(
-                name,
-                axes,
-                density,
-                plain,
-                lambda sheet=sheet: self._along(sheet, "factor", 0, 0),
-                *details,
+        for made, sheet in self.records.values():
+            together = replace(
+                made,
+                density=self._along(sheet, "density", 0, 0),
+                plain=self._along(sheet, "plain", 0, 0),
+                factor=lambda sheet=sheet: self._along(sheet, "factor", 0, 0),
             )
+            reading.record(together)
 
     def _along(self, sheet: Sheet, part: str, num_lead: int, event_ndim: int) -> torch.Tensor:
         """What the runs made at a statement, with dims for the sites on which it depends, left of the plates."""

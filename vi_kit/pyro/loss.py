@@ -11,9 +11,6 @@ from typing import Any, TypeVar
 import torch
 from pyro.infer import ELBO
 
-from vi_kit.analysis.degrees import DegreeProbe
-from vi_kit.analysis.jumps import OTHERS, JumpProbe, Jumps
-from vi_kit.analysis.mixing import MixingProbe, find, looked_at
 from vi_kit.base.errors import (
     BackendError,
     EstimatorError,
@@ -22,34 +19,21 @@ from vi_kit.base.errors import (
     message,
 )
 from vi_kit.base.layouts import Single
-from vi_kit.base.named import Axis
-from vi_kit.costs.terms import Site
 from vi_kit.engine.arguments import described
-from vi_kit.engine.dry_run import ClosedFormRun, DryRun, ProbingRun
 from vi_kit.engine.loss import CommonLoss
-from vi_kit.engine.plan import Findings, Plan, Plans, Replan, explanation
-from vi_kit.engine.refusals import shortfalls
+from vi_kit.engine.plan import Plan, Replan
+from vi_kit.engine.planning import UNKNOWN_NESTING
 from vi_kit.engine.run import Run
-from vi_kit.engine.settings import (
-    UNKNOWN_NESTING,
-    make_plan,
-    not_finite,
-    not_numbers,
-    of_other_library,
-    with_closed_forms,
-    without_jumps,
-)
+from vi_kit.engine.settings import not_finite, not_numbers
 from vi_kit.estimators import Score
 from vi_kit.language.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
-from vi_kit.pyro.degrees import Reads, Watch, degree_probe, degrees_found, find_jumps_in
 from vi_kit.pyro.front import in_words
-from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.mixing import Reader
-from vi_kit.pyro.noise import Generators, buffers_kept
+from vi_kit.pyro.noise import buffers_kept
+from vi_kit.pyro.planning import PyroPlanner
 from vi_kit.pyro.replay import PyroReplay
-from vi_kit.pyro.told import harmless_lines
 
 T = TypeVar("T")
 
@@ -72,9 +56,6 @@ def with_grad(method: Callable[..., T]) -> Callable[..., T]:
             return method(*args, **kwargs)
 
     return enabled
-
-
-NOTHING = "no latent site of Pyro: vi_kit.numpyro.Loss is for NumPyro's programs"
 
 
 class Loss(CommonLoss, ELBO):
@@ -112,34 +93,27 @@ class Loss(CommonLoss, ELBO):
         Loss(iwae(num_particles=5), estimators={'b': MeasureValued()})
     """
 
+    library = "Pyro"
+    replays = PyroReplay
+
     def _start(self) -> None:
         self.state: dict[str, torch.Tensor] = {}
-        self._plans = Plans()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: plans belong to the programs of this process."""
-        return {**self.__dict__, "_plans": Plans()}
-
-    def replay(
-        self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any
-    ) -> PyroReplay:
-        """Model and guide at their present parameters, for `vi.check_unbiased`."""
-        del params  # they are in the store
-        return PyroReplay(model, guide, args, kwargs)
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("vi_kit runs model and guide itself")
 
     def loss_with_mutable_state(self, *args: Any, **kwargs: Any) -> Any:
         """What NumPyro's SVI asks for."""
-        raise of_other_library("Pyro")
+        raise self._of_other_library()
 
     # Pyro's interface
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """One estimate of the loss (nats), without gradient."""
         # not under no_grad, which is the caller's to choose: a guide may take gradients itself
-        groups, run = self._estimate(model, guide, args, kwargs, with_gradient=False)
+        groups, run = self._estimate(
+            self._programs(model, guide, args, kwargs), with_gradient=False
+        )
         value = self._value(groups).item()
         if math.isnan(value):
             raise not_finite(value, run.first_not_finite(), run.backend.spoilt_params())
@@ -150,7 +124,7 @@ class Loss(CommonLoss, ELBO):
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """A scalar whose value is an estimate of the loss and whose gradient is unbiased."""
-        groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
+        groups, run = self._estimate(self._programs(model, guide, args, kwargs), with_gradient=True)
         loss = self._with_gradient(groups, run)
         self._advance(run)
         return loss
@@ -158,27 +132,26 @@ class Loss(CommonLoss, ELBO):
     @with_grad
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Add an unbiased gradient to the parameters' `.grad`; returns the estimate of the loss."""
-        groups, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
+        programs = self._programs(model, guide, args, kwargs)
+        groups, run = self._estimate(programs, with_gradient=True)
         value = self._value(groups).item()
         if not math.isfinite(value):
             raise not_finite(value, run.first_not_finite(), run.backend.spoilt_params())
         loss = self._with_gradient(groups, run)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-            self._check_gradients(run, model, guide, args, kwargs)
+            self._check_gradients(run, programs)
         self._advance(run)
         return value
 
-    def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
-        """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
+    def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            self._estimate(model, guide, args, kwargs, with_gradient=False)
-        plan = self._plan(model, guide, args, kwargs)
-        return explanation(plan, *[NOTHING] * (not plan.table))
+            self._estimate(programs, with_gradient=False)
+        return self._plan(programs), []
 
     # How it is done
 
-    def _check_gradients(self, run: Run, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+    def _check_gradients(self, run: Run, programs: tuple[Program, Program]) -> None:
         """Refuse gradients that are not numbers; the graph is gone, so the statement is found in another run."""
         assert isinstance(run.backend, PyroBackend)
         spoilt = run.backend.spoilt_gradients()
@@ -186,7 +159,7 @@ class Loss(CommonLoss, ELBO):
             return
         for p in spoilt.values():
             p.grad = None
-        _, run = self._estimate(model, guide, args, kwargs, with_gradient=True)
+        _, run = self._estimate(programs, with_gradient=True)
         leaves, where = list(spoilt.values()), "the objective itself"
         for term in run.terms:
             if not term.base.array.requires_grad:
@@ -199,12 +172,9 @@ class Loss(CommonLoss, ELBO):
         raise not_numbers(list(spoilt), where)
 
     def _estimate(
-        self, model: Any, guide: Any, args: Any, kwargs: Any, *, with_gradient: bool
+        self, programs: tuple[Program, Program], *, with_gradient: bool
     ) -> tuple[dict[str | None, torch.Tensor], Run]:
-        if not callable(model) or not callable(guide):
-            raise of_other_library("Pyro")
-        programs = model, guide, args, kwargs
-        plan, reason, num_replans = self._plan(*programs), "", 0
+        plan, reason, num_replans = self._plan(programs), "", 0
         refusal: EstimatorError | None = (
             None  # of what is in front, which is truer than what comes after it
         )
@@ -213,33 +183,36 @@ class Loss(CommonLoss, ELBO):
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
             backend.recorded = None if plan.settled else []
             if plan.has_front and not plan.settled:
-                backend.reader = Reader((args, kwargs), harmless=plan.harmless)
+                backend.reader = Reader(
+                    (programs[0].args, programs[0].kwargs), harmless=plan.harmless
+                )
             try:
-                groups = self._execute(run, *programs)
+                named = self.settings.execute(run, *programs)
+                groups = {group: one.array for group, one in named.items()}
                 if groups.keys() - {None}:
                     backend.refuse_unknown(groups.values())
             except Replan as replan:
                 num_replans, reason = num_replans + 1, str(replan)
-                plan = self._plan(*programs, again=True)
+                plan = self._plan(programs, again=True)
                 continue
             except Exception as error:
                 if not run.has_front:
                     raise
                 if isinstance(error, EstimatorError):
                     refusal = refusal or error
-                plan = self._fallback(run, in_words(error), refusal or error, *programs)
+                plan = self._fallback(run, in_words(error), refusal or error, programs)
                 continue
             if plan.settled:
                 return groups, run
             with torch.random.fork_rng(devices=[]), buffers_kept():
                 found = mismatch(run, backend.recorded or [], PyroBackend(self.state))
             if found is not None and not found.is_certain and plan.analytic:
-                found = self._without_moments(plan, found, *programs)
+                found = self._without_moments(plan, found, programs)
             must_be_certain = not (self.settings.vectorize or plan.in_turn)
             if found is None or not (found.is_certain or must_be_certain):
-                self._keep(replace(plan, settled=True), *programs)
+                self._keep(replace(plan, settled=True), programs)
                 return groups, run
-            plan = self._fallback(run, found.text, None, *programs)
+            plan = self._fallback(run, found.text, None, programs)
         if reason:
             raise ObjectiveError(reason)
         raise BackendError(
@@ -248,20 +221,20 @@ class Loss(CommonLoss, ELBO):
         )
 
     def _without_moments(
-        self, plan: Plan, found: Mismatch, model: Any, guide: Any, args: Any, kwargs: Any
+        self, plan: Plan, found: Mismatch, programs: tuple[Program, Program]
     ) -> Mismatch | None:
         """What differs where sites have draws in the place of moments, which are computed by the same operations."""
         estimators = {
             label: Score() if label in plan.analytic else choice.estimator
             for label, choice in plan.selection.resolved.items()
         }
-        drawn, programs = self.with_estimators(estimators), (model, guide, args, kwargs)
+        drawn = self.with_estimators(estimators)
         try:
             with torch.random.fork_rng(devices=[]):
-                drawn._estimate(*programs, with_gradient=False)
+                drawn._estimate(programs, with_gradient=False)
         except ViKitError:
             return found
-        reason = drawn._plan(*programs).in_turn
+        reason = drawn._plan(programs).in_turn
         return Mismatch(reason) if reason else None
 
     def _fallback(
@@ -269,13 +242,10 @@ class Loss(CommonLoss, ELBO):
         run: Run,
         reason: str,
         error: Exception | None,
-        model: Any,
-        guide: Any,
-        args: Any,
-        kwargs: Any,
+        programs: tuple[Program, Program],
     ) -> Plan:
         """Another plan, after a run in which what lies in front of the programs' own dims was in the way."""
-        plan, programs = run.plan, (model, guide, args, kwargs)
+        plan = run.plan
         if self.settings.vectorize and not plan.in_turn:
             raise BackendError(
                 message(
@@ -289,7 +259,7 @@ class Loss(CommonLoss, ELBO):
         in_turn = plan.in_turn or reason
         selection = plan.selection if plan.in_turn else plan.selection.in_turn()
         if plan.in_turn:
-            self._keep(plan, *programs)
+            self._keep(plan, programs)
             labels = [
                 label
                 for label, choice in selection.resolved.items()
@@ -307,71 +277,34 @@ class Loss(CommonLoss, ELBO):
                 resolved={k: v for k, v in selection.resolved.items() if k not in labels},
             )
         plan = replace(plan, selection=selection, in_turn=in_turn)
-        return self._plan(*programs, again=True, previous=plan)
+        return self._plan(programs, again=True, previous=plan)
 
-    def _execute(self, run: Run, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[Any, Any]:
-        programs = (Program(model, args, kwargs, "model"), Program(guide, args, kwargs, "guide"))
-        groups = self.settings.execute(run, *programs)
-        return {group: named.array for group, named in groups.items()}
-
-    def _keep(self, plan: Plan, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
-        rest, numbers = described(args, kwargs)
-        self._plans.keep((model, guide, rest), numbers, plan)
+    def _keep(self, plan: Plan, programs: tuple[Program, Program]) -> None:
+        self._plans.keep(*_told_apart(programs), plan)
 
     def _plan(
         self,
-        model: Any,
-        guide: Any,
-        args: Any,
-        kwargs: Any,
+        programs: tuple[Program, Program],
         again: bool = False,
         previous: Plan | None = None,
     ) -> Plan:
-        rest, numbers = described(args, kwargs)
-        known = self._plans.find((model, guide, rest), numbers)
+        known = self._plans.find(*_told_apart(programs))
         if known is not None and not again:
             return known
-        previous, nesting, deepest = previous or known, self.settings.max_plate_nesting, 0
+        previous, nesting = previous or known, self.settings.max_plate_nesting
         selection = self.settings.selection if previous is None else previous.selection
         in_turn = "" if previous is None else previous.in_turn
         # nothing lies in front in a dry run
         depth = UNKNOWN_NESTING if nesting is None else nesting
-        draft = Plan(selection, depth, vectorize=False, in_turn=in_turn)
-
-        def execute(run: Run) -> None:
-            nonlocal deepest
-            try:
-                self._execute(run, model, guide, args, kwargs)
-            except Replan:
-                raise BackendError(
-                    f"a plate lies left of max_plate_nesting={nesting}; give Loss a larger one"
-                ) from None
-            deepest = max(deepest, run.deepest_dim)
-
+        planner = PyroPlanner(self.settings, programs)
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), buffers_kept():
-            known = dict[Any, Jumps]()
-            plan = _without_jumps(draft, execute, known)
-            draft = replace(draft, harmless=plan.harmless)
-            joined, assumed = looked_at(
-                plan.apart,
-                plan.met,
-                lambda plates: find_mixed_in(plan, plates, (args, kwargs), execute),
-            )
-            if joined:
-                draft = replace(draft, joined=joined, plates=plan.plates)
-                plan = _without_jumps(draft, execute, known)
-            plan = replace(plan, notes=(*plan.notes, *assumed))
-            _prove_degrees(plan, execute)
-            plan = _with_closed_forms(plan, execute)
-            if in_turn:  # which statements are taken at which values is known by provenance alone
-                plan = replace(plan, tracked=True, entangled=False)
-            plan = replace(plan, provenance=_untraceable(plan, execute))
+            plan = planner.plan(Plan(selection, depth, vectorize=False, in_turn=in_turn))
         plan = replace(
             plan,
-            max_plate_nesting=deepest if nesting is None else nesting,
+            max_plate_nesting=planner.deepest if nesting is None else nesting,
             vectorize=self.settings.vectorize is not False and not in_turn,
         )
-        self._plans.keep((model, guide, rest), numbers, plan)
+        self._keep(plan, programs)
         return plan
 
     def _value(self, groups: Mapping[str | None, torch.Tensor]) -> torch.Tensor:
@@ -435,164 +368,8 @@ class Loss(CommonLoss, ELBO):
             run.backend.set_state(key, value)
 
 
-def _untraceable(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
-    """Labels of the sites whose provenance gets lost in the program, found by one more dry run."""
-    if not plan.tracked:
-        return frozenset()
-    backend = PyroBackend()
-    backend.probe = LeakProbe()
-    try:
-        execute(DryRun(backend, plan))
-    except Exception:  # what cannot be followed is taken to get lost, which is right, if noisier
-        return frozenset(plan.selection.resolved)
-    is_all = backend.probe.may_branch
-    return frozenset(plan.selection.resolved if is_all else backend.probe.untraceable)
-
-
-def _without_jumps(draft: Plan, execute: Callable[[Run], None], known: dict[Any, Jumps]) -> Plan:
-    """The plan of a program, in which no site is differentiated along which a cost jumps, and no cost jumps where a
-    parameter says. It is run once more if it has an operation that takes steps, or is told values.
-
-    Args:
-        draft: what is known of the plan.
-        execute: makes a dry run.
-        known: what was found out, by the sites that were looked at.
-    """
-    backend = PyroBackend()
-
-    def make_backend() -> PyroBackend:
-        nonlocal backend
-        backend = PyroBackend()
-        return backend
-
-    with Watch() as watch, watch.reads:
-        plan = make_plan(make_backend, draft, execute)
-    is_told = watch.tells or bool(watch.reads.found)
-    if is_told and not draft.harmless:
-        harmless = harmless_lines(plan, execute)
-        if harmless:
-            draft = replace(draft, harmless=harmless)
-            plan = make_plan(make_backend, draft, execute)
-    takes_steps = watch.found or watch.reads.found or watch.reads.detaches
-    if not takes_steps or not (plan.pathwise or plan.continuous):
-        return plan
-    key = plan.pathwise, plan.continuous
-    if key not in known:
-        known[key] = _jumps(plan, execute, backend, is_told, draft.harmless)
-    return without_jumps(
-        plan,
-        known[key],
-        lambda again: make_plan(PyroBackend, replace(draft, selection=again), execute),
-    )
-
-
-def _jumps(
-    plan: Plan,
-    execute: Callable[[Run], None],
-    backend: PyroBackend,
-    is_told: bool,
-    harmless: frozenset[str],
-) -> Jumps:
-    """Which terms jump, in which sites, and where a parameter says.
-
-    Args:
-        plan: of the program.
-        execute: makes a dry run.
-        backend: that of the dry run of the plan.
-        is_told: whether the program is told values.
-        harmless: lines at which that makes no difference.
-    """
-    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
-    held_any = False
-
-    def dry(probe: DegreeProbe) -> None:
-        nonlocal held_any
-        execute(ProbingRun(PyroBackend(), plain, probe))
-        held_any |= isinstance(probe, JumpProbe) and probe.held_any
-
-    leaves: dict[str, torch.Tensor] = {}
-    for role in ("model", "guide"):
-        for name, leaf in backend.params[role].items():
-            is_other = leaves.get(name, leaf) is not leaf
-            if leaf.requires_grad:
-                leaves[f"{name} ({role})" if is_other else name] = leaf
-    found, labels = Jumps(), sorted(plan.pathwise)
-    numbers = OTHERS if plan.draws_others() else OTHERS[:1]
-    passes = [(number, False) for number in numbers]
-    passes += [(OTHERS[0], True)] * is_told
-    for number, one_way in passes:
-        if found.of_all(plan.pathwise) and (found.moving or not leaves):
-            break
-        try:
-            found = found.joined(
-                find_jumps_in(labels, leaves, dry, number, one_way, harmless=harmless)
-            )
-        except Exception:  # the program may do what tensors of another class refuse
-            found = found.joined(Jumps.unknown(plan.pathwise))
-    if leaves and (held_any or not plan.continuous <= plan.pathwise):
-        labels = sorted(plan.continuous)
-        for number in numbers:
-            if found.moving:
-                break
-            try:
-                other = find_jumps_in(labels, leaves, dry, number, holds=False)
-                found = found.joined(Jumps(assumed=other.assumed, moving=other.moving))
-            except Exception:
-                found = found.joined(Jumps.unknown(labels))
-    return found
-
-
-def find_mixed_in(
-    plan: Plan, plates: Sequence[Axis], arguments: Any, execute: Callable[[Run], None]
-) -> set[tuple[str, Axis]]:
-    """Which terms see several elements of which plates, found by a dry run.
-
-    Args:
-        plan: of the program, which is kept for other arguments, too.
-        plates: to be looked at.
-        arguments: of the program.
-        execute: makes a dry run.
-    """
-    plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
-    reader, start = Reader(arguments, plates, plan.harmless), Generators.now()
-
-    def draw(site: Site, dist: Any) -> torch.Tensor:
-        event_ndim = len(dist.event_shape)
-        dims = {a: -a.order - event_ndim for a in site.axes if a in reader.numbers}
-        return reader.drawn(dist.fn, dims)
-
-    probe = MixingProbe({}, draw=draw)
-    run = ProbingRun(PyroBackend(), plain, probe)
-    try:
-        with reader, reader.reads:
-            execute(run)
-    finally:
-        start.restore()
-    terms = [(t.label, t.base.axes, reader.places(t.base.array)) for t in run.terms]
-    return find(plates, terms)
-
-
-def _prove_degrees(plan: Plan, execute: Callable[[Run], None]) -> None:
-    """Refuse terms of higher degree than their sites' estimators are exact for, found by one more dry run."""
-    if not plan.degrees:
-        return
-    probe, plain = degree_probe(plan), replace(plan, num_slots=1, tracked=False)
-    try:
-        with Reads():
-            execute(ProbingRun(PyroBackend(), plain, probe))
-    except (RuntimeError, TypeError, ValueError) as error:
-        error.add_note(
-            "while the degrees of the terms were found; biased=True does not ask for them"
-        )
-        raise
-    findings = Findings(estimator_problems=shortfalls(plan, degrees_found(probe)))
-    findings.raise_if_any()
-
-
-def _with_closed_forms(plan: Plan, execute: Callable[[Run], None]) -> Plan:
-    """The plan, with the terms that have a closed form, found by one more dry run."""
-    if not plan.analytic:
-        return plan
-    run = ClosedFormRun(PyroBackend(), replace(plan, num_slots=1, tracked=False))
-    execute(run)
-    return with_closed_forms(plan, run.forms)
+def _told_apart(programs: tuple[Program, Program]) -> tuple[Any, Any]:
+    """The key of a plan."""
+    model, guide = programs
+    rest, numbers = described(model.args, model.kwargs)
+    return (model.fn, guide.fn, rest), numbers

@@ -10,12 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 
-from vi_kit.base.supports import edges
+from vi_kit.engine.replay import (
+    counts_in_guide,
+    is_drawn,
+    joint_support,
+    plain_log_prob,
+    shares_plates,
+    weighted_edges,
+)
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.unbiased import Densities, Displaced
@@ -24,11 +30,17 @@ from vi_kit.unbiased import Densities, Displaced
 class PyroReplay:
     """See `vi_kit.unbiased.Replay`."""
 
-    def __init__(self, model: Callable, guide: Callable, args: Any, kwargs: Any):
+    def __init__(
+        self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any = None
+    ):
+        del params  # they are in the store
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
         with self.undisturbed(0):
             traces = self.run({})
-            self.shares_plates = _shares_plates(traces)
+            statements = [s for t in traces for s in _statements(t)]
+            frames = [f for s in statements for f in s["cond_indep_stack"]]
+            scaled = any(f.full_size not in (None, f.size) for f in frames)
+            self.shares_plates = scaled or shares_plates(statements)
             names = [n for t in traces for n, site in t.nodes.items() if site["type"] == "param"]
             store = pyro.get_param_store()
             self.names = [n for n in dict.fromkeys(names) if store._params[n].requires_grad]
@@ -94,8 +106,7 @@ class PyroReplay:
         def log_weight() -> float:
             model, guide = self.run({})
             guide.compute_log_prob()
-            own = [s["log_prob_sum"] for s in guide.nodes.values() if _counts_in_guide(s)]
-            return float(model.log_prob_sum() - sum(own))
+            return float(model.log_prob_sum() - _own(guide))
 
         return self.displaced(log_weight, num_draws, seed)
 
@@ -128,10 +139,12 @@ class PyroReplay:
                 if site is None:
                     done.append(values)
                 else:
-                    support = _joint_support(site, most)
+                    support = joint_support(site, PyroDistribution, most)
                     if support is None:
                         return None
-                    open_values += [{**values, site["name"]: value} for value in support]
+                    open_values += [
+                        {**values, site["name"]: torch.as_tensor(value)} for value in support
+                    ]
                 if len(done) + len(open_values) > most:
                     return None
             return self.densities(done)
@@ -146,13 +159,13 @@ class PyroReplay:
         for values in draws:
             model, guide = self.run(values)
             latent = _latent(guide)
-            drawn = [_plain_log_prob(s) for s in latent]
+            drawn = [plain_log_prob(s, PyroDistribution) for s in latent]
             guide.compute_log_prob()
             model.compute_log_prob()
-            own = [s["log_prob_sum"] for s in guide.nodes.values() if _counts_in_guide(s)]
-            totals = [sum(drawn), sum(own), model.log_prob_sum()]
+            totals = [sum(drawn), _own(guide), model.log_prob_sum()]
             rows.append([self.with_gradient(torch.as_tensor(t)) for t in totals])
-            moves |= self.with_gradient(_sum_of_edges(latent))[1] != 0
+            bounds = torch.as_tensor(sum(weighted_edges(latent, PyroDistribution)))
+            moves |= self.with_gradient(bounds)[1] != 0
         columns = zip(*rows, strict=True)
         return Densities(
             *((np.array([v for v, _ in c]), np.array([g for _, g in c])) for c in columns),
@@ -193,7 +206,7 @@ class _Given(poutine.messenger.Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if _is_drawn(msg):
+        if not _is_subsample(msg) and is_drawn(msg, PyroDistribution):
             msg["value"] = msg["value"].detach()
 
 
@@ -220,83 +233,21 @@ def _is_subsample(site: Any) -> bool:
     return site["type"] == "sample" and isinstance(site["fn"], _Subsample)
 
 
+def _statements(trace: Any) -> list[Any]:
+    """The sample statements of a trace."""
+    return [s for s in trace.nodes.values() if s["type"] == "sample" and not _is_subsample(s)]
+
+
 def _latent(trace: Any) -> list[Any]:
     """Sites that are drawn."""
-    return [s for s in trace.nodes.values() if _is_drawn(s)]
+    return [s for s in _statements(trace) if is_drawn(s, PyroDistribution)]
 
 
-def _is_drawn(site: Any) -> bool:
-    """Whether a site is: a Delta is not, nor one whose value was given."""
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and GIVEN not in site["infer"]
-        and not _is_subsample(site)
-        and not isinstance(_unmasked(site["fn"]), dist.Delta)
+def _own(guide: Any) -> Any:
+    """The log density of a guide, whose sites have theirs."""
+    return sum(
+        s["log_prob_sum"] for s in _statements(guide) if counts_in_guide(s, PyroDistribution)
     )
-
-
-def _sum_of_edges(sites: list[Any]) -> torch.Tensor:
-    """Of the bounds of the supports, with weights that let none cancel another."""
-    found = [e for s in sites for e in edges(_unmasked(s["fn"]), PyroDistribution.wrappers)]
-    rng = np.random.default_rng(0)
-    weighted = [(e * torch.as_tensor(rng.uniform(1.0, 2.0, e.shape))).sum() for e in found]
-    return torch.as_tensor(sum(weighted))
-
-
-def _counts_in_guide(site: Any) -> bool:
-    """What is drawn, and factors; not the data, in a guide that runs the model."""
-    if site["type"] != "sample" or _is_subsample(site):
-        return False
-    return not site["is_observed"] or isinstance(site["fn"], dist.Unit)
-
-
-def _unmasked(fn: Any) -> Any:
-    """A distribution without its masks: what its values are drawn from."""
-    if isinstance(fn, dist.MaskedDistribution):
-        return _unmasked(fn.base_dist)
-    if isinstance(fn, dist.Independent):
-        base = _unmasked(fn.base_dist)
-        if not isinstance(base, dist.Delta):
-            return base.to_event(fn.reinterpreted_batch_ndims)
-        return base
-    return fn
-
-
-def _plain_log_prob(site: Any) -> Any:
-    return _unmasked(site["fn"]).log_prob(site["value"]).sum()
-
-
-def _joint_support(site: Any, most: int) -> list[torch.Tensor] | None:
-    """All joint values of the elements of a site."""
-    fn = _unmasked(site["fn"])
-    while isinstance(fn, dist.Independent):
-        fn = fn.base_dist
-    if not fn.has_enumerate_support:
-        return None
-    try:
-        support = fn.enumerate_support(expand=False)
-    except NotImplementedError:
-        return None
-    event = fn.event_shape
-    support = support.reshape(len(support), *event)
-    shape = fn.batch_shape
-    if len(support) ** shape.numel() > most:
-        return None
-    tuples = itertools.product(support, repeat=shape.numel())
-    return [torch.stack(t).reshape(shape + event) for t in tuples]
-
-
-def _shares_plates(traces: tuple[Any, Any]) -> bool:
-    sites = [
-        s
-        for t in traces
-        for s in t.nodes.values()
-        if s["type"] == "sample" and not _is_subsample(s)
-    ]
-    stacks = [{f.name for f in s["cond_indep_stack"]} for s in sites]
-    scaled = any(f.full_size not in (None, f.size) for s in sites for f in s["cond_indep_stack"])
-    return scaled or bool(stacks and set.intersection(*stacks))
 
 
 def _flat(grad: torch.Tensor | None, like: torch.Tensor) -> np.ndarray:

@@ -377,5 +377,6 @@ def test_what_another_branch_of_a_script_sees_enters():
         pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
         pyro.sample("b", dist.Bernoulli(torch.tensor(0.2)))
 
-    plan = Loss(estimators=vi.Score())._plan(model, guide, (), {})
+    loss = Loss(estimators=vi.Score())
+    plan = loss._plan(loss._programs(model, guide, (), {}))
     assert plan.provenance == {"z", "b"}

@@ -1,0 +1,89 @@
+"""The log density of a statement, scaled and masked, the same for every library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from vi_kit.base.distributions import DistributionView
+from vi_kit.base.named import Array, Axis
+
+
+@dataclass(frozen=True)
+class LogDensity:
+    """What a statement adds to a log density (nats).
+
+    Attributes:
+        name: of the site, latent or observed.
+        axes: its plates and replicate axes.
+        density: scaled (but for subsampling) and masked.
+        plain: neither scaled nor masked.
+        factor: the one divided by the other.
+        number: the same, if it is one known number for all elements.
+        inside: see `Term.inside`.
+        unscaled: whether nothing but its plates scales it.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    density: Array
+    plain: Array
+    factor: Callable[[], Array]
+    number: float | None = None
+    inside: frozenset[tuple[Axis, int]] = frozenset()
+    unscaled: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        axes: tuple[Axis, ...],
+        plain: Array,
+        log_prob: Array,
+        dist: DistributionView,
+        scale: float | Array | None,
+        mask: Any = True,
+        inside: frozenset[tuple[Axis, int]] = frozenset(),
+    ) -> LogDensity:
+        """From what a distribution says, without and with its masks, and the scale and the mask of the handlers around
+        its statement."""
+        rest = _split(scale, (*axes, *(a for a, _ in inside)))
+        is_number = isinstance(rest, int | float)
+        is_open = all(m is None or m is True for m in (mask, dist.mask))
+
+        def factor() -> Array:
+            ones = array_namespace(plain).ones_like(plain)
+            return scaled_and_masked(scaled_and_masked(ones, rest, mask), 1.0, dist.mask)
+
+        return cls(
+            name,
+            axes,
+            scaled_and_masked(log_prob, rest, mask),
+            plain,
+            factor,
+            float(rest) if is_number and is_open and not dist.hides_elements else None,
+            inside,
+            unscaled=isinstance(rest, float) and rest == 1.0,
+        )
+
+
+def scaled_and_masked(array: Array, scale: float | Array, mask: Any) -> Array:
+    """An array times a scale, with zero where a mask is false."""
+    xp = array_namespace(array)
+    if mask is False:
+        return xp.zeros_like(array)
+    if not (isinstance(scale, int | float) and scale == 1.0):
+        array = array * scale
+    return array if mask is None or mask is True else xp.where(mask, array, 0.0)
+
+
+def _split(scale: float | Array | None, axes: Iterable[Axis]) -> float | Array:
+    """A statement's scale without the part that comes from its subsampled plates, which is kept pending."""
+    rest = 1.0 if scale is None else scale
+    for axis in axes:
+        if axis.scale != 1.0:
+            rest = rest / axis.scale
+    return 1.0 if isinstance(rest, float) and abs(rest - 1.0) < 1e-12 else rest
