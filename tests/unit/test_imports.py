@@ -92,6 +92,9 @@ def test_every_word_of_the_language_is_public():
         "split_gradients",
         "uncondition",
         "given",
+        "held_draw",
+        "log_mean_exp",
+        "softmax",
     }
     assert words | {"objective", "divergence", "Objective"} <= set(vi.__all__)
     assert all(getattr(vi, word) is getattr(language, word) for word in words)

@@ -129,6 +129,13 @@ def exclusive_scan(
     return combine(before, after)
 
 
+def softmax(x: Array, axis: int = 0) -> Array:
+    """Weights that sum to one along a dim, in the proportions of `exp(x)`."""
+    xp = array_namespace(x)
+    x = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+    return x / xp.sum(x, axis=axis, keepdims=True)
+
+
 def ordered(array: Array, axes: tuple[Axis, ...]) -> Named:
     """Bring the dims of `array` into canonical order."""
     wanted = union(axes)

@@ -12,7 +12,7 @@ from vi_kit.base.context import current
 from vi_kit.base.demands import ContinuousBetween, Demand
 from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.layouts import Alternatives, Gradient, Layout, Single
-from vi_kit.base.named import Array, Named, total
+from vi_kit.base.named import Array, Named, softmax, total
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.downstream import Downstream
 from vi_kit.costs.terms import Site, Term, stopped
@@ -27,7 +27,6 @@ from vi_kit.estimators.relaxation import (
     lacks_relaxation,
     probabilities,
     safe_log,
-    softmax,
 )
 
 
@@ -115,7 +114,7 @@ class Rebar(Estimator):
             assert elements is not None
             return Expansion(elements.push(xp.argmax(value, axis=-1)), control=control)
         temperature = xp.exp(self._number(estimator_context().opened, "log_temperature", z))
-        soft = as_value(dist, softmax(z / temperature))
+        soft = as_value(dist, softmax(z / temperature, axis=-1))
         return Expansion(as_value(dist, value), alternatives=soft, control=control)
 
     def degree_one(self, dist: Distribution, zero: Array) -> Array:

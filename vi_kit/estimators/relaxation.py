@@ -50,12 +50,6 @@ def safe_log(probs: Array) -> Array:
     return xp.log(xp.clip(probs, min=float(xp.finfo(probs.dtype).tiny) ** 0.5))
 
 
-def softmax(x: Array) -> Array:
-    xp = array_namespace(x)
-    x = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
-    return x / xp.sum(x, axis=-1, keepdims=True)
-
-
 def hard(noisy: Array) -> Array:
     """The one-hot value of the largest."""
     xp = array_namespace(noisy)

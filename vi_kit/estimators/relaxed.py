@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, message, whole_number
 from vi_kit.base.layouts import Gradient
-from vi_kit.base.named import Array
+from vi_kit.base.named import Array, softmax
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.downstream import Downstream
 from vi_kit.costs.terms import Term
@@ -27,7 +27,6 @@ from vi_kit.estimators.relaxation import (
     lacks_relaxation,
     probabilities,
     safe_log,
-    softmax,
 )
 
 
@@ -141,7 +140,7 @@ class Relaxed(Biased):
         temperature = self.temperature
         if callable(temperature):
             temperature = temperature(current().step(like=noisy))
-        return softmax(noisy / temperature)
+        return softmax(noisy / temperature, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,6 @@ class StraightThrough(Biased):
         if self.second_order:
             logits = safe_log(probs)
             middle = safe_log((value + backend.stop_gradient(probs)) / 2)
-            shifted = softmax(middle - backend.stop_gradient(logits) + logits)
+            shifted = softmax(middle - backend.stop_gradient(logits) + logits, axis=-1)
             soft = 2 * shifted - probs / 2
         return value + soft - backend.stop_gradient(soft)

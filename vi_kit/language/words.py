@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from array_api_compat import array_namespace
 
 from vi_kit.base.errors import ObjectiveError, message
-from vi_kit.base.named import Array
+from vi_kit.base.named import Array, softmax
 from vi_kit.costs.cost import Cost, apply
 from vi_kit.costs.terms import Term, held_fixed
 from vi_kit.language.objective import Objective, SettingRange, SettingRule, divergence, objective
@@ -32,12 +32,14 @@ __all__ = [
     "divergence",
     "evaluate",
     "given",
+    "held_draw",
     "iid",
     "log_density",
     "log_mean_exp",
     "objective",
     "partial_log_densities",
     "simulate",
+    "softmax",
     "split_gradients",
     "stop_gradient",
     "uncondition",
@@ -188,6 +190,11 @@ def stop_gradient(x: T) -> T:
             fix="for an array use your library's own (detach, jax.lax.stop_gradient)",
         )
     )
+
+
+def held_draw(program: Program) -> Draw:
+    """A draw that is a constant, from a program whose parameters are: for objectives that go by log densities only."""
+    return stop_gradient(simulate(stop_gradient(program)))
 
 
 def split_gradients(*, model: Cost, guide: Cost) -> Cost:

@@ -9,17 +9,16 @@ from vi_kit.base.context import current
 from vi_kit.base.errors import message
 from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost
-from vi_kit.language.programs import Draw, Program
+from vi_kit.language.programs import Program
 from vi_kit.language.words import (
     Replicates,
     SettingRange,
     SettingRule,
     divergence,
+    held_draw,
     iid,
     log_density,
     partial_log_densities,
-    simulate,
-    stop_gradient,
 )
 
 Reference = Annotated[
@@ -28,10 +27,9 @@ Reference = Annotated[
 ]
 
 
-def held_draw(guide: Program, reference: Reference) -> Draw:
-    """A draw from the reference that is held fixed."""
-    source = guide if reference == "guide" else guide.running(reference)  # type: ignore[arg-type]
-    return stop_gradient(simulate(stop_gradient(source)))
+def source(guide: Program, reference: Reference) -> Program:
+    """What is drawn from."""
+    return guide if reference == "guide" else guide.running(reference)  # type: ignore[arg-type]
 
 
 def log_ratios(
@@ -40,7 +38,7 @@ def log_ratios(
     """`log p(x, z) - log q(z)` at draws from the reference, which are held fixed (nats)."""
 
     def log_ratio() -> Cost:
-        z = held_draw(guide, reference)
+        z = held_draw(source(guide, reference))
         return log_density(model, z) - log_density(guide, z)
 
     return iid(log_ratio, num_particles)
@@ -140,7 +138,7 @@ def sub_trajectory_balance(
     """
 
     def states() -> tuple[Cost, ...]:
-        sums, flows = partial_log_densities(model, guide, held_draw(guide, reference))
+        sums, flows = partial_log_densities(model, guide, held_draw(source(guide, reference)))
         refuse_last_flow(flows, num_sites=len(sums) - 1)
         sums[0] = 0.0 * sums[-1]  # the flow of the first state is the normaliser alone
         return tuple(c + flows.get(t, 0.0) for t, c in enumerate(sums))

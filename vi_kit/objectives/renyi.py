@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
-from vi_kit.language.words import SettingRange, SettingRule, divergence, iid, objective
+from vi_kit.language.words import SettingRange, SettingRule, divergence, iid, objective, softmax
 from vi_kit.objectives.importance_weighted import log_weight, log_weights
 
 
@@ -117,13 +117,6 @@ def riemann_sum(points: Sequence[tuple[float, float]]) -> Callable[[Array], Arra
         return sum(width * xp.sum(softmax(beta * log_w) * log_w, axis=0) for beta, width in points)
 
     return fn
-
-
-def softmax(x: Array) -> Array:
-    """Weights that sum to one along dim 0."""
-    xp = array_namespace(x)
-    x = xp.exp(x - xp.max(x, axis=0))
-    return x / xp.sum(x, axis=0)
 
 
 def largest(x: Array) -> Array:

@@ -13,16 +13,17 @@ from vi_kit.language.words import (
     SettingRule,
     divergence,
     given,
+    held_draw,
     iid,
     log_density,
     log_mean_exp,
     objective,
     simulate,
+    softmax,
     split_gradients,
     stop_gradient,
     uncondition,
 )
-from vi_kit.objectives.renyi import softmax
 
 
 @objective
@@ -157,13 +158,13 @@ def multi_trace(model: Program, guide: Program, *, num_particles: int) -> Cost:
 
 def densities(model: Program, guide: Program) -> tuple[Cost, Cost]:
     """Log densities of model and guide at a draw from the guide that is held fixed (nats)."""
-    z = stop_gradient(simulate(stop_gradient(guide)))
+    z = held_draw(guide)
     return log_density(model, z), log_density(guide, z)
 
 
 def log_density_of_simulated(model: Program, guide: Program) -> Cost:
     """Log density of the guide, given simulated data, at what they were simulated from (nats)."""
-    joint = stop_gradient(simulate(uncondition(stop_gradient(model))))
+    joint = held_draw(uncondition(model))
     return log_density(given(guide, joint), joint)
 
 
