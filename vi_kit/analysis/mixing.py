@@ -115,8 +115,8 @@ def gathered(elements: np.ndarray) -> Place:
         elements = elements[tuple(slice(0, None if step else 1) for step in elements.strides)]
     if (elements == SEVERAL).any():
         return None
-    if elements.size == 0 or (elements == elements.flat[0]).all():
-        return Along(NOWHERE, (int(elements.flat[0]) if elements.size else 0,))
+    if elements.size == 0 or (elements == elements.reshape(-1)[0]).all():
+        return Along(NOWHERE, (int(elements.reshape(-1)[0]) if elements.size else 0,))
     for dim in range(elements.ndim):
         others = tuple(d for d in range(elements.ndim) if d != dim)
         most, least = elements.max(others, keepdims=True), elements.min(others, keepdims=True)

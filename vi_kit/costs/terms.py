@@ -49,6 +49,7 @@ class Site:
         has_path: whether its value has a gradient although its estimator draws it without.
         chosen: the world drawn for each element, once one had to be drawn.
         elements: its elements as sites of their own, once they had to be told apart.
+        summed: whether it is summed out of the density of its program, and no site of the objective.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Site:
     has_path: bool = False
     chosen: Term | None = field(default=None, repr=False)
     elements: dict[tuple[int, ...], Site] = field(default_factory=dict, repr=False)
+    summed: bool = False
 
     @property
     def label(self) -> str:

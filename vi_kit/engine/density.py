@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -24,7 +24,7 @@ class LogDensity:
         factor: the one divided by the other.
         number: the same, if it is one known number for all elements.
         inside: see `Term.inside`.
-        unscaled: whether nothing but its plates scales it.
+        scale: of the density, but for that of its plates.
     """
 
     name: str
@@ -34,7 +34,7 @@ class LogDensity:
     factor: Callable[[], Array]
     number: float | None = None
     inside: frozenset[tuple[Axis, int]] = frozenset()
-    unscaled: bool = True
+    scale: float | Array = 1.0
 
     @classmethod
     def of(
@@ -66,8 +66,19 @@ class LogDensity:
             factor,
             float(rest) if is_number and is_open and not dist.hides_elements else None,
             inside,
-            unscaled=isinstance(rest, float) and rest == 1.0,
+            rest,
         )
+
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether nothing but its plates scales it."""
+        return isinstance(self.scale, int | float) and self.scale == 1.0
+
+    def unmasked(self) -> LogDensity:
+        """The same without masks: of a site that is summed out the probabilities still sum to one, and the mask is on
+        what is observed."""
+        return replace(self, density=scaled_and_masked(self.plain, self.scale, True))
 
 
 def scaled_and_masked(array: Array, scale: float | Array, mask: Any) -> Array:

@@ -24,17 +24,18 @@ from vi_kit.estimators.expansions import checked, other_number
 from vi_kit.language.programs import Statement
 
 
-def draw(run: Run, statement: Statement, role: str) -> tuple[Array, Site]:
+def draw(run: Run, statement: Statement, role: str, summed: str = "") -> tuple[Array, Site]:
     """Offer a latent site to its estimator.
 
     Args:
         statement: where it is sampled.
         role: of the program.
+        summed: the rule by which it is summed out of the density of its program, if it is.
 
     Returns:
         The value for the program, and the site.
     """
-    site, choice = open_site(run, statement, role)
+    site, choice = open_site(run, statement, role, summed=summed)
     dist = statement.dist
     plain = run.plain_value(site, dist, choice)
     if plain is not None:
@@ -125,7 +126,7 @@ def draw_inside(
 
 
 def open_site(
-    run: Run, statement: Statement, role: str, inside: bool = False
+    run: Run, statement: Statement, role: str, inside: bool = False, summed: str = ""
 ) -> tuple[Site, Choice]:
     """Choose the estimator of a site."""
     axes = tuple(sorted(statement.axes, key=lambda a: a.key, reverse=True))
@@ -135,16 +136,15 @@ def open_site(
         why = f"a draw from the {role}"
     elif undeclared(run, axes, dist):
         why = "a batch dim is in no plate"
-    choice = run.plan.selection.choose(
-        name,
-        label(name, role, run.variant),
-        dist,
-        (*axes, *run.apart),
-        statement.infer,
-        why,
-        run.variant,
-    )
+    own = label(name, role, run.variant)
+    if summed:
+        choice = run.plan.selection.summed(own, dist, summed)
+    else:
+        choice = run.plan.selection.choose(
+            name, own, dist, (*axes, *run.apart), statement.infer, why, run.variant
+        )
     site = Site(name, run.num_sites, axes, choice.acting, choice.layout, role, run.variant)
+    site.summed = bool(summed)
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = run.opened = site
@@ -280,6 +280,10 @@ def _first_slot(run: Run, array: Array, event_ndim: int, lead: int) -> Array:
 def _spread(values: Array, dim: int, event_ndim: int) -> Array:
     """Values whose dim in front is brought to `dim`, counted from the right of the batch dims."""
     batch = tuple(values.shape)[1 : values.ndim - event_ndim]
+    if len(batch) >= -dim:  # one of size one is there, which another site before had
+        at = values.ndim - event_ndim + dim
+        own = values[(slice(None),) * at + (0,)]
+        return array_namespace(values).moveaxis(own, 0, at - 1)
     ones = (1,) * (-dim - 1 - len(batch))
     return array_namespace(values).reshape(values, (values.shape[0], *ones, *values.shape[1:]))
 

@@ -110,7 +110,10 @@ class DryRun(Run):
             if layout.size > 1 or num_slots > 0:
                 findings.all_at_once.add(site)
         findings.choices[site.label] = choice
-        findings.names.add(site.name)
+        if site.summed:
+            findings.summed.add(choice.rule)
+        else:
+            findings.names.add(site.name)
         plates = ", ".join(a.name for a in site.axes if a.kind == PLATE)
         event = f" {tuple(dist.event_shape)}" if dist.event_shape else ""
         findings.rows[site.label] = Row(
@@ -186,6 +189,9 @@ class DryRun(Run):
 
     def has_several(self, site: Site) -> bool:
         return self.findings.sizes.get(site, 1) > 1
+
+    def num_values(self, site: Site) -> int:
+        return self.findings.sizes.get(site, 1)
 
     def is_followed(self, site: Site) -> bool:
         return site.tracked or site.estimator.gradient is not Gradient.PATH

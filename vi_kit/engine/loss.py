@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from vi_kit.base.errors import BackendError, message, refuse_settings
@@ -32,11 +32,12 @@ class CommonLoss:
         num_samples: int = 1,
         max_plate_nesting: int | None = None,
         vectorize: bool | None = None,
+        marginalize: Sequence[str] = (),
         **others: Any,
     ):
         refuse_settings("Loss", others, SETTINGS)
         self.settings = Settings.of(
-            objective, estimators, num_samples, max_plate_nesting, vectorize
+            objective, estimators, num_samples, max_plate_nesting, vectorize, marginalize
         )
         of_library: Any = super()
         of_library.__init__(num_particles=num_samples, vectorize_particles=vectorize is not False)
@@ -62,6 +63,7 @@ class CommonLoss:
             num_samples=own.num_samples,
             max_plate_nesting=own.max_plate_nesting,
             vectorize=own.vectorize,
+            marginalize=own.selection.marginalize,
         )
 
     def replay(self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any) -> Any:
@@ -87,7 +89,10 @@ class CommonLoss:
     ) -> tuple[Program, Program]:
         if not callable(model) or not callable(guide):
             raise self._of_other_library()
-        return Program(model, args, kwargs, "model"), Program(guide, args, kwargs, "guide")
+        summed = ("", *self.settings.selection.marginalize)
+        return Program(model, args, kwargs, "model", summed=summed), Program(
+            guide, args, kwargs, "guide"
+        )
 
     def _of_other_library(self) -> BackendError:
         """The error about a loss that is used as the other library uses its own."""

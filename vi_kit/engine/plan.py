@@ -154,6 +154,7 @@ class Findings:
 
     rows: dict[str, Row] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    summed: set[str] = field(default_factory=set)
     choices: dict[str, Choice] = field(default_factory=dict)
     estimator_problems: list[str] = field(default_factory=list)
     program_problems: list[str] = field(default_factory=list)

@@ -24,6 +24,7 @@ from vi_kit.base.protocols import Distribution
 from vi_kit.costs.contract import contract
 from vi_kit.costs.copies import OF_A_SITE, Copy, merged
 from vi_kit.costs.cost import Cost
+from vi_kit.costs.eliminate import eliminated
 from vi_kit.costs.nonlinear import shared_plates
 from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
 from vi_kit.engine.backend import Backend
@@ -35,7 +36,7 @@ from vi_kit.engine.refusals import (
     refuse_varied,
     unable,
 )
-from vi_kit.engine.select import Choice
+from vi_kit.engine.select import MAX_SUMMED, Choice
 from vi_kit.estimators.base import estimator_of
 from vi_kit.estimators.memory import Learned
 from vi_kit.language.programs import Draw, Program, Statement
@@ -197,6 +198,10 @@ class Run:
     def has_several(self, site: Site) -> bool:
         """Whether a site is enumerated."""
         return site.world is not None
+
+    def num_values(self, site: Site) -> int:
+        """How many values a site has at once."""
+        return 1 if site.world is None else site.world.size
 
     def is_followed(self, site: Site) -> bool:
         """Whether it is known what depends on a site."""
@@ -372,6 +377,21 @@ class Run:
         for order, size in plates.items():
             shape[-order - event_ndim] = size
         return array_namespace(value).broadcast_to(value, tuple(shape))
+
+    def without_summed(self, terms: Sequence[Term], sites: Sequence[Site]) -> list[Term]:
+        """Log densities with sites summed out, which are then no sites of the run, nor their worlds axes of it."""
+        terms = eliminated(
+            terms,
+            sites,
+            max_worlds=MAX_SUMMED,
+            num_values=self.num_values,
+            scale_of=self.scale,
+        )
+        self.sites = [s for s in self.sites if s not in sites]
+        for axis in {s.world for s in sites} & self.dims.keys():
+            del self.dims[axis]
+        self._free_dim = min([self.slot_dim, *(d - 1 for d in self.dims.values())])
+        return terms
 
     # Terms
 
@@ -554,6 +574,16 @@ class Run:
             where = f"which is outside plate {names} of the site"
             if any(joined == what and a.name in missing for joined, a in self.plan.joined):
                 where = f"in which elements of plate {names} see each other's values"
+            if site.summed:
+                self.refuse(
+                    message(
+                        f"site {site.name!r} cannot be summed out of {what}, {where}",
+                        got=f"{what} depends on all elements of {site.name!r} together",
+                        expected="what depends on an element inside the plate",
+                        fix=f"{site.name!r} in the guide too",
+                    )
+                )
+                continue
             text = message(
                 f"site {site.name!r}: {estimator}() cannot serve {what}, {where}",
                 got=f"{what} depends on {site.name!r} and is one for all its elements",

@@ -30,6 +30,9 @@ UNCONSTRAINED = "_unconstrained"
 DEFAULT_MAX_WORLDS = 64
 """The default rule enumerates while no term depends on more joint values than this."""
 
+MAX_SUMMED = 65536
+"""Of joint values that are summed at once where sites are summed out of a density."""
+
 MAX_VALUES_IN_TURN = 16
 """How many values such a site may have where each takes a run of the program."""
 
@@ -73,11 +76,13 @@ class Selection:
         adapted: what stands for an estimator, once it is chosen.
         max_values: of a site that the default rule enumerates; 0 for none that was not met before.
         sampled: sites to which the default rule must give single draws, and why.
+        marginalize: patterns of the model's sites to be summed out.
         seen: names of the sites of all programs so far, which patterns may be for.
         jumps: sites which the default rule must not reparameterise, and why.
     """
 
     patterns: tuple[tuple[str, Given], ...] = ()
+    marginalize: tuple[str, ...] = ()
     sampled: Mapping[str, str] = field(default_factory=dict)
     jumps: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
@@ -158,6 +163,15 @@ class Selection:
         choice = replace(choice, kind=kind)
         choice = replace(choice, estimator=self.adapted(choice.estimator))
         return replace(choice, layout=choice.acting.layout(dist))
+
+    def summed(self, label: str, dist: Distribution, rule: str) -> Choice:
+        """The choice for a site that is summed out of a density."""
+        known = self.resolved.get(label)
+        if known is not None and known.kind == (dist.name, dist.event_shape):
+            return known
+        estimator = Enumerate(MAX_SUMMED)
+        kind = dist.name, dist.event_shape
+        return Choice(estimator, rule, "summed out", kind, estimator.layout(dist))
 
     def _choose(
         self,

@@ -16,7 +16,14 @@ from vi_kit.language.programs import Program
 from vi_kit.language.words import Objective, iid
 from vi_kit.objectives import elbo
 
-SETTINGS = ("objective", "estimators", "num_samples", "max_plate_nesting", "vectorize")
+SETTINGS = (
+    "objective",
+    "estimators",
+    "num_samples",
+    "max_plate_nesting",
+    "vectorize",
+    "marginalize",
+)
 """Of a `Loss`."""
 
 
@@ -30,7 +37,7 @@ class Settings:
         num_samples: independent estimates that are averaged.
         max_plate_nesting: dims reserved for plates, `None` to find out.
         vectorize: whether replicates are drawn in one pass; `None` to find out.
-        selection: the estimators by pattern.
+        selection: the estimators by pattern, and the sites that are summed out of the model.
     """
 
     objective: Objective
@@ -48,11 +55,12 @@ class Settings:
         num_samples: int,
         max_plate_nesting: int | None,
         vectorize: bool | None,
+        marginalize: Sequence[str] = (),
     ) -> Settings:
         """Check what a user gave.
 
         Raises:
-            ObjectiveError: not an objective, or fewer than one sample.
+            ObjectiveError: not an objective, fewer than one sample, or patterns that are no text.
             EstimatorError: not estimators.
         """
         objective = elbo() if objective is None else objective
@@ -66,7 +74,17 @@ class Settings:
                 )
             )
         num_samples = whole_number("Loss", "num_samples", num_samples)
-        selection = Selection.of(estimators)
+        marginalize = (marginalize,) if isinstance(marginalize, str) else tuple(marginalize)
+        if not all(isinstance(p, str) and p for p in marginalize):
+            raise ObjectiveError(
+                message(
+                    "Loss: marginalize takes names or patterns of sites of the model",
+                    got=repr(list(marginalize)),
+                    expected="text, such as 'z' or 'z_*'",
+                    fix="marginalize=['z']",
+                )
+            )
+        selection = replace(Selection.of(estimators), marginalize=marginalize)
         return cls(objective, estimators, num_samples, max_plate_nesting, vectorize, selection)
 
     def describe(self) -> str:
@@ -76,6 +94,8 @@ class Settings:
             parts.append(f"estimators={self.estimators!r}")
         if self.num_samples != 1:
             parts.append(f"num_samples={self.num_samples}")
+        if self.selection.marginalize:
+            parts.append(f"marginalize={list(self.selection.marginalize)}")
         return f"Loss({', '.join(parts)})"
 
     @property

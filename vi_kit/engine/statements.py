@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,6 +101,14 @@ class Simulation:
         own = self.sites.get(name) if made.number is not None else None
         self.terms.append(_term(self, made, drawn_here=own))
 
+    def draws(self, name: str) -> bool:
+        """Whether the value of a latent site is made here."""
+        return True
+
+    def sums(self, statement: Statement) -> str:
+        """See `Replay.sums`."""
+        return ""
+
     def leaves_out(self, name: str) -> bool:
         """Whether the copy that an intervention leaves of a site is no term."""
         return False
@@ -131,20 +139,28 @@ class Simulation:
 
 @dataclass(eq=False)
 class Replay:
-    """Evaluates a program at the values of a draw."""
+    """Evaluates a program at the values of a draw, and sums out sites that the draw lacks."""
 
     run: Run
     program: Program
     draw: Draw
     terms: list[Term] = field(default_factory=list)
+    scales: list[float | Array] = field(default_factory=list)
     recorded: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     missing: dict[str, Statement] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    sites: dict[str, Site] = field(default_factory=dict)
+    details: dict[str, Statement] = field(default_factory=dict)
 
     def latent(self, statement: Statement) -> Array | None:
         """The value of a latent site; `None` if it has to be sampled, so that a dry run can go on."""
         name = statement.name
         if name not in self.draw:
+            if rule := self.sums(statement):
+                value, site = draw(self.run, statement, self.program.role, rule)
+                self.values[name], self.sites[name], self.details[name] = value, site, statement
+                return statement.dist.shown(value)
             self.missing[name] = statement
             return None
         theirs, depth = self.draw.details[name], self.run.plan.max_plate_nesting
@@ -154,6 +170,15 @@ class Replay:
             value = self.draw.deltas[name] = statement.dist.rsample()
         self.names.add(name)
         return self.run.replayed(self, statement, value)
+
+    def sums(self, statement: Statement) -> str:
+        """By which rule a site that the draw lacks is summed out; empty if it is not."""
+        rule = self.program.sums(statement.name, statement.infer)
+        return rule if statement.dist.support_size() is not None else ""
+
+    def draws(self, name: str) -> bool:
+        """See `Simulation.draws`."""
+        return name not in self.draw
 
     def is_own_delta(self, statement: Statement) -> bool:
         """Whether a value is to be computed again, with parameters held, by the program that drew it."""
@@ -168,7 +193,9 @@ class Replay:
     def record(self, made: LogDensity) -> None:
         """Note a log density."""
         _refuse_second(self, made.name)
+        made = made.unmasked() if made.name in self.sites else made
         self.terms.append(_term(self, made, held=self.draw.held))
+        self.scales.append(made.scale)
 
     def leaves_out(self, name: str) -> bool:
         """See `Simulation.leaves_out`."""
@@ -193,7 +220,7 @@ class Replay:
 
     def site(self, name: str) -> Site | None:
         """See `Simulation.site`."""
-        return self.draw.sites.get(name)
+        return self.draw.sites.get(name) or self.sites.get(name)
 
     def result(self) -> Cost:
         """The log density, once every site of the draw was met."""
@@ -201,7 +228,11 @@ class Replay:
         if self.missing:
             names, many = ", ".join(map(repr, self.missing)), len(self.missing) > 1
             sites, them = ("sites", "them") if many else ("site", "it")
-            enumerated = any(s.infer.get("enumerate") for s in self.missing.values())
+            endless = [
+                n
+                for n, s in self.missing.items()
+                if self.program.sums(n, s.infer) and s.dist.support_size() is None
+            ]
             details = self.draw.details
             auxiliary = {n for n in details if details[n].infer.get("is_auxiliary")}
             self.problem(
@@ -210,9 +241,10 @@ class Replay:
                 expected=f"{drawn_by} {sites} of the same name",
                 fix=f"add {names} to the {drawn_by}"
                 + (
-                    "; sites enumerated in the model are not marginalised here"
-                    if enumerated
+                    f"; {', '.join(map(repr, endless))} cannot be summed out, since the support is not finite"
+                    if endless
                     else f", or condition the {self.program.role} on {them}"
+                    + _finite_of(self.missing)
                 ),
             )
         for name in self.draw.keys() - self.names - self.draw.data.keys():
@@ -227,7 +259,30 @@ class Replay:
                 fix=f"sample({name!r}, ...) in the {self.program.role} too, given its other sites; where a Delta makes"
                 f" one of it, sample({name!r}, ..., infer={{'is_auxiliary': True}})",
             )
-        return Cost(self.terms)
+        if not self.sites:
+            return Cost(self.terms)
+        terms = map(self._unscaled, self.terms, self.scales)
+        return Cost(self.run.without_summed(list(terms), list(self.sites.values())))
+
+    def _unscaled(self, term: Term, scale: float | Array) -> Term:
+        """The same term, its scale (but for that of plates) as its weight."""
+        if isinstance(scale, int | float) and scale == 1.0:
+            return term
+        if term.upstream.isdisjoint(self.sites.values()):
+            return term
+        if not isinstance(scale, int | float) or scale <= 0.0:
+            self.problem(
+                f"{term.label} depends on a site that is summed out, and has a scale that is no positive number",
+                got=f"{scale!r}",
+                expected="a number, the same for all that depends on the site",
+                fix="the scale handler around the whole model, or the site in the guide too",
+            )
+            return term
+        parts = {
+            name: {s: n.scaled(1.0 / scale) for s, n in getattr(term, name).items()}
+            for name in ("alternatives", "slopes")
+        }
+        return replace(term, base=term.base.scaled(1.0 / scale), weight=float(scale), **parts)
 
     def agrees(self, statement: Statement, value: Array) -> bool:
         """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
@@ -309,6 +364,12 @@ def _term(reading: Simulation | Replay, made: LogDensity, **others: Any) -> Term
         unscaled=made.unscaled,
         **others,
     )
+
+
+def _finite_of(missing: Mapping[str, Statement]) -> str:
+    """What more can be done about sites that only one program has."""
+    finite = [n for n, s in missing.items() if s.dist.support_size() is not None]
+    return f", or sum them out: Loss(..., marginalize={finite})" if finite else ""
 
 
 def _refuse_second(reading: Simulation | Replay, name: str) -> None:
@@ -428,6 +489,10 @@ class Evaluation:
     def latent(self, statement: Statement) -> Array:
         """The value of a site of the draw."""
         return self.draw.replayed(statement.name)
+
+    def draws(self, name: str) -> bool:
+        """See `Simulation.draws`."""
+        return False
 
     def is_own_delta(self, statement: Statement) -> bool:
         """See `Replay.is_own_delta`."""

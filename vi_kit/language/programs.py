@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, cast
 
 from vi_kit.base.context import current
@@ -40,6 +41,8 @@ class Program:
         held: whether its parameters are to be taken as constants.
         joint: whether its observed sites are to be drawn too.
         simulated: those of its arguments that are simulated data.
+        summed: patterns of the sites that its density is a sum over, where a draw lacks them; `""` among them stands
+            for those that are marked by `infer={"enumerate": ...}`.
     """
 
     fn: Callable[..., Any]
@@ -49,6 +52,14 @@ class Program:
     held: bool = False
     joint: bool = False
     simulated: tuple[Simulated, ...] = ()
+    summed: tuple[str, ...] = ()
+
+    def sums(self, name: str, infer: Mapping[str, Any]) -> str:
+        """By which rule its density is a sum over the values of a site; empty if it is not."""
+        for pattern in self.summed:
+            if pattern and fnmatchcase(name, pattern):
+                return f"marginalize {pattern!r}"
+        return "infer" if "" in self.summed and infer.get("enumerate") else ""
 
     def what(self, name: str) -> str:
         """How one of its statements is called in messages."""

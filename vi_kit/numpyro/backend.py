@@ -443,13 +443,16 @@ def _kept(reading: Any, mutable: dict[str, Any]) -> list[_Kept]:
     if draw is not None:
         kept.append(_Kept(draw.deltas))
     if isinstance(reading, Simulation):
-        kept += [
-            _Kept(reading.values),
+        kept.append(
             _Kept(
                 reading.factors,
                 lambda factor: factor.values.array,
                 lambda factor, new: replace(factor, values=_along(factor.values, new)),
-            ),
+            )
+        )
+    if isinstance(reading, Simulation | Replay):
+        kept += [
+            _Kept(reading.values),
             _Kept(
                 reading.details,
                 lambda statement: statement.dist.fn,
@@ -660,6 +663,8 @@ class _Handler:
         key = msg["kwargs"]["rng_key"]
         if key is None and isinstance(self.reading, Simulation):
             key = self.backend.new_key()
+        elif key is None:  # of a site that is summed out, which is drawn in a dry run only
+            key = random.fold_in(self.backend.key, 0)
         given = is_given(msg)
         dist = NumPyroDistribution(at_value(fn, msg["value"]) if given else fn, key)
         statement = Statement(msg["name"], dist, self.axes(msg), msg["infer"], given)

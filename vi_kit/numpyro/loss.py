@@ -44,6 +44,8 @@ class Loss(CommonLoss, ELBO):
         max_plate_nesting: dims reserved for plates; found by tracing model and guide if left out.
         vectorize: whether replicates are mapped by `jax.vmap`, or one after the other by `jax.lax.map`;
             `None` is the same as `True`.
+        marginalize: names or patterns of latent sites that only the model has, which are summed out exactly. Those that
+            are marked by `infer={"enumerate": "parallel"}` are so without being named.
 
     Raises:
         EstimatorError: at the first step, before any gradient, for all bad sites at once.

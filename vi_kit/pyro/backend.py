@@ -626,7 +626,7 @@ class _Handler:
 
     def _latent(self, statement: Statement) -> Any:
         reader = self.run.backend.reader
-        if reader is None or not isinstance(self.reading, Simulation):
+        if reader is None or not self.reading.draws(statement.name):
             return self.reading.latent(statement)
         with reader.drawing():
             value = self.reading.latent(statement)

@@ -24,7 +24,7 @@ from vi_kit.costs.terms import Site, Term
 from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import by_moments
 from vi_kit.engine.run import Run
-from vi_kit.engine.statements import Simulation, realigned
+from vi_kit.engine.statements import Replay, Simulation, realigned
 from vi_kit.language.programs import Statement
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.distributions import PyroDistribution
@@ -124,14 +124,16 @@ def refused(run: Run, reason: str, error: Exception | None) -> Exception:
         )
     if not sites or isinstance(error, ViKitError):
         return error or BackendError(reason)
-    names = ", ".join(repr(s.name) for s in sites)
+    names = ", ".join(repr(s.name) for s in sites[:5]) + f" and {len(sites) - 5} more" * (
+        len(sites) > 5
+    )
     return EstimatorError(
         message(
             f"site{'s' * (len(sites) > 1)} {names}: the program cannot be run at each of the values of"
             f" {' and '.join(sorted({type(s.estimator).__name__ + '()' for s in sites}))}",
             got=reason,
             expected="a program that has the same statements at every value, or an estimator of single draws",
-            fix="estimators={" + ", ".join(f'"{s.name}": vi.Score()' for s in sites) + "}",
+            fix="estimators={" + ", ".join(f'"{s.name}": vi.Score()' for s in sites[:5]) + "}",
         )
     )
 
@@ -192,13 +194,13 @@ class _Solo:
     def latent(self, statement: Statement) -> torch.Tensor:
         """The value that the site had at this index."""
         original, name = self.original, statement.name
-        simulated = isinstance(original, Simulation)
+        simulated = original.draws(name)
         value: Any = original.values[name] if simulated else original.draw.by_name[name]
         if not simulated and not isinstance(value, Random):
             depth = self.was.plan.max_plate_nesting
             value = realigned(value, original.draw.details[name], statement, depth)
         if isinstance(value, Random):
-            site = (original if simulated else original.draw).sites[name]
+            site = original.site(name)
             if site.label not in self.was.plan.analytic:
                 raise _CannotBeAlone(f"the value of site {name!r} has moments and noise")
             if not simulated and site in self.known:
@@ -222,7 +224,10 @@ class _Solo:
 
     def record(self, made: LogDensity) -> None:
         """Compare a log density with what it was."""
-        name, density, what = made.name, made.density, self.program.what(made.name)
+        name, what = made.name, self.program.what(made.name)
+        if isinstance(self.original, Replay) and name in self.original.sites:
+            made = made.unmasked()
+        density = made.density
         axes = tuple(a for a in made.axes if a.kind == PLATE)
         self.num_terms += isinstance(self.original, Simulation) and name in self.original.sites
         if isinstance(density, Random):
@@ -248,6 +253,9 @@ class _Solo:
         if set(whole.axes) - set(own.axes):
             own = own.broadcast(whole.axes)
         self._compare(what, own.array, whole.array, spread)
+
+    def draws(self, name: str) -> bool:
+        return self.original.draws(name)
 
     def leaves_out(self, name: str) -> bool:
         return self.original.leaves_out(name)

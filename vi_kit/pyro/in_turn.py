@@ -81,7 +81,7 @@ class Turns:
         self.run, self.program = reading.run, reading.program
         self.done: list[Index] = []
         self.index: Index = {}
-        self.draws: dict[str, tuple[Statement, Site, Sheet, list[torch.Tensor]]] = {}
+        self.drawn: dict[str, tuple[Statement, Site, Sheet, list[torch.Tensor]]] = {}
         self.flags: dict[str, Expansion] = {}
         self.deltas: dict[str, Sheet] = {}
         self.records: dict[tuple[str, int], tuple[LogDensity, Sheet]] = {}
@@ -116,8 +116,8 @@ class Turns:
 
     def latent(self, statement: Statement) -> torch.Tensor:
         """The value of a latent site at this joint value."""
-        if isinstance(self.reading, Simulation):
-            return self._drawn(self.reading, statement)
+        if self.reading.draws(statement.name):
+            return self._drawn(statement)
         if self.reading.is_own_delta(statement):
             self.reading.names.add(statement.name)
             value = statement.dist.rsample()
@@ -147,6 +147,9 @@ class Turns:
             arrays["factor"] = made.factor()
         self._note(sheet, arrays)
 
+    def draws(self, name: str) -> bool:
+        return self.reading.draws(name)
+
     def leaves_out(self, name: str) -> bool:
         return self.reading.leaves_out(name)
 
@@ -161,19 +164,20 @@ class Turns:
 
     # Joint values
 
-    def _drawn(self, reading: Simulation, statement: Statement) -> torch.Tensor:
-        name, dist = statement.name, statement.dist
-        if name not in self.draws:
+    def _drawn(self, statement: Statement) -> torch.Tensor:
+        name, dist, reading = statement.name, statement.dist, self.reading
+        if name not in self.drawn:
             if self.done:
                 raise Uneven(f"site {name!r} is met at some values only")
-            site, _ = open_site(self.run, statement, self.program.role)
+            rule = reading.sums(statement)
+            site, _ = open_site(self.run, statement, self.program.role, summed=rule)
             if site.label in self.run.plan.analytic:
                 raise Uneven(
                     f"site {name!r} has moments, which are not taken one value after the other"
                 )
-            self.draws[name] = (statement, site, Sheet(), [])
+            self.drawn[name] = (statement, site, Sheet(), [])
             reading.sites[name], reading.details[name] = site, statement
-        _, site, sheet, noise = self.draws[name]
+        _, site, sheet, noise = self.drawn[name]
         self.run.opened = site
         expansion = expanded(self.run, site, dist)
         if name not in self.flags:
@@ -215,7 +219,7 @@ class Turns:
     def _next(self) -> Index | None:
         """A joint value for one more run: as many as possible of those that are missing at some statement."""
         groups = {sheet.upstream for _, sheet in self.records.values()}
-        groups |= {sheet.upstream for _, _, sheet, _ in self.draws.values()}
+        groups |= {sheet.upstream for _, _, sheet, _ in self.drawn.values()}
         groups = {g for g in groups if not any(g < other for other in groups)}
         self.missing = {g: self.missing.get(g) or self._all_missing(g) for g in groups}
         found: Index = {}
@@ -260,23 +264,21 @@ class Turns:
 
     def _hand_over(self) -> None:
         reading = self.reading
-        if isinstance(reading, Simulation):
-            for name, (statement, site, sheet, _) in self.draws.items():
-                ndim = len(statement.dist.event_shape)
-                made = {
-                    f.name: self._along(sheet, f.name, *_dims_of(f.name, self.flags[name], ndim))
-                    for f in fields(Expansion)
-                    if torch.is_tensor(getattr(self.flags[name], f.name))
-                }
-                expansion = replace(self.flags[name], **made)
-                reading.values[name] = placed(self.run, site, expansion, ndim)
-        else:
-            for name, sheet in self.deltas.items():
-                ndim = len(reading.draw.details[name].dist.event_shape)
-                reading.draw.deltas[name] = self._along(sheet, "value", 0, ndim)
-        for made, sheet in self.records.values():
+        for name, (statement, site, sheet, _) in self.drawn.items():
+            ndim = len(statement.dist.event_shape)
+            made = {
+                f.name: self._along(sheet, f.name, *_dims_of(f.name, self.flags[name], ndim))
+                for f in fields(Expansion)
+                if torch.is_tensor(getattr(self.flags[name], f.name))
+            }
+            expansion = replace(self.flags[name], **made)
+            reading.values[name] = placed(self.run, site, expansion, ndim)
+        for name, sheet in self.deltas.items():
+            ndim = len(reading.draw.details[name].dist.event_shape)
+            reading.draw.deltas[name] = self._along(sheet, "value", 0, ndim)
+        for record, sheet in self.records.values():
             together = replace(
-                made,
+                record,
                 density=self._along(sheet, "density", 0, 0),
                 plain=self._along(sheet, "plain", 0, 0),
                 factor=lambda sheet=sheet: self._along(sheet, "factor", 0, 0),

@@ -71,6 +71,8 @@ class Loss(CommonLoss, ELBO):
             the other. Left out, the first step finds out: it follows of which replicates, and values of enumerated
             sites, every log density is made, and compares one of each with model and guide run by themselves. A
             program that does not broadcast then has its replicates, and these values, one after the other.
+        marginalize: names or patterns of latent sites that only the model has, which are summed out exactly. Those that
+            are marked by `infer={"enumerate": "parallel"}` (`pyro.infer.config_enumerate`) are so without being named.
 
     Attributes:
         state: what moving averages and schedules keep from step to step, by name. It is not among the parameters:

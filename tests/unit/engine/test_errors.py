@@ -192,12 +192,6 @@ def test_model_and_guide_disagree_all_at_once():
     )
 
 
-def test_sites_that_pyro_would_enumerate_in_the_model():
-    def model():
-        pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
-
-    check(Loss(), model, lambda: None, vi.ObjectiveError, "are not marginalised here")
-
 
 @pytest.mark.parametrize(
     "make", [lambda n: vi.iwae(num_particles=n), lambda n: vi.miwae(num_outer=2, num_inner=n)]

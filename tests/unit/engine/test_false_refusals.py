@@ -134,9 +134,7 @@ def test_objectives_and_losses_can_be_pickled_and_copied(objective, copied, lib)
 def test_all_missing_sites_in_one_error(lib):
     def model():
         for t in range(12):
-            lib.sample(
-                f"z_{t}", lib.dist.Bernoulli(lib.array(0.5)), infer={"enumerate": "parallel"}
-            )
+            lib.sample(f"z_{t}", lib.dist.Bernoulli(lib.array(0.5)))
 
     def guide():
         lib.theta(VALUES)

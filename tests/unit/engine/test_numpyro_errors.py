@@ -226,12 +226,6 @@ def test_model_and_guide_disagree_all_at_once():
     )
 
 
-def test_sites_that_numpyro_would_enumerate_in_the_model():
-    def model():
-        numpyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
-
-    check(Loss(), model, lambda: None, vi.ObjectiveError, "are not marginalised here")
-
 
 def test_objective_that_is_not_reduced():
     @vi.objective

@@ -1,0 +1,131 @@
+"""Sites that are summed out of a density: variable elimination in log space, along the worlds of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from array_api_compat import array_namespace
+
+from vi_kit.base.context import current
+from vi_kit.base.errors import message
+from vi_kit.base.named import PLATE, Array, Axis
+from vi_kit.costs.contract import without
+from vi_kit.costs.nonlinear import Reduction, applied
+from vi_kit.costs.terms import Site, Term
+
+
+def eliminated(
+    terms: Sequence[Term],
+    sites: Sequence[Site],
+    *,
+    max_worlds: int,
+    num_values: Callable[[Site], int],
+    scale_of: Callable[[Axis], float],
+) -> list[Term]:
+    """Log densities with sites summed out.
+
+    Those in most plates come first, since elements of a plate are independent given what is outside it, and among
+    these the last sampled: a chain of T sites of K values takes T K^2.
+
+    Args:
+        terms: log densities, each but for its weight neither scaled nor added to others (nats).
+        sites: to be summed out, in sampling order.
+        max_worlds: of joint values on which what is summed may depend.
+        num_values: of a site.
+        scale_of: the factor on a sum over a plate.
+    """
+    left = list(terms)
+    order = sorted(sites, key=lambda s: (len(_plates(s)), s.order), reverse=True)
+    for i, site in enumerate(order):
+        own = [t for t in left if site in t.upstream]
+        if not own:
+            continue
+        later = {s for t in own for s in t.upstream}.intersection(order[i + 1 :])
+        weights = sorted({float(t.weight) for t in own})
+        problem = (
+            _crossing(site, own, later, scale_of)
+            or _too_many(site, later, max_worlds, num_values)
+            or _unequal(site, own, weights)
+        )
+        if problem:
+            current().refuse(problem)
+            left = [without(t, site) for t in left]
+            continue
+        own = [replace(t, weight=1.0) for t in own]
+        (total,) = applied(_Summed(site), [own], site.world, None)
+        total = replace(total, weight=weights[0], label=f"the sum over site {site.name!r}")
+        left = [*(t for t in left if site not in t.upstream), without(total, site)]
+    return left
+
+
+class _Summed(Reduction):
+    """The log of the sum of exponentials over the values of a site; in a dry run it has one value."""
+
+    def __init__(self, site: Site) -> None:
+        def log_sum_exp(x: Array) -> Array:
+            return x if site.world is None else current().backend.logsumexp(x, 0)
+
+        log_sum_exp.__name__ = f"the sum over the values of {site.name!r}"
+        super().__init__(log_sum_exp)
+
+
+def _plates(site: Site) -> frozenset[Axis]:
+    return frozenset(a for a in site.axes if a.kind == PLATE)
+
+
+def _crossing(
+    site: Site, own: Sequence[Term], later: set[Site], scale_of: Callable[[Axis], float]
+) -> str:
+    """What is no product of independent sums: plates that cross, and minibatches under the logarithm."""
+    crossing = sorted(s.name for s in later if not _plates(s) <= _plates(site))
+    if crossing:
+        return message(
+            f"site {site.name!r} cannot be summed together with {crossing}: their plates cross",
+            got=f"{site.name!r} in {_names(_plates(site))}, terms that depend on it and on {crossing} too",
+            expected="plates that nest, such as one site inside the plate of the other",
+            fix=f"{site.name!r} in the guide too",
+        )
+    scaled = {
+        a for t in own for a in (*t.base.axes, *t.pending) if a.kind == PLATE and scale_of(a) != 1.0
+    } - _plates(site)
+    if scaled:
+        return message(
+            f"site {site.name!r} is outside a subsampled plate, and cannot be summed by a minibatch",
+            got=f"terms in {_names(scaled)}, of which the sum over a minibatch would stand under a logarithm",
+            expected="a site inside the plate, or all data at once",
+            fix=f"{site.name!r} in the guide too, or a plate without subsampling",
+        )
+    return ""
+
+
+def _too_many(
+    site: Site, later: set[Site], max_worlds: int, num_values: Callable[[Site], int]
+) -> str:
+    sizes = {s.name: num_values(s) for s in (site, *sorted(later, key=lambda s: s.order))}
+    joint = math.prod(sizes.values())
+    if joint <= max_worlds:
+        return ""
+    return message(
+        f"site {site.name!r} is summed over {joint} joint values at once, above {max_worlds}",
+        got=", ".join(f"{name!r} has {size}" for name, size in sizes.items()),
+        expected="terms that depend on few sites each",
+        fix=f"{site.name!r}, or another of these, in the guide too",
+    )
+
+
+def _unequal(site: Site, own: Sequence[Term], weights: Sequence[float]) -> str:
+    if len(weights) == 1:
+        return ""
+    return message(
+        f"site {site.name!r} is summed out of terms with unequal scales",
+        got="; ".join(f"{t.label} by {float(t.weight):.3g}" for t in own),
+        expected="one scale for all that depends on it, since a density that is scaled is no density",
+        fix=f"the scale handler around the whole model, or {site.name!r} in the guide too",
+    )
+
+
+def _names(axes: frozenset[Axis] | set[Axis]) -> str:
+    names = sorted(repr(a.name) for a in axes)
+    return "plate " * bool(names) + ", ".join(names) if names else "no plate"
