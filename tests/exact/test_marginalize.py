@@ -96,7 +96,10 @@ def global_over_plate(lib, infer):
         x, total = lib.array(DATA), []
         for g, prior in ((0.0, 0.7), (1.0, 0.3)):
             one = 0.2 + 0.5 * g
-            parts = [np.log(1 - one) + normal(lib, x, b * g), np.log(one) + normal(lib, x, w + b * g)]
+            parts = [
+                np.log(1 - one) + normal(lib, x, b * g),
+                np.log(one) + normal(lib, x, w + b * g),
+            ]
             inside = log_sum_exp(lib, stacked(lib, parts), 0)
             total.append(np.log(prior) + inside.sum(-1, keepdims=True))
         lib.factor("x", log_sum_exp(lib, stacked(lib, total), 0))
@@ -123,11 +126,16 @@ def chain(lib, infer):
         alpha = None
         for t in range(4):
             x = lib.array(float(t))
-            emit = stacked(lib, [normal(lib, x, 0.0 * w), normal(lib, x, w), normal(lib, x, b + 0.0 * w)])
+            emit = stacked(
+                lib, [normal(lib, x, 0.0 * w), normal(lib, x, w), normal(lib, x, b + 0.0 * w)]
+            )
             if alpha is None:
                 alpha = _column(lib, np.log(first), emit) + emit
             else:
-                steps = [log_sum_exp(lib, alpha + _column(lib, np.log(jump[:, k]), emit), 0) for k in range(3)]
+                steps = [
+                    log_sum_exp(lib, alpha + _column(lib, np.log(jump[:, k]), emit), 0)
+                    for k in range(3)
+                ]
                 alpha = stacked(lib, steps) + emit
         lib.factor("x", log_sum_exp(lib, alpha, 0))
 

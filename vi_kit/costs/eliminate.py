@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from array_api_compat import array_namespace
-
 from vi_kit.base.context import current
 from vi_kit.base.errors import message
 from vi_kit.base.named import PLATE, Array, Axis

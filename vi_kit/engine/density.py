@@ -69,7 +69,6 @@ class LogDensity:
             rest,
         )
 
-
     @property
     def unscaled(self) -> bool:
         """Whether nothing but its plates scales it."""

@@ -213,18 +213,18 @@ class Planner(ABC):
                 of_estimator=True,
             )
         for pattern in plan.selection.marginalize:
-        if f"marginalize {pattern!r}" in findings.summed:
-            continue
-        findings.problem(
-            message(
-                f"marginalize={[pattern]} matches no site that only the model has",
-                got=repr(pattern),
-                expected="a latent site of the model that the guide lacks",
-                fix="correct the pattern or leave it out; a site of the guide has an estimator instead",
-            ),
-            of_estimator=False,
-        )
-    plan.selection.seen.update(names)
+            if f"marginalize {pattern!r}" in findings.summed:
+                continue
+            findings.problem(
+                message(
+                    f"marginalize={[pattern]} matches no site that only the model has",
+                    got=repr(pattern),
+                    expected="a latent site of the model that the guide lacks",
+                    fix="correct the pattern or leave it out; a site of the guide has an estimator instead",
+                ),
+                of_estimator=False,
+            )
+        plan.selection.seen.update(names)
         if findings.split:
             _check_split(findings, run.backend)
         findings.raise_if_any()

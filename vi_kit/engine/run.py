@@ -388,8 +388,8 @@ class Run:
             scale_of=self.scale,
         )
         self.sites = [s for s in self.sites if s not in sites]
-        for axis in {s.world for s in sites} & self.dims.keys():
-            del self.dims[axis]
+        worlds = {s.world for s in sites}
+        self.dims = {axis: dim for axis, dim in self.dims.items() if axis not in worlds}
         self._free_dim = min([self.slot_dim, *(d - 1 for d in self.dims.values())])
         return terms
 

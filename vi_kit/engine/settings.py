@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vi_kit.base.errors import EstimatorError, ObjectiveError, message, whole_number
 from vi_kit.base.named import Named

@@ -192,7 +192,6 @@ def test_model_and_guide_disagree_all_at_once():
     )
 
 
-
 @pytest.mark.parametrize(
     "make", [lambda n: vi.iwae(num_particles=n), lambda n: vi.miwae(num_outer=2, num_inner=n)]
 )

@@ -226,7 +226,6 @@ def test_model_and_guide_disagree_all_at_once():
     )
 
 
-
 def test_objective_that_is_not_reduced():
     @vi.objective
     def unreduced(model, guide):
