@@ -118,6 +118,11 @@ FACTORS = {
     "normal: cube": ("normal", lambda xp, z: 0.2 * z**3 - 0.1 * z**4),
     "normal: square of affine": ("normal", lambda xp, z: -xp.square(0.7 * z - 0.4) - z * z),
     "normal: exp": ("normal", lambda xp, z: z * xp.exp(0.6 * z) - xp.exp(z) * xp.exp(-0.3 * z)),
+    "normal: waves": ("normal", lambda xp, z: xp.sin(1.3 * z + 0.4) - xp.cos(z) ** 2 * 0.5),
+    "normal: products of waves": (
+        "normal",
+        lambda xp, z: z * xp.sin(z) + xp.exp(0.3 * z) * xp.cos(z) * 0.2 + xp.sin(z) * xp.cos(2 * z),
+    ),
     "log_normal: powers": (
         "log_normal",
         lambda xp, z: z**1.5 - 0.1 * z**2 + 0.3 * xp.log(z**3) - 1 / xp.sqrt(z),
@@ -673,16 +678,23 @@ def test_autoguides(guide_name, lib):
         with lib.plate("data", 3):
             lib.sample("x", lib.dist.Normal(0.7 * lib.xp.log(a) + b.sum(-1), 0.8), obs=lib.array(x))
             lib.sample("n", lib.dist.Poisson(a * lib.xp.exp(b[0])), obs=lib.array(counts))
+        waves = lib.xp.sin(b[0]) * lib.xp.cos(b[1] + lib.xp.log(a)) - lib.xp.cos(b[1]) ** 2
+        lib.factor("waves", waves)
 
     def bound(loc, scale_tril):
         cov = scale_tril @ scale_tril.T
+
+        def wave(fn, *weights):
+            return fn(np.array(weights) @ loc) * np.exp(-np.array(weights) @ cov @ weights / 2)
+
+        waves = (wave(np.sin, 1, 1, 1) + wave(np.sin, -1, 1, -1) - 1 - wave(np.cos, 0, 0, 2)) / 2
         total = np.log(np.diag(scale_tril)).sum() + 1.5 - math.log(1.2)
         total = total - (loc[0] ** 2 + cov[0, 0]) / (2 * 1.44)
         total = total - (loc[1:] ** 2).sum() / 2 - np.trace(cov[1:, 1:]) / 2
         slope, rate = np.array([0.7, 1.0, 1.0]), np.array([1.0, 1.0, 0.0])
         total = total + expected_log_normal(x, slope @ loc, slope @ cov @ slope, 0.8).sum()
         total = total + (counts * (rate @ loc) - special.gammaln(counts + 1)).sum()
-        return total - 3 * np.exp(rate @ loc + rate @ cov @ rate / 2)
+        return waves + total - 3 * np.exp(rate @ loc + rate @ cov @ rate / 2)
 
     loss = lib.Loss(vi.elbo(), vi.Analytic())
     value, loc, scale_tril = auto_loss(lib, loss, model, guide_name)

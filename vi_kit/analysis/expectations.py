@@ -7,7 +7,7 @@ The functions below are the one table of rules for all libraries: `vi_kit.pyro.t
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,23 +17,20 @@ from array_api_compat import array_namespace, device
 
 from vi_kit.analysis.factors import (
     Apply,
+    Change,
     Choice,
-    Exponential,
     Factor,
+    Gaussian,
     Known,
     Library,
-    Power,
-    Tilted,
     Value,
-    affine_of,
     as_value,
     both,
-    broadcast,
     value_of,
-    variance_of,
 )
 from vi_kit.analysis.moments import Affine, mean_of_product, product_mean
 from vi_kit.analysis.parts import NoRuleError, SiteKey
+from vi_kit.analysis.waves import Wave
 from vi_kit.base.named import Array
 
 # Elementwise
@@ -83,50 +80,31 @@ def _scaled(value: Value, constant: Any) -> Value:
     if isinstance(constant, int | float | np.number) and constant == 1:
         return value
     for i, factor in enumerate(value.factors):
-        if isinstance(factor, Affine | Known):
-            scaled = (
-                factor.scaled(constant)
-                if isinstance(factor, Affine)
-                else Known(factor.mean * constant, factor.sites)
-            )
+        scaled = factor.scaled(constant)
+        if scaled is not None:
             return Value((*value.factors[:i], scaled, *value.factors[i + 1 :]))
     return Value((*value.factors, *as_value(constant, value).factors))
 
 
 def _collected(factors: Sequence[Factor]) -> Value:
     """A product with at most one expectation or constant."""
-    expectations = [f for f in factors if isinstance(f, Known)]
     rest = [f for f in factors if not isinstance(f, Known)]
-    if not expectations:
+    if len(rest) == len(factors):
         return Value(tuple(rest))
-    mean = math.prod((f.mean for f in expectations[1:]), start=expectations[0].mean)
-    sites = frozenset[SiteKey]().union(*(f.sites for f in expectations))
-    return Value((*rest, Known(mean, sites)))
+    known = Value(tuple(f for f in factors if isinstance(f, Known)))
+    return Value((*rest, Known(known.mean, known.sites)))
 
 
 def _dependent_product(f: Factor, g: Factor) -> Factor:
     """The product of two functions of the same site."""
-    sites = f.sites | g.sites
-    if isinstance(f, Power) and isinstance(g, Power) and f.layout == g.layout:
-        return f.expanded(broadcast([f.shape, g.shape])).to(f.exponent + g.exponent)
-    if isinstance(f, Exponential) and isinstance(g, Exponential):
-        return Exponential.of(f.exponent.plus(g.exponent))
-    tilted = [_tilted(x) for x in (f, g)]
-    if isinstance(tilted[0], Tilted) and tilted[1] is not None:
-        return tilted[0].times(tilted[1])
-    if isinstance(tilted[1], Tilted) and tilted[0] is not None:
-        return tilted[1].times(tilted[0])
-    a, b = affine_of(f), affine_of(g)
+    for one, other in ((f, g), (g, f), (f.as_gaussian(), g)):
+        product = None if one is None else one.times(other)
+        if product is not None:
+            return product
+    a, b = f.raw, g.raw
     if a is not None and b is not None:
-        return Known(product_mean(a, b), sites)
+        return Known(product_mean(a, b), f.sites | g.sites)
     raise NoRuleError("a product of two functions of the same site")
-
-
-def _tilted(factor: Factor) -> Tilted | Exponential | None:
-    """What is made of Gaussian values, as such."""
-    if isinstance(factor, Affine) and factor.is_gaussian:
-        return Tilted((factor,))
-    return factor if isinstance(factor, Tilted | Exponential) else None
 
 
 def divide(x: Any, y: Any) -> Value:
@@ -139,69 +117,36 @@ def power(x: Value, exponent: float) -> Value:
     """To a power that is a known number."""
     if exponent == 1:
         return x
-    return _collected([_power(f, exponent) for f in x.factors])
-
-
-def _power(factor: Factor, p: float) -> Factor:
-    if isinstance(factor, Exponential):
-        return Exponential.of(factor.exponent.scaled(p))
-    if isinstance(factor, Power):
-        return factor.to(factor.exponent * p)
-    if not factor.sites:
-        return Known(factor.mean**p)
-    tilted = _tilted(factor)
-    if isinstance(tilted, Tilted) and p == 2:
-        return tilted.times(tilted)
-    if isinstance(factor, Affine) and p == 2:
-        return Known(product_mean(factor, factor), factor.sites)
-    if isinstance(factor, Affine) and factor.is_gaussian and p == int(p) and p > 0:
-        variance, n = variance_of(factor), int(p)
-        total = factor.mean**n
-        for k in range(1, n // 2 + 1):
-            count = math.comb(n, 2 * k) * math.prod(range(1, 2 * k, 2))
-            total = total + count * factor.mean ** (n - 2 * k) * variance**k
-        return Known(total, factor.sites)
-    if isinstance(factor, Affine):
-        raise NoRuleError(f"a power of {p:g} of a value of which mean and variance are known")
-    raise NoRuleError("a power of what is an expectation already")
+    return _collected([f.to(exponent) or _dependent_product(f, f) for f in x.factors])
 
 
 def exp(x: Value) -> Value:
+    return Value((Gaussian.exponential(_gaussian(x, "exponential")),))
+
+
+def sin(x: Value, quarters: int = 0) -> Value:
+    """Of a value that was turned on by quarters of a turn."""
+    return Value((Wave.of(_gaussian(x, "cosine" if quarters else "sine"), quarters),))
+
+
+def cos(x: Value) -> Value:
+    return sin(x, 1)
+
+
+def _gaussian(x: Value, what: str) -> Affine:
     affine = x.affine
     if affine is None or not affine.is_gaussian:
-        raise NoRuleError("the exponential of what is not an affine function of Gaussian values")
-    return Value((Exponential.of(affine),))
+        raise NoRuleError(f"the {what} of what is not an affine function of Gaussian values")
+    return affine
 
 
 def log(x: Value) -> Value:
-    terms: list[Value] = []
-    for factor in x.factors:
-        if isinstance(factor, Exponential):
-            terms.append(value_of(factor.exponent))
-        elif isinstance(factor, Power):
-            terms.append(Value((Known(factor.mean_log, factor.sites),)))
-        elif not factor.sites:
-            terms.append(Value((Known(array_namespace(factor.mean).log(factor.mean)),)))
-        else:
-            raise NoRuleError("the logarithm of what is no product of positive sites")
-    total = terms[0]
-    for term in terms[1:]:
-        total = add(total, term)
-    return total
+    first, *others = (Value((factor.log(),)) for factor in x.factors)
+    return functools.reduce(add, others, first)
 
 
 def absolute(x: Value) -> Value:
-    if any(
-        isinstance(f, Affine | Tilted | Choice) or (isinstance(f, Known) and f.sites)
-        for f in x.factors
-    ):
-        raise NoRuleError("the absolute value of what may be negative")
-    return Value(
-        tuple(
-            Known(array_namespace(f.mean).abs(f.mean)) if isinstance(f, Known) else f
-            for f in x.factors
-        )
-    )
+    return Value(tuple(factor.abs() for factor in x.factors))
 
 
 def where(mask: Any, x: Any, y: Any) -> Value:
@@ -248,23 +193,11 @@ def moved(
         lead = len(shape) - len(affine.shape)
         return affine.placed(range(lead, len(shape)), shape)
 
-    def new(factor: Factor) -> Factor:
-        if isinstance(factor, Affine):
-            return move(whole(factor))
-        if isinstance(factor, Known):
-            return Known(apply(full(factor.mean)), factor.sites)
-        if isinstance(factor, Choice):
-            return Choice(factor.values, tuple(move(whole(i)) for i in factor.indicators))
-        if isinstance(factor, Tilted):
-            return factor.map(lambda a: move(whole(a)))
-        raw = None if factor.raw is None else move(whole(factor.raw))
-        if isinstance(factor, Exponential):
-            return Exponential(move(whole(factor.exponent)), raw)
-        a, b = (apply(full(p)) for p in factor.params)
-        layout = factor.layout if keeps else (factor.layout, shape, name)
-        return replace(factor, params=(a, b), raw=raw, layout=layout)
+    def layout(own: Hashable) -> Hashable:
+        return own if keeps else (own, shape, name)
 
-    return Value(tuple(map(new, x.factors)))
+    change = Change(lambda a: move(whole(a)), lambda array: apply(full(array)), layout)
+    return Value(tuple(factor.changed(change) for factor in x.factors))
 
 
 def converted(x: Value, fn: Apply) -> Value:
@@ -273,29 +206,12 @@ def converted(x: Value, fn: Apply) -> Value:
     def affine(a: Affine) -> Affine:
         return a.map(lambda _, part: replace(part, weights=fn(part.weights)))
 
-    def new(factor: Factor) -> Factor:
-        if isinstance(factor, Affine):
-            return affine(factor)
-        if isinstance(factor, Known):
-            return Known(fn(factor.mean), factor.sites)
-        if isinstance(factor, Choice):
-            return affine(factor.raw)
-        if isinstance(factor, Tilted):
-            return factor.map(affine)
-        raw = None if factor.raw is None else affine(factor.raw)
-        if isinstance(factor, Exponential):
-            return Exponential(affine(factor.exponent), raw)
-        a, b = map(fn, factor.params)
-        return replace(factor, params=(a, b), raw=raw)
-
-    return Value(tuple(map(new, x.factors)))
+    return Value(tuple(factor.changed(Change(affine, fn)) for factor in x.factors))
 
 
 def stopped(x: Value, fn: Apply) -> Value:
     """Without gradient."""
-    if any(not isinstance(f, Known) for f in x.factors):
-        raise NoRuleError("a random value whose gradient is stopped")
-    return converted(x, fn)
+    return Value(tuple(factor.stopped(fn) for factor in x.factors))
 
 
 def sum_over(x: Value, dims: Sequence[int]) -> Value:

@@ -1,10 +1,14 @@
-"""Random arrays whose expectations are known, as products of independent factors."""
+"""Random arrays whose expectations are known, as products of independent factors.
+
+A new closed form is a subclass of `Factor`.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,107 +29,216 @@ class Library(Protocol):
     def digamma(self, array: Array) -> Array: ...
 
 
+@dataclass(frozen=True)
+class Change:
+    """What is done to all arrays of which a factor is made.
+
+    Attributes:
+        affine: to affine functions.
+        array: to plain arrays, of the factor's full shape.
+        layout: to the name of a layout; `None` if only the dtype changes.
+    """
+
+    affine: Callable[[Affine], Affine]
+    array: Apply
+    layout: Callable[[Hashable], Hashable] | None = None
+
+    def __call__(self, x: Any) -> Any:
+        """A field of a factor."""
+        if isinstance(x, tuple):
+            return tuple(map(self, x))
+        if isinstance(x, Affine):
+            return self.affine(x)
+        return self.array(x) if hasattr(x, "shape") else x
+
+
+class Factor:
+    """A random array of which the expectation is known. What it has no rule for raises `NoRuleError`, or is `None`.
+
+    Attributes:
+        mean: the expectation.
+        raw: itself by means and covariances, if these are known.
+    """
+
+    mean: Array
+    raw: Affine | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+    @property
+    def made_of(self) -> list[Any]:
+        """The arrays and affine functions of which it is made."""
+        own = (x if isinstance(x, tuple) else (x,) for x in self.fields.values())
+        return [x for of in own for x in of if hasattr(x, "shape")]
+
+    @property
+    def sites(self) -> frozenset[SiteKey]:
+        return frozenset[SiteKey]().union(*(a.sites for a in self.made_of))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return broadcast([tuple(a.shape) for a in self.made_of])
+
+    @property
+    def like(self) -> Array:
+        """An array of its dtype, on its device."""
+        first = self.made_of[0]
+        return first.mean if isinstance(first, Affine) else first
+
+    def as_gaussian(self) -> Gaussian | None:
+        """Itself as a function of Gaussian values."""
+        return None
+
+    def changed(self, change: Change) -> Factor:
+        """Laid out anew, or of another dtype."""
+        return type(self)(**{name: change(x) for name, x in self.fields.items()})
+
+    def scaled(self, constant: Any) -> Factor | None:
+        """Times a constant."""
+        return None
+
+    def times(self, other: Factor) -> Factor | None:
+        """The product with another function of the same sites."""
+        return None
+
+    def to(self, p: float) -> Factor | None:
+        """To a power; `None` if the square is the product with itself."""
+        if not self.sites:
+            return Known(self.mean**p)
+        if p != 2 or isinstance(self, Known):
+            raise NoRuleError("a power of what is an expectation already")
+        return None
+
+    def log(self) -> Factor:
+        if self.sites:
+            raise NoRuleError("the logarithm of what is no product of positive sites")
+        return Known(array_namespace(self.mean).log(self.mean))
+
+    def abs(self) -> Factor:
+        if self.sites:
+            raise NoRuleError("the absolute value of what may be negative")
+        return Known(array_namespace(self.mean).abs(self.mean))
+
+    def stopped(self, fn: Apply) -> Factor:
+        """Without gradient."""
+        raise NoRuleError("a random value whose gradient is stopped")
+
+
 @dataclass(frozen=True, eq=False)
-class Known:
+class Known(Factor):
     """An array of which no more than the expectation is kept, or a constant if it depends on no site."""
 
     mean: Array
     sites: frozenset[SiteKey] = frozenset()
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.mean.shape)
+    def raw(self) -> Affine | None:
+        return None if self.sites else Affine.constant(self.mean)
+
+    def scaled(self, constant: Any) -> Known:
+        return Known(self.mean * constant, self.sites)
+
+    def stopped(self, fn: Apply) -> Known:
+        return Known(fn(self.mean), self.sites)
 
 
 @dataclass(frozen=True, eq=False)
-class Exponential:
-    """The exponential of Gaussian values.
+class Linear(Factor):
+    """An affine function of noises and of their products."""
+
+    raw: Affine
+
+    @property
+    def mean(self) -> Array:
+        return self.raw.mean
+
+    def as_gaussian(self) -> Gaussian | None:
+        return Gaussian((self.raw,)) if self.raw.is_gaussian else None
+
+    def scaled(self, constant: Any) -> Linear:
+        return Linear(self.raw.scaled(constant))
+
+    def to(self, p: float) -> Factor | None:
+        affine = self.raw
+        if not affine.sites or p == 2:
+            return super().to(p)
+        if not affine.is_gaussian or p != int(p) or p < 0:
+            raise NoRuleError(f"a power of {p:g} of a value of which mean and variance are known")
+        variance, n = variance_of(affine), int(p)
+        total = affine.mean**n
+        for k in range(1, n // 2 + 1):
+            count = math.comb(n, 2 * k) * math.prod(range(1, 2 * k, 2))
+            total = total + count * affine.mean ** (n - 2 * k) * variance**k
+        return Known(total, affine.sites)
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Factor):
+    """Gaussian values, the product of two such, or none, times the exponential of Gaussian values.
 
     Attributes:
-        exponent: the values.
-        raw: itself by mean and variance, if its elements are independent.
+        values: at most two arrays.
+        exponent: of the exponential; `None` if there is none.
+        raw: the exponential alone by mean and variance, if its elements are independent.
     """
 
-    exponent: Affine
+    values: tuple[Affine, ...]
+    exponent: Affine | None = None
     raw: Affine | None = None
 
     @classmethod
-    def of(cls, exponent: Affine) -> Exponential:
+    def exponential(cls, exponent: Affine) -> Gaussian:
         site, raw = exponent.site_of_elements, None
         if site is not None:
             xp = array_namespace(exponent.mean)
             variance = variance_of(exponent)
             mean = xp.exp(exponent.mean + variance / 2)
             raw = Affine.around(mean, Noise(site, mean**2 * xp.expm1(variance)))
-        return cls(exponent, raw)
-
-    @property
-    def sites(self) -> frozenset[SiteKey]:
-        return self.exponent.sites
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.exponent.shape
-
-    @cached_property
-    def mean(self) -> Array:
-        return array_namespace(self.exponent.mean).exp(
-            self.exponent.mean + variance_of(self.exponent) / 2
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Tilted:
-    """Gaussian values, or the product of two such, times the exponential of Gaussian values.
-
-    Attributes:
-        values: one array or two.
-        exponent: of the exponential; `None` if there is none.
-    """
-
-    values: tuple[Affine, ...]
-    exponent: Affine | None = None
-
-    @property
-    def parts(self) -> tuple[Affine, ...]:
-        return self.values if self.exponent is None else (*self.values, self.exponent)
-
-    @property
-    def sites(self) -> frozenset[SiteKey]:
-        return frozenset[SiteKey]().union(*(a.sites for a in self.parts))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return broadcast([a.shape for a in self.parts])
+        return cls((), exponent, raw)
 
     @cached_property
     def mean(self) -> Array:
         if self.exponent is None:
             return product_mean(*self.values)
-        tilt = centred(self.exponent)
+        tilt, xp = centred(self.exponent), array_namespace(self.exponent.mean)
+        total = xp.exp(self.exponent.mean + variance_of(self.exponent) / 2)
         means = [a.mean + product_mean(centred(a), tilt) for a in self.values]
-        total = math.prod(means[1:], start=means[0])
         if len(means) == 2:
-            total = total + product_mean(*map(centred, self.values))
-        return total * Exponential(self.exponent).mean
+            return (means[0] * means[1] + product_mean(*map(centred, self.values))) * total
+        return math.prod(means, start=total)
 
-    def map(self, fn: Callable[[Affine], Affine]) -> Tilted:
-        exponent = None if self.exponent is None else fn(self.exponent)
-        return Tilted(tuple(map(fn, self.values)), exponent)
+    def as_gaussian(self) -> Gaussian:
+        return self
 
-    def times(self, other: Tilted | Exponential) -> Tilted:
-        """The product with another function of the same sites."""
-        values = (*self.values, *(other.values if isinstance(other, Tilted) else ()))
+    def times(self, other: Factor) -> Gaussian | None:
+        theirs = other.as_gaussian()
+        if theirs is None:
+            return None
+        values = (*self.values, *theirs.values)
         if len(values) > 2:
             raise NoRuleError("a product of more than two functions of the same site")
-        exponents = [e for e in (self.exponent, other.exponent) if e is not None]
-        if len(exponents) == 2:
-            exponents = [exponents[0].plus(exponents[1])]
-        return Tilted(values, exponents[0] if exponents else None)
+        exponents = [e for e in (self.exponent, theirs.exponent) if e is not None]
+        exponent = functools.reduce(Affine.plus, exponents) if exponents else None
+        if values or exponent is None:
+            return Gaussian(values, exponent)
+        return Gaussian.exponential(exponent)
+
+    def to(self, p: float) -> Factor | None:
+        if self.values or self.exponent is None:
+            return super().to(p)
+        return Gaussian.exponential(self.exponent.scaled(p))
+
+    def log(self) -> Factor:
+        return super().log() if self.values or self.exponent is None else Linear(self.exponent)
+
+    def abs(self) -> Factor:
+        return super().abs() if self.values else self
 
 
 @dataclass(frozen=True, eq=False)
-class Power:
+class Power(Factor):
     """A power of the elements of a site with a Gamma or Beta distribution, laid out anew perhaps.
 
     Attributes:
@@ -149,10 +262,6 @@ class Power:
     @property
     def sites(self) -> frozenset[SiteKey]:
         return frozenset((self.site,))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.params[0].shape)
 
     @cached_property
     def mean(self) -> Array:
@@ -180,23 +289,40 @@ class Power:
             raw = raw.placed(range(lead, len(shape)), shape)
         return replace(self, params=(a, b), raw=raw)
 
+    def changed(self, change: Change) -> Factor:
+        layout = self.layout if change.layout is None else change.layout(self.layout)
+        own = {name: change(x) for name, x in self.fields.items()}
+        return Power(**{**own, "layout": layout})
+
+    def times(self, other: Factor) -> Power | None:
+        if not isinstance(other, Power) or self.layout != other.layout:
+            return None
+        return self.expanded(broadcast([self.shape, other.shape]))._to(
+            self.exponent + other.exponent
+        )
+
     def to(self, p: float) -> Power:
-        """Its elements to another power."""
+        return self._to(self.exponent * p)
+
+    def _to(self, p: float) -> Power:
+        """The elements to another power."""
         raw = None
         if self.raw is not None and self.raw.site_of_elements is not None:
             mean = self.moment(p)
             raw = Affine.around(mean, Noise(self.site, self.moment(2 * p) - mean**2))
         return replace(self, exponent=p, raw=raw)
 
-    @property
-    def mean_log(self) -> Array:
+    def log(self) -> Known:
         (a, b), digamma = self.params, self.library.digamma
         shift = array_namespace(b).log(b) if self.family == "gamma" else digamma(a + b)
-        return self.exponent * (digamma(a) - shift)
+        return Known(self.exponent * (digamma(a) - shift), self.sites)
+
+    def abs(self) -> Power:
+        return self
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Choice(Factor):
     """Whole numbers or truth values, each one of several values that are known.
 
     Attributes:
@@ -210,12 +336,8 @@ class Choice:
     one_hot: Affine | None = None
 
     @property
-    def sites(self) -> frozenset[SiteKey]:
-        return self.indicators[0].sites
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.indicators[0].shape
+    def made_of(self) -> list[Affine]:
+        return [*self.indicators]
 
     @classmethod
     def of_truth(cls, is_true: Affine) -> Choice:
@@ -231,12 +353,15 @@ class Choice:
     def mean(self) -> Array:
         return self.raw.mean
 
+    def changed(self, change: Change) -> Factor:
+        if change.layout is None:
+            return Linear(change.affine(self.raw))
+        return Choice(self.values, tuple(map(change.affine, self.indicators)))
+
     def weighted(self, weights: Sequence[Any]) -> Affine:
         """What takes, with each value, that value's weight: a number or an array."""
-        first, *others = (i.scaled(w) for i, w in zip(self.indicators, weights, strict=True))
-        for other in others:
-            first = first.plus(other)
-        return first
+        pairs = zip(self.indicators, weights, strict=True)
+        return functools.reduce(Affine.plus, (i.scaled(w) for i, w in pairs))
 
     def along_last(self) -> Affine:
         """The indicators along one more dim, the last."""
@@ -245,9 +370,6 @@ class Choice:
         shape = self.shape
         raised = [i.placed(range(len(shape)), (*shape, 1)) for i in self.indicators]
         return Affine.concatenated(raised, -1)
-
-
-Factor = Affine | Known | Exponential | Tilted | Power | Choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,16 +389,7 @@ class Value:
     @property
     def like(self) -> Array:
         """An array of its dtype, on its device."""
-        first = self.factors[0]
-        if isinstance(first, Known):
-            return first.mean
-        if isinstance(first, Power):
-            return first.params[0]
-        if isinstance(first, Choice):
-            return first.indicators[0].mean
-        if isinstance(first, Tilted):
-            return first.values[0].mean
-        return first.exponent.mean if isinstance(first, Exponential) else first.mean
+        return self.factors[0].like
 
     @property
     def sites(self) -> frozenset[SiteKey]:
@@ -297,28 +410,13 @@ class Value:
     @property
     def affine(self) -> Affine | None:
         """Itself as an affine function of noises and of their products, if it is one."""
-        result: Affine | None = None
-        for factor in self.factors:
-            own = affine_of(factor)
-            if own is None:
-                return None
-            result = own if result is None else result.times(own)
-        return result
+        known = [f.raw for f in self.factors if f.raw is not None]
+        return functools.reduce(Affine.times, known) if len(known) == len(self.factors) else None
 
 
 def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     ndim = max(map(len, shapes))
     return tuple(map(max, zip(*((1,) * (ndim - len(s)) + s for s in shapes), strict=True)))
-
-
-def affine_of(factor: Factor) -> Affine | None:
-    if isinstance(factor, Affine):
-        return factor
-    if isinstance(factor, Power | Exponential | Choice):
-        return factor.raw
-    if isinstance(factor, Known) and not factor.sites:
-        return Affine.constant(factor.mean)
-    return None
 
 
 def centred(affine: Affine) -> Affine:
@@ -331,7 +429,7 @@ def variance_of(affine: Affine) -> Array:
 
 
 def value_of(affine: Affine) -> Value:
-    return Value((affine,))
+    return Value((Linear(affine),))
 
 
 def as_value(x: Any, like: Value) -> Value:

@@ -22,12 +22,12 @@ class Analytic(Estimator):
 
     The site's value carries its mean and covariance through affine operations: sums, products with constants, linear
     and convolution layers, slices, other shapes. Squares (a Normal log density whose loc it is), products of
-    independent sites, the `exp` of Normal values (Poisson and LogNormal likelihoods; also times their squares), and
-    powers and logs of Gamma values turn it into an expectation, which only linear operations may touch. Values of a
-    Categorical or Bernoulli may be compared with constants, choose between cases and index tables. Log densities of
-    the site's own value come from the KL divergences and entropies that the library has. A term that has no closed
-    form is refused, with the operation and the line of the program; or it gets the gradient of `fallback`, while all
-    other terms stay exact.
+    independent sites, the `exp` of Normal values (Poisson and LogNormal likelihoods; also times their squares), their
+    `sin` and `cos`, and powers and logs of Gamma values turn it into an expectation, which only linear operations may
+    touch. Values of a Categorical or Bernoulli may be compared with constants, choose between cases and index tables.
+    Log densities of the site's own value come from the KL divergences and entropies that the library has. A term that
+    has no closed form is refused, with the operation and the line of the program; or it gets the gradient of
+    `fallback`, while all other terms stay exact.
 
     Unbiased when: always, in costs that are linear in the log densities (`elbo`); nonlinear objectives are refused.
     Needs: a site of known mean and variance: Normal, MultivariateNormal, LogNormal, Gamma, Beta, Dirichlet, Bernoulli,

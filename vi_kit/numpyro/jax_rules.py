@@ -269,6 +269,8 @@ RULES: Mapping[str, Rule] = {
     "sqrt": lambda e, x: rules.power(x, 0.5),
     "rsqrt": lambda e, x: rules.power(x, -0.5),
     "exp": lambda e, x: rules.exp(x),
+    "sin": lambda e, x: rules.sin(x),
+    "cos": lambda e, x: rules.cos(x),
     "log": lambda e, x: rules.log(x),
     "abs": lambda e, x: rules.absolute(x),
     "reduce_sum": lambda e, x: rules.sum_over(x, e.params["axes"]),

@@ -437,6 +437,8 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "rsqrt": lambda x: rules.power(x, -0.5),
     "reciprocal": lambda x: rules.power(x, -1.0),
     "exp": rules.exp,
+    "sin": rules.sin,
+    "cos": rules.cos,
     "log": rules.log,
     "abs": rules.absolute,
     "xlogy": _xlogy,

@@ -59,6 +59,10 @@ def of_a_square(lib, z):
     return lib.xp.exp(-(z**2))
 
 
+def a_wave(lib, z):
+    return lib.xp.cos(z**2)
+
+
 def a_quotient(lib, z):
     return 1.0 / z
 
@@ -82,6 +86,7 @@ def a_condition(lib, z):
 TERMS = {
     through_tanh: ("tanh", "there is no rule for it"),
     of_a_square: ("exp", "the exponential of what is not an affine function of Gaussian values"),
+    a_wave: ("cos", "the cosine of what is not an affine function of Gaussian values"),
     a_quotient: (
         "div|rdiv",
         "a power of -1 of a value of which mean and variance are known",
