@@ -1,4 +1,4 @@
-"""Gradient estimators, one strategy a file. A new one: its file, its line here, its row in the docs."""
+"""Gradient estimators, one strategy a file. A new one: its file, its lines here, its row in the docs."""
 
 from vi_kit.estimators.analytic import Analytic
 from vi_kit.estimators.annealed import Annealed
@@ -41,7 +41,6 @@ REGISTRY: tuple[type[Estimator | Policy], ...] = (
 )
 
 __all__ = [
-    "REGISTRY",
     "Analytic",
     "Annealed",
     "DisARM",
@@ -52,7 +51,6 @@ __all__ = [
     "GeneralizedReparam",
     "MeasureValued",
     "MixtureReparam",
-    "Policy",
     "Quadrature",
     "Rebar",
     "RejectionReparam",
