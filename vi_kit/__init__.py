@@ -26,6 +26,7 @@ from vi_kit.estimators.baselines import (
 )
 from vi_kit.estimators.quadrature_error import quadrature_error
 from vi_kit.language.energy import from_log_density
+from vi_kit.language.marginal import Exact, ImportanceSampling, marginal
 from vi_kit.language.words import (
     Objective,
     SettingRange,
@@ -56,6 +57,8 @@ __all__ = [
     "Baseline",
     "Constant",
     "EstimatorError",
+    "Exact",
+    "ImportanceSampling",
     "LearnedConstant",
     "LeaveOneOut",
     "MovingAverage",
@@ -81,6 +84,7 @@ __all__ = [
     "iid",
     "log_density",
     "log_mean_exp",
+    "marginal",
     "objective",
     "quadrature_error",
     "simulate",

@@ -53,7 +53,8 @@ def eliminated(
             continue
         own = [replace(t, weight=1.0) for t in own]
         (total,) = applied(_Summed(site), [own], site.world, None)
-        total = replace(total, weight=weights[0], label=f"the sum over site {site.name!r}")
+        name = f"the sum over site {site.name!r}"
+        total = replace(total, weight=weights[0], label=name, statement=name)
         left = [*(t for t in left if site not in t.upstream), without(total, site)]
     return left
 

@@ -181,7 +181,8 @@ class DryRun(Run):
                 f"guide site {auxiliary!r}: the model's sites are random given this auxiliary one",
                 got="a joint density of both, where that of the model's sites alone is wanted",
                 expected="model sites with a Delta at a function of it, or the site in the model too",
-                fix=f"in the model sample({auxiliary!r}, ...) given its other sites, to guess what was drawn",
+                fix="vi.marginal(guide, keep=[...], algorithm) with the model's sites; or in the model"
+                f" sample({auxiliary!r}, ...) given its other sites, to guess what was drawn",
             )
 
     def all_at_once(self, site: Site) -> bool:

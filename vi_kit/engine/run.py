@@ -140,6 +140,10 @@ class Run:
         return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
 
     @property
+    def plate_nesting(self) -> int:
+        return self.plan.max_plate_nesting
+
+    @property
     def has_front(self) -> bool:
         """Whether programs are run with dims in front of their own, or one after the other because of them."""
         return self.placed_dims > 0 or bool(self.plan.in_turn)
@@ -157,6 +161,9 @@ class Run:
 
     def simulate(self, program: Program) -> Draw:
         return self.backend.simulate(self, program)
+
+    def conditioned(self, program: Program, draw: Draw) -> Draw:
+        return self.backend.conditioned(self, program, draw)
 
     def log_density(self, program: Program, draw: Draw) -> Cost:
         return self.backend.log_density(self, program, draw)

@@ -37,6 +37,88 @@ def is_given(message: Any) -> bool:
     return message["value"] is not None and not message["is_observed"]
 
 
+class AtDraw:
+    """What readings have in common that give a program the values of a draw of another one."""
+
+    run: Run
+    program: Program
+    draw: Draw
+
+    def given(self, statement: Statement) -> Array:
+        """The value that the draw has for a site of this program."""
+        name, depth = statement.name, self.run.plan.max_plate_nesting
+        value = self.draw.replayed(name, held=self.program.held)
+        return realigned(value, self.draw.details[name], statement, depth)
+
+    def agrees(self, statement: Statement, value: Array) -> bool:
+        """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
+        name, theirs = statement.name, self.draw.details[statement.name]
+        own, other = self.program.role, self.draw.program.role
+        depth = self.run.plan.max_plate_nesting
+        events = [tuple(s.dist.event_shape) for s in (statement, theirs)]
+        is_delta = theirs.dist.name == "Delta"  # a guide may join sites and split them
+        same = events[0] == events[1] if is_delta else False
+        if not same and _whole_shape(statement, depth) != _whole_shape(theirs, depth):
+            apart = "plates" if events[0] == events[1] else "event shape"
+            shapes: list[Any] = [_plates_of(s) for s in (statement, theirs)]
+            if shapes[0] == shapes[1]:
+                shapes = [_plates_of(s, dims=True) for s in (statement, theirs)]
+            shapes = shapes if apart == "plates" else events
+            self.problem(
+                f"site {name!r}: {own} and {other} disagree about its {apart}",
+                got=f"{own} {shapes[0]}, {other} {shapes[1]}",
+                expected="values of one shape, all dims of plates and events taken together",
+                fix="plates of the same dims and sizes, and .to_event(n) alike in both",
+            )
+        elif not is_delta and not self._same_plates(statement, theirs):
+            plates = [_plates_of(s) for s in (statement, theirs)]
+            self.problem(
+                f"site {name!r}: {own} and {other} disagree about its plates",
+                got=f"{own} {plates[0]}, {other} {plates[1]}, with subsampling",
+                expected="the same plates, with the same names, where there are minibatches",
+                fix="give the plates one name in both",
+            )
+        elif not statement.dist.covers(theirs.dist, self.run.backend.untracked(value)):
+            self.problem(
+                f"site {name!r}: the {other} draws values outside the {own}'s support",
+                got=f"{own} {statement.dist.support_name}, {other} {theirs.dist.support_name}",
+                expected=f"a {other} whose support lies in the {own}'s",
+                fix=f"a {other} distribution on {statement.dist.support_name}",
+            )
+        elif (moving := self._moves(statement)) is not None:
+            self.problem(
+                f"site {name!r}: the objective goes by the density of the {own} at draws of its own that are"
+                f" held, which {moving}",
+                got=f"{statement.dist.name}, whose support depends on parameters",
+                expected="a support that stays where it is, or an objective that differentiates through the draws",
+                fix="vi.elbo() with Reparam() at the site",
+            )
+        else:
+            return True
+        return False
+
+    def _moves(self, statement: Statement) -> str | None:
+        """Why the density at a draw is not all of a gradient, for a draw that is taken as a constant."""
+        own = self.program.fn is self.draw.program.fn and not self.program.held
+        return moves(statement.dist) if own and self.draw.held else None
+
+    def _same_plates(self, statement: Statement, theirs: Statement) -> bool:
+        """Pair off the plates of a site in two programs by their dims; `False` if one that the other lacks is
+        subsampled."""
+        mine, other = ({a.order: a for a in s.axes if a.kind == PLATE} for s in (statement, theirs))
+        alike = len(statement.dist.event_shape) == len(theirs.dist.event_shape)
+        for order in mine.keys() | other.keys():
+            a, b = mine.get(order), other.get(order)
+            if a != b and any(self.run.scale(x) != 1.0 for x in (a, b) if x is not None):
+                return False
+            if a is not None and b is not None and alike:
+                self.run.note_same_plate(self.program.role, a, b)
+        return True
+
+    def problem(self, headline: str, **parts: str) -> None:
+        self.run.refuse(message(headline, **parts), of_estimator=False)
+
+
 @dataclass(eq=False)
 class Simulation:
     """Offers every latent site of a program to its estimator."""
@@ -51,7 +133,7 @@ class Simulation:
     details: dict[str, Statement] = field(default_factory=dict)
     factors: dict[str, Factor] = field(default_factory=dict)
 
-    def latent(self, statement: Statement) -> Array:
+    def latent(self, statement: Statement) -> Array | None:
         """The value of a latent site."""
         name = statement.name
         self._refuse_factor(statement)
@@ -109,6 +191,10 @@ class Simulation:
         """See `Replay.sums`."""
         return ""
 
+    def is_own_delta(self, statement: Statement) -> bool:
+        """See `Replay.is_own_delta`."""
+        return False
+
     def leaves_out(self, name: str) -> bool:
         """Whether the copy that an intervention leaves of a site is no term."""
         return False
@@ -138,7 +224,58 @@ class Simulation:
 
 
 @dataclass(eq=False)
-class Replay:
+class Conditioned(Simulation, AtDraw):
+    """Offers the latent sites of a program to their estimators, but for those that a draw has: these are given."""
+
+    draw: Draw = field(kw_only=True)
+    names: set[str] = field(default_factory=set)
+
+    def latent(self, statement: Statement) -> Array | None:
+        """The value of a latent site; `None` if it has to be sampled, so that a dry run can go on."""
+        if self.draws(statement.name):
+            return super().latent(statement)
+        self.names.add(statement.name)
+        return self.run.replayed(self, statement, self.given(statement))
+
+    def latent_inside(self, statement: Statement) -> Array | None:
+        """See `Simulation.latent_inside`."""
+        if not self.draws(statement.name):
+            self.problem(
+                f"{self.program.role} site {statement.name!r}: its value is given, and it is in a scan or cond",
+                got="a site of which one value for each step would be given",
+                expected="a program whose other sites are drawn by a proposal",
+                fix="vi.ImportanceSampling(num_particles, proposal)",
+            )
+        return super().latent_inside(statement)
+
+    def draws(self, name: str) -> bool:
+        """See `Simulation.draws`."""
+        return name not in self.draw
+
+    def takes_given(self, name: str) -> bool:
+        """See `Simulation.takes_given`."""
+        given = self.draw.details.get(name)
+        return super().takes_given(name) if given is None else given.is_given
+
+    def relaxes(self, name: str) -> bool:
+        """See `Simulation.relaxes`."""
+        given = self.draw.sites.get(name)
+        return super().relaxes(name) if given is None else _relaxes(self.run, given)
+
+    def result(self) -> Draw:
+        """The draw of the other sites, once every site of the one that is given was met."""
+        for name in self.draw.keys() - self.names:
+            self.problem(
+                f"{self.program.role}: there is no latent site {name!r}, whose value is given",
+                got=f"latent sites {sorted(self.names | self.values.keys())}",
+                expected="all sites of the draw",
+                fix=f"sample({name!r}, ...) in the {self.program.role}",
+            )
+        return super().result()
+
+
+@dataclass(eq=False)
+class Replay(AtDraw):
     """Evaluates a program at the values of a draw, and sums out sites that the draw lacks."""
 
     run: Run
@@ -163,9 +300,7 @@ class Replay:
                 return statement.dist.shown(value)
             self.missing[name] = statement
             return None
-        theirs, depth = self.draw.details[name], self.run.plan.max_plate_nesting
-        value = self.draw.replayed(name, held=self.program.held)
-        value = realigned(value, theirs, statement, depth)
+        value = self.given(statement)
         if self.is_own_delta(statement):
             value = self.draw.deltas[name] = statement.dist.rsample()
         self.names.add(name)
@@ -256,8 +391,9 @@ class Replay:
                 got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
                 expected=f"every {drawn_by} site in the {self.program.role}, or marked as auxiliary and made by a Delta"
                 f" into sites of the {self.program.role}",
-                fix=f"sample({name!r}, ...) in the {self.program.role} too, given its other sites; where a Delta makes"
-                f" one of it, sample({name!r}, ..., infer={{'is_auxiliary': True}})",
+                fix=f"vi.marginal({self.draw.program.role}, keep=[...], algorithm) with the sites of the"
+                f" {self.program.role}; or sample({name!r}, ...) in the {self.program.role} too, given its other sites;"
+                f" where a Delta makes one of it, sample({name!r}, ..., infer={{'is_auxiliary': True}})",
             )
         if not self.sites:
             return Cost(self.terms)
@@ -283,74 +419,6 @@ class Replay:
             for name in ("alternatives", "slopes")
         }
         return replace(term, base=term.base.scaled(1.0 / scale), weight=float(scale), **parts)
-
-    def agrees(self, statement: Statement, value: Array) -> bool:
-        """Compare plates, shapes and supports of a site in two programs, usually model and guide."""
-        name, theirs = statement.name, self.draw.details[statement.name]
-        own, other = self.program.role, self.draw.program.role
-        depth = self.run.plan.max_plate_nesting
-        events = [tuple(s.dist.event_shape) for s in (statement, theirs)]
-        is_delta = theirs.dist.name == "Delta"  # a guide may join sites and split them
-        same = events[0] == events[1] if is_delta else False
-        if not same and _whole_shape(statement, depth) != _whole_shape(theirs, depth):
-            apart = "plates" if events[0] == events[1] else "event shape"
-            shapes: list[Any] = [_plates_of(s) for s in (statement, theirs)]
-            if shapes[0] == shapes[1]:
-                shapes = [_plates_of(s, dims=True) for s in (statement, theirs)]
-            shapes = shapes if apart == "plates" else events
-            self.problem(
-                f"site {name!r}: {own} and {other} disagree about its {apart}",
-                got=f"{own} {shapes[0]}, {other} {shapes[1]}",
-                expected="values of one shape, all dims of plates and events taken together",
-                fix="plates of the same dims and sizes, and .to_event(n) alike in both",
-            )
-        elif not is_delta and not self._same_plates(statement, theirs):
-            plates = [_plates_of(s) for s in (statement, theirs)]
-            self.problem(
-                f"site {name!r}: {own} and {other} disagree about its plates",
-                got=f"{own} {plates[0]}, {other} {plates[1]}, with subsampling",
-                expected="the same plates, with the same names, where there are minibatches",
-                fix="give the plates one name in both",
-            )
-        elif not statement.dist.covers(theirs.dist, self.run.backend.untracked(value)):
-            self.problem(
-                f"site {name!r}: the {other} draws values outside the {own}'s support",
-                got=f"{own} {statement.dist.support_name}, {other} {theirs.dist.support_name}",
-                expected=f"a {other} whose support lies in the {own}'s",
-                fix=f"a {other} distribution on {statement.dist.support_name}",
-            )
-        elif (moving := self._moves(statement)) is not None:
-            self.problem(
-                f"site {name!r}: the objective goes by the density of the {own} at draws of its own that are"
-                f" held, which {moving}",
-                got=f"{statement.dist.name}, whose support depends on parameters",
-                expected="a support that stays where it is, or an objective that differentiates through the draws",
-                fix="vi.elbo() with Reparam() at the site",
-            )
-        else:
-            return True
-        return False
-
-    def _moves(self, statement: Statement) -> str | None:
-        """Why the density at a draw is not all of a gradient, for a draw that is taken as a constant."""
-        own = self.program.fn is self.draw.program.fn and not self.program.held
-        return moves(statement.dist) if own and self.draw.held else None
-
-    def _same_plates(self, statement: Statement, theirs: Statement) -> bool:
-        """Pair off the plates of a site in two programs by their dims; `False` if one that the other lacks is
-        subsampled."""
-        mine, other = ({a.order: a for a in s.axes if a.kind == PLATE} for s in (statement, theirs))
-        alike = len(statement.dist.event_shape) == len(theirs.dist.event_shape)
-        for order in mine.keys() | other.keys():
-            a, b = mine.get(order), other.get(order)
-            if a != b and any(self.run.scale(x) != 1.0 for x in (a, b) if x is not None):
-                return False
-            if a is not None and b is not None and alike:
-                self.run.note_same_plate(self.program.role, a, b)
-        return True
-
-    def problem(self, headline: str, **parts: str) -> None:
-        self.run.refuse(message(headline, **parts), of_estimator=False)
 
 
 def _term(reading: Simulation | Replay, made: LogDensity, **others: Any) -> Term:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, cast
 
 from vi_kit.base.context import current
+from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.named import PLATE, Array, Axis, Named
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.cost import Cost
@@ -60,6 +61,11 @@ class Program:
             if pattern and fnmatchcase(name, pattern):
                 return f"marginalize {pattern!r}"
         return "infer" if "" in self.summed and infer.get("enumerate") else ""
+
+    @property
+    def owner(self) -> str:
+        """The role of the program to which it belongs: its parameters are those of that one."""
+        return self.role.split(" ")[0]
 
     def what(self, name: str) -> str:
         """How one of its statements is called in messages."""
@@ -146,11 +152,12 @@ class Draw(Mapping[str, Any]):
         evaluated anew, as a function of the parameters only."""
         if not self.held:
             return self.density
-        return session().log_density(self.program, self)
+        return log_density_of(self.program, self)
 
     @property
     def log_likelihood(self) -> Cost:
         """The part of `log_density` that observed sites and factors contribute (nats)."""
+        refuse_composite(self.program, "the log likelihood of a draw")
         return Cost(t for t in self.log_density.terms if t.statement not in self)
 
     @property
@@ -158,6 +165,22 @@ class Draw(Mapping[str, Any]):
         """What the sites observed that were drawn all the same, by name."""
         found = {n: d.infer for n, d in self.details.items()}
         return {n: infer["obs"] for n, infer in found.items() if infer.get("was_observed")}
+
+    def restricted(self, names: Collection[str], **changes: Any) -> Draw:
+        """The values of some of its sites."""
+        parts = {
+            part: {n: x for n, x in getattr(self, part).items() if n in names}
+            for part in ("by_name", "sites", "details", "deltas")
+        }
+        return replace(self, **parts, **changes)
+
+    def joined(self, other: Draw) -> Draw:
+        """The values of both, as one draw of no program in particular."""
+        parts = {
+            part: {**getattr(self, part), **getattr(other, part)}
+            for part in ("by_name", "sites", "details", "deltas")
+        }
+        return replace(self, **parts, density=Cost(()), noise={})
 
     def replayed(self, name: str, *, held: bool = False) -> Any:
         """A value for other programs and functions: a constant, if the draw is held.
@@ -212,11 +235,20 @@ class Session(CostContext, Protocol):
         ...
 
     @property
+    def plate_nesting(self) -> int:
+        """How many dims plates take."""
+        ...
+
+    @property
     def repeated(self) -> set[str]:
         """Sites that stand for several statements, one after the other."""
         ...
 
     def simulate(self, program: Program) -> Draw: ...
+    def conditioned(self, program: Program, draw: Draw) -> Draw:
+        """A draw of the sites that another draw lacks, given those that it has."""
+        ...
+
     def log_density(self, program: Program, draw: Draw) -> Cost: ...
     def evaluate(self, draw: Draw, fn: Callable[..., Array]) -> Cost:
         """The cost that a function of a draw makes."""
@@ -240,6 +272,42 @@ class Session(CostContext, Protocol):
     def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
         """Run `fn` for all copies along `axis`: costs, as a tuple."""
         ...
+
+
+class Composite(Protocol):
+    """What stands in the place of a user's callable where draws and densities are made of those of other programs."""
+
+    is_composite: bool
+
+    def simulate(self, program: Program) -> Draw: ...
+    def log_density(self, program: Program, draw: Draw) -> Cost: ...
+
+
+def refuse_composite(program: Program, what: str) -> None:
+    """Refuse what needs the density of each site, of a program whose density is known or estimated as a whole."""
+    if getattr(program.fn, "is_composite", False):
+        raise ObjectiveError(
+            message(
+                f"{what} needs the density of each site, and that of the {program.role} is one number for all",
+                got="vi.marginal(...)",
+                expected="a program of sample statements",
+                fix="another objective, such as vi.elbo() or vi.iwae(num_particles=5)",
+            )
+        )
+
+
+def draw_of(program: Program) -> Draw:
+    """A draw of the latent sites of a program."""
+    if getattr(program.fn, "is_composite", False):
+        return cast(Composite, program.fn).simulate(program)
+    return session().simulate(program)
+
+
+def log_density_of(program: Program, draw: Draw) -> Cost:
+    """The log density of a program at the values of a draw (nats)."""
+    if getattr(program.fn, "is_composite", False):
+        return cast(Composite, program.fn).log_density(program, draw)
+    return session().log_density(program, draw)
 
 
 def session() -> Session:

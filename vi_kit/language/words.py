@@ -18,7 +18,16 @@ from vi_kit.base.named import Array, softmax
 from vi_kit.costs.cost import Cost, apply
 from vi_kit.costs.terms import Term, held_fixed
 from vi_kit.language.objective import Objective, SettingRange, SettingRule, divergence, objective
-from vi_kit.language.programs import Draw, Program, Simulated, session, with_replaced
+from vi_kit.language.programs import (
+    Draw,
+    Program,
+    Simulated,
+    draw_of,
+    log_density_of,
+    refuse_composite,
+    session,
+    with_replaced,
+)
 from vi_kit.language.refusals import refuse_repeated
 from vi_kit.language.replicates import Replicates, iid, log_mean_exp
 from vi_kit.language.varied import held_densities, vary, with_alternatives
@@ -54,7 +63,7 @@ def simulate(program: Program) -> Draw:
     Returns:
         The draw; its `log_density` includes the program's observed sites and factors.
     """
-    draw = session().simulate(program)
+    draw = draw_of(program)
     return vary(draw) if draw.factors else draw
 
 
@@ -64,7 +73,7 @@ def log_density(program: Program, draw: Draw) -> Cost:
     Raises:
         ObjectiveError: the program has a latent site that the draw lacks, or the other way round.
     """
-    cost = session().log_density(program, draw)
+    cost = log_density_of(program, draw)
     if draw.held or draw.varied is None:
         return cost
     return with_alternatives(cost, draw, held_densities(program, draw, cost))
@@ -94,6 +103,7 @@ def partial_log_densities(
         The log densities of the model less those of the guide, summed up to site t; and by t the factors of the
         guide between site t and the next.
     """
+    refuse_composite(guide, "a sum over parts of a trajectory")
     run, followed = session(), replace(draw, followed=True)
     of_guide, of_model = log_density(guide, draw), log_density(model, followed)
     refuse_repeated(draw)

@@ -34,6 +34,7 @@ from vi_kit.engine.lanes import Made, along
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import STEP_KEY, Run
 from vi_kit.engine.statements import (
+    Conditioned,
     Evaluation,
     Replay,
     Simulation,
@@ -313,6 +314,9 @@ class NumPyroBackend:
 
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))
+
+    def conditioned(self, run: Run, program: Program, draw: Draw) -> Draw:
+        return self._run(Conditioned(run, program, draw=draw))
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
@@ -616,7 +620,7 @@ class _Handler:
         elif kind == "control_flow":
             self.left(msg["value"])
         elif kind == "param":
-            self.backend.touched[self.program.role].add(name)
+            self.backend.touched[self.program.owner].add(name)
             if msg["args"]:
                 check_parameter(name, msg["args"][0], msg["value"])
             start = msg["args"][0] if msg["args"] and not callable(msg["args"][0]) else msg["value"]

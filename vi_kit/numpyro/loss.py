@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from numpyro.handlers import trace
 from numpyro.infer import ELBO
 from numpyro.infer.elbo import LossWithMutableState
-from numpyro.primitives import Messenger, mutable, param
+from numpyro.primitives import _PYRO_STACK, Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
 from vi_kit.costs.terms import kept_name, label
@@ -21,6 +22,7 @@ from vi_kit.engine.plan import Plan
 from vi_kit.engine.run import STEP_KEY
 from vi_kit.engine.settings import not_finite
 from vi_kit.estimators.memory import Learned, State, Step
+from vi_kit.language.marginal import Marginal
 from vi_kit.language.programs import Program
 from vi_kit.numpyro.backend import (
     predictions,
@@ -122,6 +124,12 @@ class Loss(CommonLoss, ELBO):
             >>> # SVI(model, loss.with_state(guide), optax.adam(1e-2), loss)
         """
 
+        if isinstance(guide, Marginal):
+            return guide.mapped(self._with_state, "guide")
+        return self._with_state(guide, "guide")
+
+    def _with_state(self, guide: Callable, role: str) -> Callable:
+        """A program of some role with room for what the estimators of its sites keep."""
         selection = self.settings.selection
 
         @functools.wraps(guide)
@@ -133,7 +141,7 @@ class Loss(CommonLoss, ELBO):
                 dist = NumPyroDistribution(fn)
                 # by the default rule a site may have to be sampled after all, which needs more state
                 for variant in range(1 + (selection.schedule is not None)):
-                    own = label(name, "guide", variant)
+                    own = label(name, role, variant)
                     choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
                     estimator = choice.acting
                     for what, kept in estimator.memory.items():
@@ -146,7 +154,7 @@ class Loss(CommonLoss, ELBO):
                             param(key, jnp.asarray(kept.start, jnp.result_type(float)))
                         else:
                             predictions(key, kept.network, kept.inputs(dist, args, kwargs))
-            if needs_step:
+            if needs_step and not _has_step():
                 mutable(STEP_KEY, jnp.zeros(()))
             return result
 
@@ -166,6 +174,11 @@ class Loss(CommonLoss, ELBO):
                 f"less variance needs {room} {by_default}: without it there is no baseline"
             )
         return plan, texts
+
+
+def _has_step() -> bool:
+    """Whether another part of the program has made room for the number of steps."""
+    return any(isinstance(h, trace) and STEP_KEY in getattr(h, "trace", ()) for h in _PYRO_STACK)
 
 
 class _Latents(Messenger):

@@ -36,6 +36,7 @@ from vi_kit.engine.density import LogDensity, scaled_and_masked
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import Run, running
 from vi_kit.engine.statements import (
+    Conditioned,
     Evaluation,
     Replay,
     Simulation,
@@ -294,6 +295,9 @@ class PyroBackend:
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))
 
+    def conditioned(self, run: Run, program: Program, draw: Draw) -> Draw:
+        return self._run(Conditioned(run, program, draw=draw))
+
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
 
@@ -329,8 +333,8 @@ class PyroBackend:
         outer, self.handler = self.handler, _Handler(reading)
         handler = self.handler
         handler.noise = noise
-        known = self.params[program.role]
-        known.update(reading.run.plan.leaves.get(program.role, {}))
+        known = self.params[program.owner]
+        known.update(reading.run.plan.leaves.get(program.owner, {}))
         known.update(fn.named_parameters() if isinstance(fn, torch.nn.Module) else {})
         args, kwargs = handler.held_arguments() if program.held else (program.args, program.kwargs)
         try:
@@ -366,14 +370,14 @@ class PyroBackend:
         cost = result.density if isinstance(result, Draw) else result
         if program.held or (run.finds_leaves and self.probe is None):
             arrays = [*values, *(t.base.array for t in cost.terms)]
-            found, known = self._reached(arrays), self.params[program.role]
+            found, known = self._reached(arrays), self.params[program.owner]
             if found:
                 run.missed_leaves(self._not_held(program, found))
             ids = {id(p) for p in known.values()}
             for leaf in found:
                 if id(leaf) not in ids:
                     known[self._described(leaf, program)] = leaf
-            run.note_leaves(program.role, dict(known))
+            run.note_leaves(program.owner, dict(known))
         self.drawn.update(v.grad_fn for v in values)
 
     def _reached(self, arrays: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -383,7 +387,7 @@ class PyroBackend:
     def _described(self, leaf: torch.Tensor, program: Program) -> str:
         name, known = (
             described(leaf, (program.fn, program.args, program.kwargs)),
-            self.params[program.role],
+            self.params[program.owner],
         )
         return name if name not in known else f"{name} ({len(known)})"
 
@@ -585,7 +589,7 @@ class _Handler:
         value, leaf = msg["value"], _leaf(msg["value"])
         if len(msg["args"]) > 1:
             check_parameter(msg["name"], msg["args"][1], value)
-        backend.params[self.program.role][msg["name"]] = leaf
+        backend.params[self.program.owner][msg["name"]] = leaf
         if self.program.held:
             self.hold([leaf])
             msg["value"] = value.detach()

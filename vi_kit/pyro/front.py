@@ -91,7 +91,9 @@ class Recorded:
     def key(self) -> Any:
         """The same for runs that only differ in what they hold."""
         reading = self.reading
-        values = reading.values if isinstance(reading, Simulation) else reading.draw.by_name
+        values = dict(getattr(getattr(reading, "draw", None), "by_name", {}))
+        if isinstance(reading, Simulation):
+            values.update(reading.values)
         program = reading.program
         return program.fn, program.joint, tuple(sorted((n, id(v)) for n, v in values.items()))
 
