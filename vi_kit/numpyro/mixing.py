@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from vi_kit.analysis.mixing import (
     NOTHING,
     NOWHERE,
+    SEVERAL,
     Along,
     MixingProbe,
     Place,
@@ -168,8 +169,10 @@ def _scanned(params: Mapping[str, Any], operands: Sequence[Places]) -> Sequence[
     consts, carries = params["num_consts"], params["num_carry"]
     fixed, carry = list(operands[:consts]), [dict(c) for c in operands[consts : consts + carries]]
     steps: dict[int, tuple[int, ...]] = {}
+    known = [place for x in operands for place in x.values() if place is not None]
+    lowest = min([SEVERAL, *(element for place in known for element in place.elements)])
     xs = [
-        {n: _of_a_step(place, steps) for n, place in x.items()}
+        {n: _of_a_step(place, steps, lowest) for n, place in x.items()}
         for x in operands[consts + carries :]
     ]
     while True:  # each round, something is found that is joined
@@ -182,14 +185,15 @@ def _scanned(params: Mapping[str, Any], operands: Sequence[Places]) -> Sequence[
         carry = both
 
 
-def _of_a_step(place: Place, steps: dict[int, tuple[int, ...]]) -> Place:
-    """Of what a loop sees of an array along whose first dim it goes. The element of a step has its own number."""
+def _of_a_step(place: Place, steps: dict[int, tuple[int, ...]], lowest: int) -> Place:
+    """Of what a loop sees of an array along whose first dim it goes. The element of a step has its own number, below
+    the lowest of those around the loop."""
     if place is None or place.dim == NOWHERE:
         return place
     if place.dim > 0:
         return moved(place, place.dim - 1)
     known = {elements: number for number, elements in steps.items()}
-    number = known.setdefault(place.elements, -2 - len(steps))
+    number = known.setdefault(place.elements, lowest - 1 - len(steps))
     steps[number] = place.elements
     return Along(NOWHERE, (number,))
 

@@ -331,6 +331,11 @@ OF_JAX = {
     "steps": (lambda z: lax.scan(lambda c, x: (jnp.tanh(c + x), c), z[:, 0], z.T)[1], 1),
     "steps along": (lambda z: lax.scan(lambda c, x: (c + x, c), 0.0 * z[0], z)[1], None),
     "steps apart": (lambda z: lax.map(lambda row: row[::-1] * row.sum(), z), 0),
+    "steps in steps": (
+        lambda z: lax.map(lambda a: lax.map(lambda b: a * b, z[:, 0]), z[:, 1]),
+        None,
+    ),
+    "steps of one in steps": (lambda z: lax.map(lambda a: lax.map(jnp.sin, a), z), 0),
     "one by one": (lambda z: jnp.stack([z[i].sum() for i in range(N)]), 0),
     "own entries": (lambda z: z[jnp.arange(N), (z[:, 0] > 0).astype(int)], None),
     "merged and parted": (
