@@ -171,7 +171,8 @@ def _equation(equation: Any, operands: list[Any], on_term: Term) -> Sequence[Any
         value, sample = operands
         return [Random(value.value, lambda: sampled(sample))]
     if primitive is term_p:
-        return [on_term(params["key"], operands[0])]
+        made = on_term(params["key"], operands[0])
+        return [jnp.asarray(made, equation.outvars[0].aval.dtype)]  # moments may be less precise
     if primitive is either_p:
         return [_either(*operands, **params)]
     is_random = any(isinstance(x, Random) for x in operands)
