@@ -40,7 +40,6 @@ from vi_kit.analysis.degrees import (
     linear,
     logarithm,
     moved,
-    named,
     parted,
     power,
     product,
@@ -67,18 +66,8 @@ from vi_kit.analysis.jumps import (
 )
 from vi_kit.engine.plan import Plan
 from vi_kit.numpyro.distributions import NumPyroDistribution
-
-CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat", "remat2", "checkpoint"), "jaxpr"),
-    "core_call": "call_jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-"""Primitives that call a function, and under which name they keep it."""
-
-MAX_ROUNDS = 8
-"""How often the body of a loop is read before its degree is taken to grow with every iteration."""
+from vi_kit.numpyro.interpreter import Analysis, Computation, Inside, bound, called, opened
+from vi_kit.numpyro.operations import rule_for
 
 
 def degrees_found(
@@ -100,9 +89,7 @@ def degrees_found(
         return arrays
 
     closed = jax.make_jaxpr(values)([0.0] * len(labels))
-    degrees = Reading().read(
-        closed.jaxpr, [{label: start(plan.degrees[label])} for label in labels]
-    )
+    degrees = Reading().read(closed, [{label: start(plan.degrees[label])} for label in labels])
     return probes[-1].found(degrees)
 
 
@@ -129,10 +116,9 @@ def is_stop(equation: Any, where: str) -> bool:
     name = equation.primitive.name
     if where.startswith(OWN):
         return False
-    if name.startswith("custom_") and CALLS.get(name) in equation.params:
-        body = equation.params[CALLS[name]]
-        info = (body.jaxpr if isinstance(body, ClosedJaxpr) else body).debug_info
-        return f"at {JAX}" not in info.func_src_info
+    body = called(equation)
+    if name.startswith("custom_") and body is not None:
+        return f"at {JAX}" not in opened(body)[0].debug_info.func_src_info
     if name != "stop_gradient":
         return False
     traceback = equation.source_info.traceback
@@ -142,11 +128,7 @@ def is_stop(equation: Any, where: str) -> bool:
     return bool(outside) and not (callers and callers[0].file_name.startswith(JAX))
 
 
-Inside = tuple[int, ...]
-"""Equations by their identity, each inside the one before."""
-
-
-class Reading:
+class Reading(Analysis[Degrees]):
     """Reads what the values of a jaxpr are in each site.
 
     Args:
@@ -154,6 +136,7 @@ class Reading:
         parameters: labels of what `stop_gradient` holds.
 
     Attributes:
+        where: the line of the program that is being read.
         cuts: the equations that take steps, by their identity.
         stops: those whose result has no derivative because the program says so.
         choices: those by which something constant chooses whether such results are seen: which operand does, and among
@@ -162,120 +145,95 @@ class Reading:
         chosen: what may not be seen.
     """
 
+    max_rounds = 8
+    """Then the degree is taken to grow with every iteration."""
+
     def __init__(self, poles: bool = False, parameters: Collection[str] = ()) -> None:
+        super().__init__()
         self.poles, self.parameters = poles, frozenset(parameters)
+        self.where = ""
         self.cuts: dict[int, Cut] = {}
         self.stops: dict[int, Cut] = {}
         self.choices: dict[Inside, tuple[int, int]] = {}
         self.around: set[Inside] = set()
         self.chosen: set[Cut] = set()
-        self._path: Inside = ()
 
-    def read(self, jaxpr: Jaxpr, inputs: Sequence[Degrees], where: str = "") -> list[Degrees]:
-        """What the outputs are, given what the inputs are."""
-        known: dict[Any, Degrees] = dict(zip(jaxpr.invars, inputs, strict=True))
+    def constant(self, value: Any) -> Degrees:
+        return {}
 
-        def of(atom: Any) -> Degrees:
-            return {} if isinstance(atom, Literal) else known.get(atom, {})
-
-        for equation in jaxpr.eqns:
-            operands = [of(atom) for atom in equation.invars]
-            if any(operands):
-                results = self._equation(equation, operands, line(equation) or where)
-                known.update(zip(equation.outvars, results, strict=True))
-        return [of(atom) for atom in jaxpr.outvars]
-
-    def _equation(self, equation: Any, operands: list[Degrees], where: str) -> Sequence[Degrees]:
-        """What its results are."""
-        outside, self._path = self._path, (*self._path, id(equation))
-        made = self._results(equation, operands, where)
-        choice = chosen_among(equation, operands)
+    def equation(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
+        if not any(operands):
+            return [{} for _ in equation.outvars]
+        outside, self.where = self.where, line(equation) or self.where
+        made, choice = super().equation(equation, operands), chosen_among(equation, operands)
         cuts = {cut for of in made for form in of.values() for cut in form.cuts}
         if choice and cuts:
-            self.choices[self._path] = choice
+            self.choices[self.inside] = choice
             self.chosen |= cuts
-            self.around.update(self._path[: i + 1] for i in range(len(self._path)))
-        self._path = outside
-        if not (self.poles and is_stop(equation, where)):
-            return made
-        number = len(self.stops)
-        cut = Cut(Path(where).name, equation.primitive.name.removesuffix("_call"), -1 - number)
-        cut = self.stops.setdefault(id(equation), cut)
-        return [parted(one, one, cut) for one in made]
+            self.around.update(self.inside[: i + 1] for i in range(len(self.inside)))
+        if self.poles and is_stop(equation, self.where):
+            name, number = equation.primitive.name.removesuffix("_call"), -1 - len(self.stops)
+            cut = self.stops.setdefault(id(equation), Cut(Path(self.where).name, name, number))
+            made = [parted(one, one, cut) for one in made]
+        self.where = outside
+        return made
 
-    def _results(self, equation: Any, operands: list[Degrees], where: str) -> Sequence[Degrees]:
+    def transfer(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
         name, params = equation.primitive.name, equation.params
-        if params.get("name") == vi_kit_constant.__name__:
-            return [{} for _ in equation.outvars]
         if name == "stop_gradient" and self.parameters:
             (of,) = operands
             return [{k: form for k, form in of.items() if k not in self.parameters}]
-        if name == "scan":
-            return self._scan(params, operands, where)
-        if name == "cond":
-            return self._cond(params["branches"], operands, where)
-        if name in CALLS and CALLS[name] in params:
-            body = params[CALLS[name]]
-            jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
-            return self._called(equation, name, jaxpr, operands, where)
-        result = derive(name, _rule(name, params, equation), operands)
-        made = [
-            self._made(equation, operands, result, v.aval.dtype, where) for v in equation.outvars
-        ]
+        result = derive(name, _rule(equation), operands)
+        made = [self._made(equation, operands, result, v.aval.dtype) for v in equation.outvars]
         keys = params["num_keys"] if name == "sort" else len(made)
-        return [*made[:keys], *(self._reordered(equation, operands, x, where) for x in made[keys:])]
+        return [*made[:keys], *(self._reordered(equation, operands, x) for x in made[keys:])]
 
-    def _reordered(
-        self, equation: Any, operands: Sequence[Degrees], made: Degrees, where: str
-    ) -> Degrees:
+    def _cut(self, equation: Any, name: str) -> Cut:
+        known = self.cuts.get(id(equation))
+        return Cut(Path(self.where).name, name, len(self.cuts) if known is None else known.key)
+
+    def _reordered(self, equation: Any, operands: Sequence[Degrees], made: Degrees) -> Degrees:
         """What is laid out anew in the order of keys."""
         keys = derive("sort", moved, operands[: equation.params["num_keys"]])
-        if not self.poles or where.startswith(OWN) or not keys:
+        if not self.poles or self.where.startswith(OWN) or not keys:
             return made
-        cut = Cut(Path(where).name, "sort", self._number(equation))
-        self.cuts[id(equation)] = cut
+        cut = self.cuts[id(equation)] = self._cut(equation, "sort")
         return parted({**keys, **made}, keys, cut)
 
     def _made(
-        self, equation: Any, operands: Sequence[Degrees], result: Degrees, dtype: Any, where: str
+        self, equation: Any, operands: Sequence[Degrees], result: Degrees, dtype: Any
     ) -> Degrees:
         """What an output is, which takes steps or not."""
         name, is_float = equation.primitive.name, jnp.issubdtype(dtype, jnp.inexact)
-        cut = Cut(Path(where).name, name, self._number(equation))
+        cut, is_own = self._cut(equation, name), self.where.startswith(OWN)
         if is_float and name not in JUMPS:
-            if not self.poles or where.startswith(OWN):
+            if not self.poles or is_own:
                 return result
             operand = pole(equation)
             of = result if name in SIDES else {} if operand is None else operands[operand]
             made = parted(result, of, cut)
         else:
-            of_floats = any(
-                known and _is_float(atom)
-                for atom, known in zip(equation.invars, operands, strict=True)
-            )
+            pairs = zip(equation.invars, operands, strict=True)
+            of_floats = any(known and _is_float(atom) for atom, known in pairs)
             is_test = name in TESTS and not self.poles
-            made = stepped(result, cut, is_test or not of_floats or where.startswith(OWN))
+            made = stepped(result, cut, is_test or not of_floats or is_own)
         if any(cut in form.cuts for form in made.values()):
             self.cuts[id(equation)] = cut
         return made
 
-    def _number(self, equation: Any) -> int:
-        known = self.cuts.get(id(equation))
-        return len(self.cuts) if known is None else known.key
-
-    def _called(
-        self, equation: Any, name: str, jaxpr: Jaxpr, operands: list[Degrees], where: str
+    def call(
+        self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[Degrees]
     ) -> Sequence[Degrees]:
         """What a function made. Of JAX's own with a derivative of their own the name is told instead of that of an
         operation inside; these and some more are known to be continuous."""
-        is_custom = name.startswith("custom_")
-        info = jaxpr.debug_info
-        own = info.func_name
-        is_jax = f"at {JAX}" in info.func_src_info
-        if is_jax and own in SIDES and self.poles and not where.startswith(OWN):
+        if equation.params.get("name") == vi_kit_constant.__name__:
+            return [{} for _ in equation.outvars]
+        is_custom = equation.primitive.name.startswith("custom_")
+        own, is_jax = function_of_jax(body)
+        if is_jax and own in SIDES and self.poles and not self.where.startswith(OWN):
             made = derive(own, moved, operands)
             of = operands[0] if own in INVERSES else made
-            cut = Cut(Path(where).name, own, self._number(equation))
+            cut = self._cut(equation, own)
             if of:
                 self.cuts[id(equation)] = cut
             return [
@@ -284,7 +242,7 @@ class Reading:
             ]
         continuous = is_jax and own not in JUMPS and (is_custom or own in CONTINUOUS_FUNCTIONS)
         if not (is_custom or continuous):
-            return self.read(jaxpr, operands, where)
+            return self.read(body, operands)
         if own == "xlogy":
             logs = derive("log", logarithm, operands[1:])
             return [derive(own, product, [operands[0], logs])]
@@ -299,33 +257,22 @@ class Reading:
 
         return [
             {label: outside(label, form) for label, form in result.items()}
-            for result in self.read(jaxpr, operands, where)
+            for result in self.read(body, operands)
         ]
 
-    def _cond(
-        self, branches: Sequence[ClosedJaxpr], operands: list[Degrees], where: str
-    ) -> Sequence[Degrees]:
-        index, *rest = operands
-        results = self.read(branches[0].jaxpr, rest, where)
-        for branch in branches[1:]:
-            results = _join(results, self.read(branch.jaxpr, rest, where))
-        return [derive("cond", chosen, [index, result]) for result in results]
+    def repeat(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
+        return self.transfer(equation, operands)
 
-    def _scan(
-        self, params: Mapping[str, Any], operands: list[Degrees], where: str
-    ) -> Sequence[Degrees]:
-        consts, carries = params["num_consts"], params["num_carry"]
-        carry, jaxpr = operands[consts : consts + carries], params["jaxpr"].jaxpr
-        for _ in range(MAX_ROUNDS):
-            inputs = [*operands[:consts], *carry, *operands[consts + carries :]]
-            results = self.read(jaxpr, inputs, where)
-            joined = _join(carry, results[:carries])
-            if joined == carry:
-                return results
-            carry = joined
+    def join(self, values: Sequence[Degrees]) -> Degrees:
+        return derive("cond", moved, values)
+
+    def steered(self, value: Degrees, by: Degrees) -> Degrees:
+        return derive("cond", chosen, [by, value])
+
+    def lost(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
         labels = {label for operand in operands for label in operand}
-        blocked = {label: Form(blocker="scan") for label in labels}
-        return [blocked] * (len(results))
+        blocked = {label: Form(blocker=equation.primitive.name) for label in labels}
+        return [blocked for _ in equation.outvars]
 
 
 JAX = str(Path(jax.__file__).parent)
@@ -335,6 +282,12 @@ CONTINUOUS_FUNCTIONS = frozenset(
     " logsumexp".split()
 )
 """Functions of JAX's that compare values and do not jump."""
+
+
+def function_of_jax(body: ClosedJaxpr | Jaxpr) -> tuple[str, bool]:
+    """The name of a function that is called, and whether it is one of JAX's."""
+    info = opened(body)[0].debug_info
+    return info.func_name, f"at {JAX}" in info.func_src_info
 
 
 def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
@@ -347,21 +300,19 @@ def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
         reorders = len(equation.outvars) > params.get("num_keys", len(equation.outvars))
         if name in JUMPS or reorders or is_stop(equation, own):
             return True
-        if name in CALLS and CALLS[name] in params:
-            body = params[CALLS[name]]
-            inner = body.jaxpr if isinstance(body, ClosedJaxpr) else body
-            is_jax = f"at {JAX}" in inner.debug_info.func_src_info
-            own_name = inner.debug_info.func_name
+        body = called(equation)
+        if body is not None:
+            own_name, is_jax = function_of_jax(body)
             if is_jax and own_name in SIDES:
                 return True
             if is_jax and (name.startswith("custom_") or own_name in CONTINUOUS_FUNCTIONS):
                 if own_name in JUMPS:
                     return True
-            elif takes_steps(inner, own):
+            elif takes_steps(opened(body)[0], own):
                 return True
             continue
         inner = [*params.get("branches", ()), *(params[k] for k in ("jaxpr",) if k in params)]
-        if any(takes_steps(getattr(j, "jaxpr", j), own) for j in inner):
+        if any(takes_steps(opened(j)[0], own) for j in inner):
             return True
         floats = any(_is_float(atom) for atom in equation.invars)
         if not inner and floats and not all(map(_is_float, equation.outvars)):
@@ -474,13 +425,13 @@ def find_jumps_in(
     closed = jax.make_jaxpr(values)([start_of] * len(labels), list(inputs))
     reading = Reading(poles=True)
     moving: list[Degrees] = [{label: start(None)} for label in labels]
-    degrees = reading.read(closed.jaxpr, moving + [{}] * len(inputs))
+    degrees = reading.read(closed, moving + [{}] * len(inputs))
     by_parameter: dict[Cut, list[str]] = {}
     if trained:
         names = {i: f"parameter {name}" for i, (name, _) in trained.items()}
         both = Reading(poles=True, parameters=names.values())
         given = [{names[i]: start(None)} if i in names else {} for i in range(len(inputs))]
-        forms = [of for of in both.read(closed.jaxpr, [*moving, *given])]
+        forms = [of for of in both.read(closed, [*moving, *given])]
         same = {both.cuts[i]: cut for i, cut in reading.cuts.items() if i in both.cuts}
         for i, (name, _) in trained.items():
             for cut in {c for of in forms for c in of.get(names[i], CONSTANT).cuts} & same.keys():
@@ -498,7 +449,8 @@ def find_jumps_in(
         for i in range(len(labels), len(base)):
             moved[i] = shifts.get(i - len(labels), base[i])
         evaluation = Evaluation(reading.cuts, along(way), reading.around)
-        _, terms = evaluation.of(closed.jaxpr, consts, base, moved)
+        pairs = evaluation.read(closed.jaxpr, list(zip(base, moved, strict=True)), consts)
+        terms = [x for _, x in pairs]
         results, gaps = (
             {(c.where, c.name, c.key): arrays for c, arrays in of.items()}
             for of in (evaluation.results, evaluation.gaps)
@@ -597,10 +549,10 @@ def find_jumps_in(
     @jax.jit
     def derivatives(place: Any, way: Any, consts: Any, inputs: Any) -> Any:
         def sums(place: Any) -> Any:
-            arguments = [*place, *jax.tree.leaves(inputs)]
+            arguments = [(x, x) for x in (*place, *jax.tree.leaves(inputs))]
             around = reading.around if way else ()
             evaluation = Evaluation({}, along(way) if way else None, around)
-            terms, _ = evaluation.of(closed.jaxpr, consts, arguments, arguments)
+            terms = [x for x, _ in evaluation.read(closed.jaxpr, arguments, consts)]
             return jnp.stack(weighted(terms, jnp.asarray))
 
         return jax.jacrev(sums)(place)[..., 0]
@@ -663,7 +615,11 @@ def invented(fn: Any, value: Any, key: Any) -> Any:
     return constant(jnp.broadcast_to(drawn, shape).astype(jnp.result_type(value)))
 
 
-class Evaluation:
+Pair = tuple[Any, Any]
+"""A value for the base, and moved; the same array twice where it does not depend on what moves."""
+
+
+class Evaluation(Computation[Pair]):
     """Evaluates a jaxpr for two sets of inputs, the base and one that moves. What is constant keeps the value that the
     base gives to it.
 
@@ -683,151 +639,103 @@ class Evaluation:
         way: Mapping[Inside, tuple[int, Any]] | None = None,
         around: Collection[Inside] = (),
     ):
+        super().__init__()
         self.cuts = cuts
         self.results: dict[Cut, list[Any]] = {}
         self.gaps: dict[Cut, list[Any]] = {}
         self.way = way or {}
         self.around = around
-        self._path: Inside = ()
 
-    def of(
-        self, jaxpr: Jaxpr, consts: Sequence[Any], base: Sequence[Any], moved: Sequence[Any]
-    ) -> tuple[Sequence[Any], Sequence[Any]]:
-        """The outputs, for the base and moved; the same array where they do not depend on what moves."""
-        known: dict[Any, tuple[Any, Any]] = {}
-        known.update((v, (c, c)) for v, c in zip(jaxpr.constvars, consts, strict=True))
-        known.update(zip(jaxpr.invars, zip(base, moved, strict=True), strict=True))
+    def constant(self, value: Any) -> Pair:
+        return value, value
 
-        def pair(atom: Any) -> tuple[Any, Any]:
-            return (atom.val, atom.val) if isinstance(atom, Literal) else known[atom]
+    def equation(self, equation: Any, operands: list[Pair]) -> Sequence[Pair]:
+        if self.inside in self.way:
+            operands = self._turned(equation.primitive.name, operands)
+        is_custom = equation.primitive.name.startswith("custom_")
+        is_whole = self.inside not in self.around or is_custom
+        if is_whole and all(x is y for x, y in operands):
+            return [(x, x) for x in bound(equation, [x for x, _ in operands])]
+        return super().equation(equation, operands)
 
-        for equation in jaxpr.eqns:
-            pairs = [pair(atom) for atom in equation.invars]
-            results = self._equation(equation, [p[0] for p in pairs], [p[1] for p in pairs])
-            known.update(zip(equation.outvars, zip(*results, strict=True), strict=True))
-        outputs = [pair(atom) for atom in jaxpr.outvars]
-        return [p[0] for p in outputs], [p[1] for p in outputs]
+    def _turned(self, name: str, operands: Sequence[Pair]) -> list[Pair]:
+        """The operands, of which the constant one chooses as the way says."""
+        which, index = self.way[self.inside]
 
-    def _equation(
-        self, equation: Any, base: list[Any], moved: list[Any]
-    ) -> tuple[Sequence[Any], Sequence[Any]]:
-        outside, self._path = self._path, (*self._path, id(equation))
-        if self._path in self.way:
-            base, moved = (self._turned(equation.primitive.name, x) for x in (base, moved))
-        results = self._results(equation, base, moved)
-        self._path = outside
+        def turned(old: Any) -> Any:
+            if name == "mul":
+                return jnp.where((index >= 0) & jnp.all(old == 0), jnp.ones_like(old), old)
+            return jnp.where(index < 0, old, jnp.asarray(index, old.dtype))
+
+        base, moved = operands[which]
+        new = turned(base)
+        pair = new, new if moved is base else turned(moved)
+        return [*operands[:which], pair, *operands[which + 1 :]]
+
+    def transfer(self, equation: Any, operands: list[Pair]) -> Sequence[Pair]:
+        name, params = equation.primitive.name, equation.params
+        if name == "stop_gradient":
+            return operands
+        base, moved = (list(side) for side in zip(*operands, strict=True))
+        made = bound(equation, moved)
+        results = list(zip(bound(equation, base), made, strict=True))
+        cut = self.cuts.get(id(equation))
+        if cut is None:
+            return results
+        if name in GAPS:
+            self.gaps.setdefault(cut, []).append(GAPS[name](*moved))
+        if name == "while":
+            made = [turns(params, moved)]
+        elif name == "rem":
+            made = [jnp.trunc(moved[0] / moved[1])]
+        elif name in POLES:
+            made = [moved[POLES[name]]]
+        elif name in SIDES:
+            made = [SIDES[name](*moved)]
+        elif name == "sort":
+            made = [jnp.argsort(moved[0], axis=params["dimension"])]
+        elif name not in JUMPS:
+            made = [x for x in made if not jnp.issubdtype(x.dtype, jnp.inexact)]
+        self.results.setdefault(cut, []).extend(made)
         return results
 
-    def _turned(self, name: str, operands: list[Any]) -> list[Any]:
-        """The operands, of which the constant one chooses as the way says."""
-        which, index = self.way[self._path]
-        old = operands[which]
-        if name == "mul":
-            new = jnp.where((index >= 0) & jnp.all(old == 0), jnp.ones_like(old), old)
-        else:
-            new = jnp.where(index < 0, old, jnp.asarray(index, old.dtype))
-        return [*operands[:which], new, *operands[which + 1 :]]
-
-    def _results(
-        self, equation: Any, base: list[Any], moved: list[Any]
-    ) -> tuple[Sequence[Any], Sequence[Any]]:
-        name, params = equation.primitive.name, equation.params
-        is_whole = self._path not in self.around or name.startswith("custom_")
-        if is_whole and all(x is y for x, y in zip(base, moved, strict=True)):
-            same = bound(equation, base)
-            return same, same
-        if params.get("name") == vi_kit_constant.__name__:
-            return base, base
-        if name == "stop_gradient":
-            return base, moved
-        if name == "scan":
-            return self._scan(params, base, moved)
-        if name == "cond":
-            return self._cond(params["branches"], base, moved)
-        if name in CALLS and CALLS[name] in params:
-            body = params[CALLS[name]]
-            if id(equation) in self.cuts:
-                cut = self.cuts[id(equation)]
-                self.results.setdefault(cut, []).append(SIDES[cut.name](*moved))
-            if isinstance(body, ClosedJaxpr):
-                return self.of(body.jaxpr, body.consts, base, moved)
-            return self.of(body, (), base, moved)
-        results = bound(equation, base), bound(equation, moved)
+    def call(
+        self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[Pair]
+    ) -> Sequence[Pair]:
+        if equation.params.get("name") == vi_kit_constant.__name__:
+            return [(base, base) for base, _ in operands]
         cut = self.cuts.get(id(equation))
         if cut is not None:
-            made = results[1]
-            if name in GAPS:
-                self.gaps.setdefault(cut, []).append(GAPS[name](*moved))
-            if name == "while":
-                made = [turns(params, moved)]
-            elif name == "rem":
-                made = [jnp.trunc(moved[0] / moved[1])]
-            elif name in POLES:
-                made = [moved[POLES[name]]]
-            elif name in SIDES:
-                made = [SIDES[name](*moved)]
-            elif name == "sort":
-                made = [jnp.argsort(moved[0], axis=params["dimension"])]
-            elif name not in JUMPS:
-                made = [x for x in made if not jnp.issubdtype(x.dtype, jnp.inexact)]
-            self.results.setdefault(cut, []).extend(made)
-        return results
+            sides = SIDES[cut.name](*(moved for _, moved in operands))
+            self.results.setdefault(cut, []).append(sides)
+        return self.read(body, operands)
 
-    def _cond(
-        self, branches: Sequence[ClosedJaxpr], base: list[Any], moved: list[Any]
-    ) -> tuple[Sequence[Any], Sequence[Any]]:
+    def cond(self, equation: Any, operands: list[Pair]) -> Sequence[Pair]:
         """All branches are taken, and one is chosen."""
-        made = [self.of(b.jaxpr, b.consts, base[1:], moved[1:]) for b in branches]
-        last = len(branches) - 1
+        (index, *rest), branches = operands, equation.params["branches"]
+        made = [self.read(branch, rest) for branch in branches]
 
-        def chosen_by(index: Any, side: int) -> list[Any]:
-            index = jnp.clip(jnp.asarray(index, jnp.int32), 0, last)
-            return [
-                functools.reduce(
-                    lambda rest, i: jnp.where(index == i, made[i][side][n], rest),
-                    range(last),
-                    made[last][side][n],
-                )
-                for n in range(len(made[0][0]))
-            ]
+        def chosen_by(index: Any, results: Sequence[Any]) -> Any:
+            index = jnp.clip(jnp.asarray(index, jnp.int32), 0, len(results) - 1)
+            *others, last = results
+            for i, result in reversed(list(enumerate(others))):
+                last = jnp.where(index == i, result, last)
+            return last
 
-        return chosen_by(base[0], 0), chosen_by(moved[0], 1)
+        return [
+            tuple(map(chosen_by, index, zip(*pairs, strict=True)))
+            for pairs in zip(*made, strict=True)
+        ]
 
-    def _scan(
-        self, params: Mapping[str, Any], base: list[Any], moved: list[Any]
-    ) -> tuple[Sequence[Any], Sequence[Any]]:
-        consts, carries = params["num_consts"], params["num_carry"]
-        closed, first_x = params["jaxpr"], params["num_consts"] + params["num_carry"]
-        cuts: list[tuple[Cut, bool, int]] = []
-        path = self._path
+    def step(self, body: ClosedJaxpr, inputs: list[Pair]) -> tuple[list[Pair], Any]:
+        inner = Evaluation(self.cuts, self.way, self.around)
+        inner.inside = self.inside
+        return inner.read(body, inputs), (inner.results, inner.gaps)
 
-        def body(carry: Any, xs: Any) -> Any:
-            inner = Evaluation(self.cuts, self.way, self.around)
-            inner._path = path
-            given = [
-                (*fixed[:consts], *c, *x)
-                for fixed, c, x in zip((base, moved), carry, xs, strict=True)
-            ]
-            outputs = inner.of(closed.jaxpr, closed.consts, *given)
-            noted = [
-                (cut, is_gap, arrays)
-                for is_gap, of in enumerate((inner.results, inner.gaps))
-                for cut, arrays in of.items()
-            ]
-            cuts[:] = [(cut, bool(is_gap), len(arrays)) for cut, is_gap, arrays in noted]
-            ys = [o[carries:] for o in outputs], [x for *_, arrays in noted for x in arrays]
-            return [o[:carries] for o in outputs], ys
-
-        start, xs = (
-            [side[consts:first_x] for side in (base, moved)],
-            [side[first_x:] for side in (base, moved)],
-        )
-        ends, (ys, arrays) = lax.scan(body, start, xs, params["length"], params["reverse"])
-        remaining = iter(arrays)
-        for cut, is_gap, number in cuts:
-            of = self.gaps if is_gap else self.results
-            of.setdefault(cut, []).extend(next(remaining) for _ in range(number))
-        return [*ends[0], *ys[0]], [*ends[1], *ys[1]]
+    def noted(self, arrays: Any) -> None:
+        for of, new in zip((self.results, self.gaps), arrays, strict=True):
+            for cut, own in new.items():
+                of.setdefault(cut, []).extend(own)
 
 
 def turns(params: Mapping[str, Any], operands: Sequence[Any]) -> Any:
@@ -850,45 +758,30 @@ def turns(params: Mapping[str, Any], operands: Sequence[Any]) -> Any:
     return lax.while_loop(lambda known: goes_on(known[1]).any(), turn, (count, start))[0]
 
 
-def bound(equation: Any, values: Sequence[Any]) -> Sequence[Any]:
-    """What an equation makes of arrays."""
-    params = equation.primitive.get_bind_params(equation.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)  # as in older JAX
-    made = equation.primitive.bind(*functions, *values, **params)
-    return made if equation.primitive.multiple_results else [made]
-
-
-def _rule(name: str, params: Mapping[str, Any], equation: Any) -> Rule:
+def _rule(equation: Any) -> Rule:
+    name, params = equation.primitive.name, equation.params
     if name == "integer_pow":
         return power(params["y"])
     if name == "pow":
         exponent = equation.invars[1]
         return power(float(exponent.val) if isinstance(exponent, Literal) else None)
-    return RULES.get(name, unknown)
-
-
-def _join(first: Sequence[Degrees], second: Sequence[Degrees]) -> list[Degrees]:
-    return [derive("cond", moved, pair) for pair in zip(first, second, strict=True)]
+    return rule_for(name, RULES) or unknown
 
 
 RULES: Mapping[str, Rule] = {
-    **named("add sub add_any neg reduce_sum cumsum scatter-add", linear),
-    **named("reshape broadcast_in_dim transpose squeeze expand_dims slice rev pad copy", moved),
-    **named("concatenate stack unstack split tile convert_element_type stop_gradient", moved),
-    **named("reduce_precision optimization_barrier device_put", moved),
-    **named("dynamic_update_slice scatter", moved),
-    **named("gather dynamic_slice", first_moved),
-    **named("vi_kit_term", moved),
-    **named("vi_kit_either", lambda name, forms: moved(name, forms[:2])),
-    **named("mul", product),
-    **named("dot_general conv_general_dilated", contraction),
-    **named("div", quotient),
-    **named("triangular_solve", solved),
-    **named("square", power(2)),
-    **named("sqrt", power(0.5)),
-    **named("rsqrt", power(-0.5)),
-    **named("exp", exponential),
-    **named("log", logarithm),
-    **named("select_n", chosen),
+    **dict.fromkeys(("sum", "total", "running total", "window total", "added at"), linear),
+    **dict.fromkeys(("copy", "cast", "layout", "written"), moved),
+    "lookup": first_moved,
+    "vi_kit_either": lambda name, forms: moved(name, forms[:2]),
+    "mul": product,
+    "contraction": contraction,
+    "div": quotient,
+    "triangular_solve": solved,
+    "square": power(2),
+    "sqrt": power(0.5),
+    "rsqrt": power(-0.5),
+    "exp": exponential,
+    "log": logarithm,
+    "select_n": chosen,
 }
-"""By the name of the primitive."""
+"""By the name of the primitive, or of its kind."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jax.interpreters import batching
 
 from vi_kit.analysis.blocked import Blocked, Once, line_of_program, settled, sites_of, started
@@ -18,9 +17,10 @@ from vi_kit.analysis.factors import Known, Value
 from vi_kit.analysis.parts import NoRuleError, SiteKey
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.terms import Site
-from vi_kit.numpyro.degrees import CALLS, bound
 from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.interpreter import Computation, bodies, bound, opened
 from vi_kit.numpyro.jax_rules import FUNCTIONS, LIBRARY, RULES, cut_out, without
+from vi_kit.numpyro.operations import rule_for
 
 random_p = Primitive("vi_kit_random")
 """The value of a site: from a sample and what `vi_kit.analysis.expectations.start` needs."""
@@ -118,7 +118,7 @@ def evaluated(fn: Callable[[], Any], on_term: Term) -> Any:
         return leaves
 
     closed = jax.make_jaxpr(flat)()
-    return jax.tree.unflatten(trees[-1], _evaluate(closed.jaxpr, closed.consts, (), on_term))
+    return jax.tree.unflatten(trees[-1], Expectations(on_term).read(closed, ()))
 
 
 def with_expectations(closed: Container[Any]) -> Term:
@@ -149,63 +149,66 @@ def sampled(x: Any) -> Any:
     return x.sample()
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], on_term: Term) -> list[Any]:
-    known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    known.update(zip(jaxpr.invars, args, strict=True))
+class Expectations(Computation[Any]):
+    """Evaluates a jaxpr for arrays, of which some are `Random`."""
 
-    def of(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
+    def __init__(self, on_term: Term) -> None:
+        super().__init__()
+        self.on_term = on_term
 
-    for equation in jaxpr.eqns:
-        operands = [of(atom) for atom in equation.invars]
-        results = _equation(equation, operands, on_term)
-        known.update(zip(equation.outvars, results, strict=True))
-    return [of(atom) for atom in jaxpr.outvars]
+    def constant(self, value: Any) -> Any:
+        return value
 
+    def equation(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        primitive, params = equation.primitive, equation.params
+        if primitive is random_p:
+            return [_start(equation, operands, **params)]
+        if primitive is sampled_p:
+            value, sample = operands
+            return [Random(value.value, lambda: sampled(sample))]
+        if primitive is term_p:
+            return [self.on_term(params["key"], operands[0])]
+        if primitive is either_p:
+            return [_either(*operands, **params)]
+        if not any(isinstance(x, Random) for x in operands) and not _has_random(equation):
+            return bound(equation, operands)
+        return super().equation(equation, operands)
 
-def _equation(equation: Any, operands: list[Any], on_term: Term) -> Sequence[Any]:
-    primitive, params = equation.primitive, equation.params
-    if primitive is random_p:
-        return [_start(equation, operands, **params)]
-    if primitive is sampled_p:
-        value, sample = operands
-        return [Random(value.value, lambda: sampled(sample))]
-    if primitive is term_p:
-        made = on_term(params["key"], operands[0])
-        return [jnp.asarray(made, equation.outvars[0].aval.dtype)]  # moments may be less precise
-    if primitive is either_p:
-        return [_either(*operands, **params)]
-    is_random = any(isinstance(x, Random) for x in operands)
-    if not is_random and not _has_random(params):
-        return bound(equation, operands)
-    name = primitive.name
-    if name in CALLS and CALLS[name] in params:
-        body = params[CALLS[name]]
-        jaxpr, consts = (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
-        own = jaxpr.debug_info.func_name if name.startswith("custom_") else ""
-        if is_random and own in FUNCTIONS:
+    def transfer(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        name, outs = equation.primitive.name, range(len(equation.outvars))
+        if name in ("split", "unstack"):
+            return _split(equation, operands[0])
+        rule = rule_for(name, RULES) if len(outs) == 1 else None
+        return [_ruled(name, equation, operands, rule, i) for i in outs]
+
+    def call(self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[Any]) -> Sequence[Any]:
+        info, own = opened(body)[0].debug_info, ""
+        if equation.primitive.name.startswith("custom_"):
+            own = info.func_name
+        if own in FUNCTIONS and any(isinstance(x, Random) for x in operands):
             return [_ruled(own, equation, operands, FUNCTIONS[own])]
-        results = _evaluate(jaxpr, consts, operands, on_term)
-        return [_called(r, equation, operands, jaxpr, own) for r in results]
-    if name == "scan" and not is_random:
-        return _scan(params, operands, on_term)
-    if name in ("split", "unstack"):
-        return _split(equation, operands[0])
-    if len(equation.outvars) != 1:
-        return [_ruled(name, equation, operands, None, i) for i in range(len(equation.outvars))]
-    return [_ruled(name, equation, operands, RULES.get(name))]
+        is_library = "site-packages" in (info.func_src_info or "")
+        return [
+            _called(result, equation, operands, own, is_library)
+            for result in self.read(body, operands)
+        ]
+
+    def scan(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        """Of a loop in which sites are drawn and their terms made."""
+        is_random = any(isinstance(x, Random) for x in operands)
+        return (self.transfer if is_random else super().scan)(equation, operands)
+
+    def step(self, body: ClosedJaxpr, inputs: list[Any]) -> tuple[list[Any], Any]:
+        results = self.read(body, inputs)
+        if any(isinstance(x, Random) for x in results):
+            raise NoRuleError("a random value that leaves a loop")
+        return results, ()
 
 
-def _has_random(params: Mapping[str, Any]) -> bool:
+def _has_random(equation: Any) -> bool:
     """Whether there is a site in the functions that an equation calls."""
-    for value in params.values():
-        for x in value if isinstance(value, tuple | list) else (value,):
-            body = x.jaxpr if isinstance(x, ClosedJaxpr) else x
-            if isinstance(body, Jaxpr):
-                for e in body.eqns:
-                    if e.primitive in OWN or _has_random(e.params):
-                        return True
-    return False
+    inner = (e for body in bodies(equation) for e in body.eqns)
+    return any(e.primitive in OWN or _has_random(e) for e in inner)
 
 
 def _start(equation: Any, operands: Sequence[Any], *, kind: str, site: SiteKey) -> Random:
@@ -220,7 +223,7 @@ def _either(log_prob: Any, closed: Any, *others: Any, site: SiteKey) -> Any:
     return Random(Value((Known(jnp.asarray(closed), frozenset((site,))),)), log_prob.sample)
 
 
-def _called(result: Any, equation: Any, operands: Sequence[Any], body: Jaxpr, own: str) -> Any:
+def _called(result: Any, equation: Any, operands: Sequence[Any], own: str, is_library: bool) -> Any:
     """What had no closed form in a function that was called, with the name of the function, if it has a derivative of
     its own, and with the line of the call, if it is a library's: such a one is traced where it is called first."""
     if not isinstance(result, Random) or not isinstance(result.value, Blocked):
@@ -230,7 +233,7 @@ def _called(result: Any, equation: Any, operands: Sequence[Any], body: Jaxpr, ow
     if any(isinstance(v, Blocked) and v.operation == inside.operation for v in before):
         return result
     line = inside.line
-    if "site-packages" in (body.debug_info.func_src_info or ""):
+    if is_library:
         line = line_of_program(_frames(equation)) or line
     return Random(replace(inside, operation=own or inside.operation, line=line), result.sample)
 
@@ -266,22 +269,6 @@ def _frames(equation: Any) -> Iterator[tuple[str, int, str]]:
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
         yield frame.file_name, frame.line_num, frame.function_name
-
-
-def _scan(params: Mapping[str, Any], operands: list[Any], on_term: Term) -> Sequence[Any]:
-    """Of a loop in which sites are drawn and their terms made."""
-    consts, carries = params["num_consts"], params["num_carry"]
-    body, fixed = params["jaxpr"], operands[:consts]
-
-    def step(carry: Any, x: Any) -> Any:
-        results = _evaluate(body.jaxpr, body.consts, [*fixed, *carry, *x], on_term)
-        if any(isinstance(r, Random) for r in results):
-            raise NoRuleError("a random value that leaves a loop")
-        return results[:carries], results[carries:]
-
-    carry, out = operands[consts : consts + carries], operands[consts + carries :]
-    last, results = lax.scan(step, carry, out, length=params["length"], reverse=params["reverse"])
-    return [*last, *results]
 
 
 def _split(equation: Any, x: Random) -> list[Random]:

@@ -148,13 +148,10 @@ def _gather(e: Any, x: Any, index: Any) -> Value:
     return rules.looked_up(index, table, [*batch, "vector", *names], names)
 
 
-def _compared(test: Any) -> Rule:
-    def rule(e: Any, x: Any, y: Any) -> Any:
-        result = rules.compared(_whole_number(x), _whole_number(y), test)
-        shape = e.outvars[0].aval.shape
-        return np.full(shape, result) if isinstance(result, bool) else result
-
-    return rule
+def _compared(e: Any, x: Any, y: Any) -> Any:
+    test = getattr(operator, e.primitive.name)
+    result = rules.compared(_whole_number(x), _whole_number(y), test)
+    return np.full(e.outvars[0].aval.shape, result) if isinstance(result, bool) else result
 
 
 def _laid_out(e: Any, x: Any, *others: Any) -> Value:
@@ -256,9 +253,7 @@ def _xlogy(e: Any, x: Any, y: Any) -> Value:
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(
-        ("add", "add_any"), lambda e, x, y: rules.add(_whole_number(x), _whole_number(y))
-    ),
+    "sum": lambda e, x, y: rules.add(_whole_number(x), _whole_number(y)),
     "sub": lambda e, x, y: rules.subtract(x, y),
     "neg": lambda e, x: rules.negative(x),
     "mul": lambda e, x, y: rules.multiply(x, y),
@@ -273,7 +268,7 @@ RULES: Mapping[str, Rule] = {
     "cos": lambda e, x: rules.cos(x),
     "log": lambda e, x: rules.log(x),
     "abs": lambda e, x: rules.absolute(x),
-    "reduce_sum": lambda e, x: rules.sum_over(x, e.params["axes"]),
+    "total": lambda e, x: rules.sum_over(x, e.params["axes"]),
     "dot_general": _dot,
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast_in_dim,
@@ -282,8 +277,8 @@ RULES: Mapping[str, Rule] = {
     "slice": _slice,
     "gather": _gather,
     **dict.fromkeys(("dynamic_slice", "rev"), _laid_out),
-    **{name: _compared(getattr(operator, name)) for name in "eq ne lt le gt ge".split()},
-    **dict.fromkeys(("cumsum", "reduce_window_sum"), _whole),
+    "comparison": _compared,
+    **dict.fromkeys(("running total", "window total"), _whole),
     "conv_general_dilated": _convolution,
     "triangular_solve": _triangular_solve,
     "select_n": _select,
@@ -292,13 +287,10 @@ RULES: Mapping[str, Rule] = {
     "stack": _stack,
     "tile": _tile,
     "pad": _pad,
-    **dict.fromkeys(
-        ("copy", "copy_p", "reduce_precision", "optimization_barrier", "device_put"),
-        lambda e, x: x,
-    ),
+    "copy": lambda e, x: x,
     "stop_gradient": lambda e, x: rules.stopped(x, lax.stop_gradient),
 }
-"""By the name of the primitive."""
+"""By the name of the primitive, or of its kind."""
 
 FUNCTIONS: Mapping[str, Rule] = {
     "xlogy": _xlogy,

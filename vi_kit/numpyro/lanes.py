@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 
 from vi_kit.base.named import Axis, union
 from vi_kit.costs.terms import Site
 from vi_kit.engine.lanes import Part
-from vi_kit.numpyro.degrees import bound
+from vi_kit.numpyro.interpreter import CALLS, Domain, bound
 
 worlds_p = Primitive("vi_kit_worlds")
 """One of the values that the operand has in front: all of them, along the worlds of `site`."""
@@ -31,7 +31,7 @@ alternatives_p = Primitive("vi_kit_alternatives")
 worlds_p.def_abstract_eval(lambda values, *, site: values.update(shape=values.shape[1:]))
 alternatives_p.def_abstract_eval(lambda value, others, *, site: value)
 
-INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+INLINED = {name: CALLS[name] for name in ("jit", "pjit", "closed_call", "core_call")}
 """Primitives that call a function of which it matters what depends on what, and where they keep it."""
 
 Lane = Site | None
@@ -114,35 +114,34 @@ def evaluate(
     arguments = [cells.new() for _ in inputs]
     several = (x.base.axes or len(x.parts) > 1 for x in inputs)
     cells.varied.update(c for c, varies in zip(arguments, several, strict=True) if varies)
-    of_consts = [cells.constant(c) for c in closed.consts]
-    results = _laid_out(cells, closed.jaxpr, [*of_consts, *arguments])
+    results = _Layout(cells).read(closed, arguments)
     return _Evaluation(cells, dict(zip(arguments, inputs, strict=True)), results, sites).run()
 
 
-def _laid_out(cells: _Cells, jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
-    """Append the steps of a jaxpr, and of what it calls; the cells of its results."""
-    cell = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
+class _Layout(Domain[int]):
+    """Appends the steps of a jaxpr, and of what it calls; what is known of a value is its cell."""
 
-    def of(atom: Any) -> int:
-        return cells.constant(atom.val) if isinstance(atom, Literal) else cell[atom]
+    calls = INLINED
 
-    for e in jaxpr.eqns:
-        operands = tuple(map(of, e.invars))
-        where, varies = INLINED.get(e.primitive.name), not cells.varied.isdisjoint(operands)
-        if where in e.params and varies:
-            body = e.params[where]
-            inner, consts = (
-                (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
-            )
-            results = _laid_out(cells, inner, [*map(cells.constant, consts), *operands])
-            cell.update(zip(e.outvars, results, strict=True))
-            continue
-        results = tuple(cells.new() for _ in e.outvars)
-        cell.update(zip(e.outvars, results, strict=True))
-        cells.steps.append(_Step(e.primitive, e.params, operands, results))
-        if varies or e.primitive in (worlds_p, alternatives_p):
+    def __init__(self, cells: _Cells) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def constant(self, value: Any) -> int:
+        return self.cells.constant(value)
+
+    def call(self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[int]) -> Sequence[int]:
+        varies = not self.cells.varied.isdisjoint(operands)
+        return self.read(body, operands) if varies else self.transfer(equation, operands)
+
+    def transfer(self, equation: Any, operands: list[int]) -> Sequence[int]:
+        cells, primitive = self.cells, equation.primitive
+        results = tuple(cells.new() for _ in equation.outvars)
+        cells.steps.append(_Step(primitive, equation.params, tuple(operands), results))
+        starts = primitive in (worlds_p, alternatives_p)
+        if starts or not cells.varied.isdisjoint(operands):
             cells.varied.update(results)
-    return [of(atom) for atom in jaxpr.outvars]
+        return results
 
 
 class _Evaluation:

@@ -6,18 +6,19 @@ Of which elements of a plate each entry of an array is made is read off the jaxp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr
 
+from vi_kit.analysis.blocked import Once
 from vi_kit.analysis.mixing import (
     NOTHING,
     NOWHERE,
-    SEVERAL,
     Along,
     MixingProbe,
     Place,
@@ -28,24 +29,24 @@ from vi_kit.analysis.mixing import (
     joined,
     merged,
     moved,
-    only,
     spread_out,
     together,
 )
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import Site
 from vi_kit.engine.run import Run
-from vi_kit.numpyro.degrees import CALLS, bound
+from vi_kit.numpyro.interpreter import Analysis, Inside, bound
+from vi_kit.numpyro.operations import rule_for
 
 Places = Mapping[int, Place]
 """By the number of each plate."""
 
-Numbers = Callable[[Any], Any]
-"""The value of an atom, if it is the same at every call of the program, else `None`."""
+Number = Callable[[], Any]
+"""Says what a value is, if it is the same at every call of the program, else `None`."""
 
-Rule = Callable[[Any, Sequence[Along], Numbers], Any]
-"""From an equation and where elements lie in its operands to where they lie in its results, a `Place`, or in each of
-them, a list."""
+Rule = Callable[[Any, Sequence[Along], Sequence[Number]], Any]
+"""From an equation, and where elements lie in its operands and what these are, to where they lie in its results, a
+`Place`, or in each of them, a list."""
 
 
 def find_mixed_in(
@@ -84,166 +85,128 @@ def find_mixed_in(
     return find(plates, [(*kind, of) for kind, of in zip(kinds, found, strict=True)])
 
 
-def places(
-    jaxpr: ClosedJaxpr | Jaxpr, inputs: Sequence[Places], numbers: Sequence[Callable] | None = None
-) -> list[dict[int, Place]]:
-    """Of the outputs, given those of the inputs.
+def places(jaxpr: ClosedJaxpr, inputs: Sequence[Places]) -> list[dict[int, Place]]:
+    """Of the outputs, given those of the inputs."""
+    return [dict(x.places) for x in Mixing().read(jaxpr, [Seen(of) for of in inputs])]
 
-    Args:
-        jaxpr: of a function.
-        inputs: where elements lie in its arguments.
-        numbers: find what is known of their values.
+
+@dataclass(frozen=True)
+class Seen:
+    """A value: where elements lie in it, and what it is."""
+
+    places: Places
+    number: Number = field(default=lambda: None, compare=False)
+
+
+class Mixing(Analysis[Seen]):
+    """Reads of which elements of plates each entry of an array is made.
+
+    Attributes:
+        steps: the loops that go along elements, and for the number that the element of a step has there, which ones.
     """
-    body: Any = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    known: dict[Any, Places] = dict(zip(body.invars, inputs, strict=True))
-    made_by = {v: e for e in body.eqns for v in e.outvars}
-    values: dict[Any, Any] = {}
-    if isinstance(jaxpr, ClosedJaxpr):
-        consts = zip(body.constvars, jaxpr.consts, strict=True)
-        values.update((v, c) for v, c in consts if not isinstance(c, Tracer))
-    at = dict(zip(body.invars, numbers or [], strict=False))
 
-    def of(atom: Any) -> Places:
-        return {} if isinstance(atom, Literal) else known.get(atom, {})
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[int, tuple[Inside, tuple[int, ...]]] = {}
 
-    def number(atom: Any) -> Any:
-        if isinstance(atom, Literal):
-            return atom.val
-        if atom not in values:
-            values[atom] = at[atom]() if atom in at else None
-            equation = made_by.get(atom)
-            if equation is not None and not of(atom):
-                operands = [number(a) for a in equation.invars]
-                if all(x is not None for x in operands) and not equation.effects:
-                    made = _evaluated(equation, operands)
-                    values.update(zip(equation.outvars, made, strict=True))
-        return values[atom]
+    def constant(self, value: Any) -> Seen:
+        return Seen({}, lambda: None if isinstance(value, Tracer) else value)
 
-    for equation in body.eqns:
-        operands = [of(atom) for atom in equation.invars]
-        if any(operands):
-            known.update(zip(equation.outvars, _results(equation, operands, number), strict=True))
-    return [dict(of(atom)) for atom in body.outvars]
+    def equation(self, equation: Any, operands: list[Seen]) -> Sequence[Seen]:
+        if any(x.places for x in operands):
+            return super().equation(equation, operands)
+        made = Once(lambda: _evaluated(equation, [x.number() for x in operands]))
+        return [Seen({}, lambda i=i: made()[i]) for i in range(len(equation.outvars))]
+
+    def transfer(self, equation: Any, operands: list[Seen]) -> Sequence[Seen]:
+        rule = rule_for(equation.primitive.name, RULES)
+        results: list[dict[int, Place]] = [{} for _ in equation.outvars]
+        for n in {n: None for x in operands for n in x.places}:
+            own = [x.places.get(n, NOTHING) for x in operands]
+            known = [place for place in own if place is not None]
+            found: Any = None
+            if len(known) == len(own) and rule is not None:
+                found = rule(equation, known, [x.number for x in operands])
+            each = found if isinstance(found, list) else [found] * len(results)
+            for of, place in zip(results, each, strict=True):
+                if place != NOTHING:
+                    of[n] = place
+        return [Seen(of) for of in results]
+
+    def join(self, values: Sequence[Seen]) -> Seen:
+        return Seen(joined([x.places for x in values]))
+
+    def steered(self, value: Seen, by: Seen) -> Seen:
+        return Seen({**value.places, **dict.fromkeys(by.places)})
+
+    def of_a_step(self, value: Seen) -> Seen:
+        """The element of a step has a number of its own."""
+
+        def seen(place: Place) -> Place:
+            if place is None or place.dim == NOWHERE:
+                return place
+            if place.dim > 0:
+                return moved(place, place.dim - 1)
+            known = {loop: number for number, loop in self.steps.items()}
+            loop = self.inside, place.elements
+            number = known.setdefault(loop, -2 - len(known))
+            self.steps[number] = loop
+            return Along(NOWHERE, (number,))
+
+        return Seen({n: seen(place) for n, place in value.places.items()})
+
+    def handed_on(self, value: Seen) -> Seen:
+        """The elements of several steps meet in it."""
+        own = self._of_this_loop()
+
+        def kept(place: Place) -> Place:
+            return None if place is not None and own & set(place.elements) else place
+
+        return Seen({n: kept(place) for n, place in value.places.items()})
+
+    def of_all_steps(self, value: Seen) -> Seen:
+        own = self._of_this_loop()
+
+        def made(place: Place) -> Place:
+            if place is None:
+                return None
+            if own & set(place.elements):
+                numbers = set(place.elements) - {0}
+                return along(0, self.steps[min(numbers)][1]) if len(numbers) == 1 else None
+            return moved(place, place.dim + 1)
+
+        return Seen({n: made(place) for n, place in value.places.items()})
+
+    def _of_this_loop(self) -> set[int]:
+        return {number for number, (loop, _) in self.steps.items() if loop == self.inside}
 
 
 def _evaluated(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
     """The results of an equation, as far as there are some."""
+    unknown = [None] * len(equation.outvars)
+    if equation.effects or any(x is None for x in operands):
+        return unknown
     try:
         with jax.ensure_compile_time_eval():
             return bound(equation, operands)
     except Exception:  # it may be one that only compiled programs have
-        return [None] * len(equation.outvars)
-
-
-def _results(
-    equation: Any, operands: Sequence[Places], number: Numbers
-) -> Sequence[dict[int, Place]]:
-    name, params = equation.primitive.name, equation.params
-    plates = {n: None for operand in operands for n in operand}
-    if name in CALLS and CALLS[name] in params:
-        numbers = [lambda atom=atom: number(atom) for atom in equation.invars]
-        return places(params[CALLS[name]], operands, numbers)
-    if name == "cond":
-        branches = [places(b, operands[1:]) for b in params["branches"]]
-        both = [joined(group) for group in zip(*branches, strict=True)]
-        return [{**of, **dict.fromkeys(operands[0], None)} for of in both]
-    if name == "scan":
-        return _scanned(params, operands)
-    if name == "while":
-        return _repeated(params, operands)
-    results: list[dict[int, Place]] = [{} for _ in equation.outvars]
-    for n in plates:
-        own = [operand.get(n, NOTHING) for operand in operands]
-        known = [place for place in own if place is not None]
-        found: Any = None
-        if len(known) == len(own) and name in RULES:
-            found = RULES[name](equation, known, number)
-        each = found if isinstance(found, list) else [found] * len(results)
-        for of, place in zip(results, each, strict=True):
-            if place != NOTHING:
-                of[n] = place
-    return results
-
-
-def _scanned(params: Mapping[str, Any], operands: Sequence[Places]) -> Sequence[dict[int, Place]]:
-    consts, carries = params["num_consts"], params["num_carry"]
-    fixed, carry = list(operands[:consts]), [dict(c) for c in operands[consts : consts + carries]]
-    steps: dict[int, tuple[int, ...]] = {}
-    known = [place for x in operands for place in x.values() if place is not None]
-    lowest = min([SEVERAL, *(element for place in known for element in place.elements)])
-    xs = [
-        {n: _of_a_step(place, steps, lowest) for n, place in x.items()}
-        for x in operands[consts + carries :]
-    ]
-    while True:  # each round, something is found that is joined
-        results = places(params["jaxpr"], [*fixed, *carry, *xs])
-        kept = [{n: _kept(p, steps) for n, p in c.items()} for c in results[:carries]]
-        both = [joined(pair) for pair in zip(carry, kept, strict=True)]
-        if both == carry:
-            ys = results[carries:]
-            return [*carry, *({n: _of_all_steps(p, steps) for n, p in y.items()} for y in ys)]
-        carry = both
-
-
-def _of_a_step(place: Place, steps: dict[int, tuple[int, ...]], lowest: int) -> Place:
-    """Of what a loop sees of an array along whose first dim it goes. The element of a step has its own number, below
-    the lowest of those around the loop."""
-    if place is None or place.dim == NOWHERE:
-        return place
-    if place.dim > 0:
-        return moved(place, place.dim - 1)
-    known = {elements: number for number, elements in steps.items()}
-    number = known.setdefault(place.elements, lowest - 1 - len(steps))
-    steps[number] = place.elements
-    return Along(NOWHERE, (number,))
-
-
-def _of_all_steps(place: Place, steps: Mapping[int, tuple[int, ...]]) -> Place:
-    """Of what is made of the results of all steps."""
-    if place is None:
-        return None
-    if steps.keys() & set(place.elements):
-        element = only(place) if max(place.elements) <= 0 else None
-        own = min(place.elements)
-        is_one = element is not None and set(place.elements) <= {0, own}
-        return along(0, steps[own]) if is_one else None
-    return moved(place, place.dim + 1)
-
-
-def _kept(place: Place, steps: Mapping[int, Any]) -> Place:
-    """Of what a loop hands on: the elements of several steps meet in it."""
-    return None if place is not None and steps.keys() & set(place.elements) else place
-
-
-def _repeated(params: Mapping[str, Any], operands: Sequence[Places]) -> Sequence[dict[int, Place]]:
-    num_test, num_body = params["cond_nconsts"], params["body_nconsts"]
-    of_test = list(operands[:num_test])
-    fixed = list(operands[num_test : num_test + num_body])
-    carry = [dict(c) for c in operands[num_test + num_body :]]
-    while True:
-        results = places(params["body_jaxpr"], [*fixed, *carry])
-        (told,) = places(params["cond_jaxpr"], [*of_test, *carry])
-        lost = [dict[int, Place].fromkeys(told, None) for _ in carry]
-        both = [joined(group) for group in zip(carry, results, lost, strict=True)]
-        if both == carry:
-            return carry
-        carry = both
+        return unknown
 
 
 def _shape(atom: Any) -> tuple[int, ...]:
     return tuple(atom.aval.shape)
 
 
-def _elementwise(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-    del number
+def _elementwise(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+    del numbers
     shape = _shape(equation.outvars[0])
     pairs = zip(equation.invars, places, strict=True)
     return together(broadcast(p, _shape(v), shape) for v, p in pairs)
 
 
-def _rearranged(equation: Any, places: Sequence[Along], number: Numbers) -> list[Place]:
+def _rearranged(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> list[Place]:
     """Of operations that leave numbers as they are: the same is done with the elements of which they are made."""
-    del number
+    del numbers
     pairs = zip(equation.invars, places, strict=True)
     elements = [spread_out(p, _shape(v)) for v, p in pairs]
     if equation.primitive.name in VIEWS:
@@ -284,16 +247,16 @@ def _of_elements(equation: Any, operands: Sequence[Any]) -> list[Place]:
 def _outside(name: str) -> Rule:
     """Of operations along the dims that a parameter names, which stay."""
 
-    def rule(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-        dims, place = equation.params[name], _elementwise(equation, places, number)
+    def rule(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+        dims, place = equation.params[name], _elementwise(equation, places, numbers)
         dims = dims if isinstance(dims, tuple) else (dims,)
         return merged(place) if place is not None and place.dim in dims else place
 
     return rule
 
 
-def _reduced(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-    del number
+def _reduced(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+    del numbers
     dims, place = equation.params["axes"], together(places)
     if place is None or place.dim == NOWHERE:
         return place
@@ -305,40 +268,44 @@ def _reduced(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
 def _before_the_last(num: int) -> Rule:
     """Of functions of so many dims at the end."""
 
-    def rule(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-        del number
+    def rule(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+        del numbers
         pairs = zip(equation.invars, places, strict=True)
         return together(merged(p) if p.dim >= len(_shape(v)) - num else p for v, p in pairs)
 
     return rule
 
 
-def _solved(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
+def _solved(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
     """Of equations with several right sides, each by itself."""
     matrix, right = places
     by_itself = len(_shape(equation.invars[1])) - (1 if equation.params["left_side"] else 2)
     if matrix == NOTHING and right.dim == by_itself:
         return right
-    return _before_the_last(2)(equation, places, number)
+    return _before_the_last(2)(equation, places, numbers)
 
 
-def _solved_by_functions(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-    del number
+def _solved_by_functions(
+    equation: Any, places: Sequence[Along], numbers: Sequence[Number]
+) -> Place:
+    del numbers
     place = together(places)
     spread = [v for v, p in zip(equation.invars, places, strict=True) if p.dim != NOWHERE]
     is_batch = place is not None and all(place.dim < len(_shape(v)) - 1 for v in spread)
     return place if is_batch and all(place == p for p in places if p.dim != NOWHERE) else None
 
 
-def _transformed(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-    return _before_the_last(len(equation.params["fft_lengths"]))(equation, places, number)
+def _transformed(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+    return _before_the_last(len(equation.params["fft_lengths"]))(equation, places, numbers)
 
 
 def _numbered(first: int) -> Rule:
     """Of operations at indices, the arguments from a number on: of what is rearranged, if they are known."""
 
-    def rule(equation: Any, places: Sequence[Along], number: Numbers) -> Place | list[Place]:
-        indices = [number(a) for a in equation.invars[first:]]
+    def rule(
+        equation: Any, places: Sequence[Along], numbers: Sequence[Number]
+    ) -> Place | list[Place]:
+        indices = [number() for number in numbers[first:]]
         if any(p != NOTHING for p in places[first:]):
             return None
         if all(i is not None for i in indices):
@@ -354,44 +321,46 @@ def _numbered(first: int) -> Rule:
     return rule
 
 
-def _gathered(equation: Any, places: Sequence[Along], number: Numbers) -> Place | list[Place]:
+def _gathered(
+    equation: Any, places: Sequence[Along], numbers: Sequence[Number]
+) -> Place | list[Place]:
     own, at = places
-    indices = number(equation.invars[1])
+    indices = numbers[1]()
     if at == NOTHING and indices is not None:
         return _of_elements(equation, [spread_out(own, _shape(equation.invars[0])), indices])
-    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    dims, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     shape = _shape(equation.invars[0])
     out = range(len(_shape(equation.outvars[0])))
-    of_indices = [d for d in out if d not in numbers.offset_dims]
+    of_indices = [d for d in out if d not in dims.offset_dims]
     if at.dim != NOWHERE:
         if at.dim >= len(of_indices):
             return None
         at = moved(at, of_indices[at.dim])
-    if own.dim in numbers.operand_batching_dims:
-        i = numbers.operand_batching_dims.index(own.dim)
-        own = moved(own, of_indices[numbers.start_indices_batching_dims[i]])
+    if own.dim in dims.operand_batching_dims:
+        i = dims.operand_batching_dims.index(own.dim)
+        own = moved(own, of_indices[dims.start_indices_batching_dims[i]])
     elif own.dim != NOWHERE:
-        gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+        gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
         if own.dim in gone or sizes[own.dim] != shape[own.dim]:
             return together([merged(own), at])
         kept = [d for d in range(len(shape)) if d not in gone]
-        own = moved(own, numbers.offset_dims[kept.index(own.dim)])
+        own = moved(own, dims.offset_dims[kept.index(own.dim)])
     return together([own, at])
 
 
-def _scattered(equation: Any, places: Sequence[Along], number: Numbers) -> Place | list[Place]:
+def _scattered(
+    equation: Any, places: Sequence[Along], numbers: Sequence[Number]
+) -> Place | list[Place]:
     own, at, updates = places
-    indices, shape = number(equation.invars[1]), _shape(equation.invars[0])
+    indices, shape = numbers[1](), _shape(equation.invars[0])
     if at == NOTHING and indices is not None and equation.primitive.name == "scatter":
         elements = [spread_out(p, _shape(v)) for v, p in zip(equation.invars, places, strict=True)]
         elements[1] = np.asarray(indices)
         return _of_elements(equation, elements)
-    numbers = equation.params["dimension_numbers"]
-    gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    dims = equation.params["dimension_numbers"]
+    gone = (*dims.inserted_window_dims, *dims.operand_batching_dims)
     windows = dict(
-        zip(
-            numbers.update_window_dims, (d for d in range(len(shape)) if d not in gone), strict=True
-        )
+        zip(dims.update_window_dims, (d for d in range(len(shape)) if d not in gone), strict=True)
     )
     sizes = _shape(equation.invars[2])
     whole = {to for of, to in windows.items() if sizes[of] == shape[to]}
@@ -402,8 +371,8 @@ def _scattered(equation: Any, places: Sequence[Along], number: Numbers) -> Place
     return found if at == NOTHING and is_whole else None
 
 
-def _product(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-    del number
+def _product(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+    del numbers
     contracted, batch = equation.params["dimension_numbers"]
     found: list[Place] = []
     free = [
@@ -421,17 +390,17 @@ def _product(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
     return together(found)
 
 
-def _convolved(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-    del number
-    numbers, (rows, kernel) = equation.params["dimension_numbers"], places
+def _convolved(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+    del numbers
+    dims, (rows, kernel) = equation.params["dimension_numbers"], places
     if rows.dim == NOWHERE and kernel.dim == NOWHERE:
         return together(places)
-    is_batch = rows.dim == numbers.lhs_spec[0] and equation.params["batch_group_count"] == 1
-    return together([moved(rows, numbers.out_spec[0]), kernel]) if is_batch else None
+    is_batch = rows.dim == dims.lhs_spec[0] and equation.params["batch_group_count"] == 1
+    return together([moved(rows, dims.out_spec[0]), kernel]) if is_batch else None
 
 
-def _windows(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
-    del number
+def _windows(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+    del numbers
     place, params = together(places), equation.params
     if place is None or place.dim == NOWHERE:
         return place
@@ -440,39 +409,29 @@ def _windows(equation: Any, places: Sequence[Along], number: Numbers) -> Place:
     return place if alone and params["padding"][place.dim] == (0, 0) else merged(place)
 
 
-def _named(names: str, rule: Rule) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
+def _copied(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> list[Place]:
+    del equation, numbers
+    return list(places)
 
 
 RULES: Mapping[str, Rule] = {
-    **_named("add add_any sub mul div rem max min neg sign abs floor ceil round", _elementwise),
-    **_named("pow integer_pow square sqrt rsqrt cbrt exp exp2 expm1 log log1p", _elementwise),
-    **_named("sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh", _elementwise),
-    **_named("logistic erf erfc erf_inv lgamma digamma polygamma zeta", _elementwise),
-    **_named("igamma igammac regularized_incomplete_beta bessel_i0e bessel_i1e", _elementwise),
-    **_named("random_gamma_grad nextafter is_finite clamp select_n", _elementwise),
-    **_named("lt_to le_to eq_to", _elementwise),
-    **_named("eq ne lt le gt ge and or xor not shift_left shift_right_logical", _elementwise),
-    **_named("shift_right_arithmetic population_count clz real imag conj complex", _elementwise),
-    **_named("convert_element_type reduce_precision stop_gradient copy copy_p", _elementwise),
-    **_named("optimization_barrier vi_kit_term", _elementwise),
-    **_named("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or", _reduced),
-    **_named("argmax argmin", _reduced),
-    **_named("reshape broadcast_in_dim squeeze expand_dims transpose slice rev", _rearranged),
-    **_named("concatenate pad stack unstack split", _rearranged),
-    **_named("cumsum cumprod cummax cummin cumlogsumexp", _outside("axis")),
-    **_named("sort", _outside("dimension")),
-    **_named("cholesky lu eigh qr svd lu_pivots_to_permutation", _before_the_last(2)),
+    **dict.fromkeys(("sum", "pointwise", "comparison", "cast"), _elementwise),
+    "copy": _copied,
+    "layout": _rearranged,
+    **dict.fromkeys(("total", "reduction"), _reduced),
+    **dict.fromkeys(("running total", "running"), _outside("axis")),
+    **dict.fromkeys(("window total", "window"), _windows),
+    "sort": _outside("dimension"),
+    "gather": _gathered,
+    "dynamic_slice": _numbered(1),
+    "dynamic_update_slice": _numbered(2),
+    **dict.fromkeys(("written", "added at", "multiplied at"), _scattered),
+    "dot_general": _product,
+    "conv_general_dilated": _convolved,
+    "matrix": _before_the_last(2),
     "top_k": _before_the_last(1),
     "fft": _transformed,
     "triangular_solve": _solved,
     "custom_linear_solve": _solved_by_functions,
-    "dynamic_slice": _numbered(1),
-    "dynamic_update_slice": _numbered(2),
-    "gather": _gathered,
-    **_named("scatter scatter-add scatter_add scatter-mul scatter_mul", _scattered),
-    "dot_general": _product,
-    "conv_general_dilated": _convolved,
-    **_named("reduce_window_sum reduce_window_max reduce_window_min", _windows),
 }
-"""By the name of the primitive."""
+"""By the name of the primitive, or of its kind."""

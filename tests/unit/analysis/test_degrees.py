@@ -26,7 +26,7 @@ def degree(lib, fn, shape=(3,)):
     from vi_kit.numpyro.degrees import Reading
 
     closed = jax.make_jaxpr(lambda z: fn(lib.xp, z))(lib.xp.ones(shape))
-    return Reading().read(closed.jaxpr, [{"z": Form(1)}])[0].get("z", CONSTANT)
+    return Reading().read(closed, [{"z": Form(1)}])[0].get("z", CONSTANT)
 
 
 POLYNOMIALS = {
