@@ -66,7 +66,15 @@ from vi_kit.analysis.jumps import (
 )
 from vi_kit.engine.plan import Plan
 from vi_kit.numpyro.distributions import NumPyroDistribution
-from vi_kit.numpyro.interpreter import Analysis, Computation, Inside, bound, called, opened
+from vi_kit.numpyro.interpreter import (
+    Analysis,
+    AnyJaxpr,
+    Computation,
+    Inside,
+    bound,
+    called,
+    opened,
+)
 from vi_kit.numpyro.operations import rule_for
 
 
@@ -180,13 +188,13 @@ class Reading(Analysis[Degrees]):
 
     def transfer(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
         name, params = equation.primitive.name, equation.params
-        if name == "stop_gradient" and self.parameters:
-            (of,) = operands
-            return [{k: form for k, form in of.items() if k not in self.parameters}]
         result = derive(name, _rule(equation), operands)
         made = [self._made(equation, operands, result, v.aval.dtype) for v in equation.outvars]
         keys = params["num_keys"] if name == "sort" else len(made)
         return [*made[:keys], *(self._reordered(equation, operands, x) for x in made[keys:])]
+
+    def on_stop_gradient(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
+        return [{k: f for k, f in of.items() if k not in self.parameters} for of in operands]
 
     def _cut(self, equation: Any, name: str) -> Cut:
         known = self.cuts.get(id(equation))
@@ -221,9 +229,7 @@ class Reading(Analysis[Degrees]):
             self.cuts[id(equation)] = cut
         return made
 
-    def call(
-        self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[Degrees]
-    ) -> Sequence[Degrees]:
+    def call(self, equation: Any, body: AnyJaxpr, operands: list[Degrees]) -> Sequence[Degrees]:
         """What a function made. Of JAX's own with a derivative of their own the name is told instead of that of an
         operation inside; these and some more are known to be continuous."""
         if equation.params.get("name") == vi_kit_constant.__name__:
@@ -260,7 +266,7 @@ class Reading(Analysis[Degrees]):
             for result in self.read(body, operands)
         ]
 
-    def repeat(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
+    def on_while(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
         return self.transfer(equation, operands)
 
     def join(self, values: Sequence[Degrees]) -> Degrees:
@@ -284,7 +290,7 @@ CONTINUOUS_FUNCTIONS = frozenset(
 """Functions of JAX's that compare values and do not jump."""
 
 
-def function_of_jax(body: ClosedJaxpr | Jaxpr) -> tuple[str, bool]:
+def function_of_jax(body: AnyJaxpr) -> tuple[str, bool]:
     """The name of a function that is called, and whether it is one of JAX's."""
     info = opened(body)[0].debug_info
     return info.func_name, f"at {JAX}" in info.func_src_info
@@ -674,8 +680,6 @@ class Evaluation(Computation[Pair]):
 
     def transfer(self, equation: Any, operands: list[Pair]) -> Sequence[Pair]:
         name, params = equation.primitive.name, equation.params
-        if name == "stop_gradient":
-            return operands
         base, moved = (list(side) for side in zip(*operands, strict=True))
         made = bound(equation, moved)
         results = list(zip(bound(equation, base), made, strict=True))
@@ -699,9 +703,7 @@ class Evaluation(Computation[Pair]):
         self.results.setdefault(cut, []).extend(made)
         return results
 
-    def call(
-        self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[Pair]
-    ) -> Sequence[Pair]:
+    def call(self, equation: Any, body: AnyJaxpr, operands: list[Pair]) -> Sequence[Pair]:
         if equation.params.get("name") == vi_kit_constant.__name__:
             return [(base, base) for base, _ in operands]
         cut = self.cuts.get(id(equation))
@@ -710,7 +712,10 @@ class Evaluation(Computation[Pair]):
             self.results.setdefault(cut, []).append(sides)
         return self.read(body, operands)
 
-    def cond(self, equation: Any, operands: list[Pair]) -> Sequence[Pair]:
+    def on_stop_gradient(self, equation: Any, operands: list[Pair]) -> Sequence[Pair]:
+        return operands
+
+    def on_cond(self, equation: Any, operands: list[Pair]) -> Sequence[Pair]:
         """All branches are taken, and one is chosen."""
         (index, *rest), branches = operands, equation.params["branches"]
         made = [self.read(branch, rest) for branch in branches]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
+from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import batching
 
 from vi_kit.analysis.blocked import Blocked, Once, line_of_program, settled, sites_of, started
@@ -18,7 +18,7 @@ from vi_kit.analysis.parts import NoRuleError, SiteKey
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.terms import Site
 from vi_kit.numpyro.distributions import NumPyroDistribution
-from vi_kit.numpyro.interpreter import Computation, bodies, bound, opened
+from vi_kit.numpyro.interpreter import AnyJaxpr, Computation, bodies, bound, opened
 from vi_kit.numpyro.jax_rules import FUNCTIONS, LIBRARY, RULES, cut_out, without
 from vi_kit.numpyro.operations import rule_for
 
@@ -160,19 +160,31 @@ class Expectations(Computation[Any]):
         return value
 
     def equation(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
-        primitive, params = equation.primitive, equation.params
-        if primitive is random_p:
-            return [_start(equation, operands, **params)]
-        if primitive is sampled_p:
-            value, sample = operands
-            return [Random(value.value, lambda: sampled(sample))]
-        if primitive is term_p:
-            return [self.on_term(params["key"], operands[0])]
-        if primitive is either_p:
-            return [_either(*operands, **params)]
-        if not any(isinstance(x, Random) for x in operands) and not _has_random(equation):
-            return bound(equation, operands)
-        return super().equation(equation, operands)
+        is_random = any(isinstance(x, Random) for x in operands) or _has_random(equation)
+        if is_random or equation.primitive in OWN:
+            return super().equation(equation, operands)
+        return bound(equation, operands)
+
+    def on_vi_kit_random(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        values = [x.value if isinstance(x, Random) else jnp.asarray(x) for x in operands[1:]]
+        kind, site = equation.params["kind"], equation.params["site"]
+        return [Random(started(kind, values, site, LIBRARY, _frames(equation)), None)]
+
+    def on_vi_kit_sampled(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        value, sample = operands
+        return [Random(value.value, lambda: sampled(sample))]
+
+    def on_vi_kit_term(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        return [self.on_term(equation.params["key"], operands[0])]
+
+    def on_vi_kit_either(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        log_prob, closed, *others = operands
+        if any(isinstance(x, Random) for x in (closed, *others)) or not isinstance(
+            log_prob, Random
+        ):
+            return [log_prob]
+        known = Known(jnp.asarray(closed), frozenset((equation.params["site"],)))
+        return [Random(Value((known,)), log_prob.sample)]
 
     def transfer(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
         name, outs = equation.primitive.name, range(len(equation.outvars))
@@ -181,7 +193,7 @@ class Expectations(Computation[Any]):
         rule = rule_for(name, RULES) if len(outs) == 1 else None
         return [_ruled(name, equation, operands, rule, i) for i in outs]
 
-    def call(self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[Any]) -> Sequence[Any]:
+    def call(self, equation: Any, body: AnyJaxpr, operands: list[Any]) -> Sequence[Any]:
         info, own = opened(body)[0].debug_info, ""
         if equation.primitive.name.startswith("custom_"):
             own = info.func_name
@@ -193,10 +205,10 @@ class Expectations(Computation[Any]):
             for result in self.read(body, operands)
         ]
 
-    def scan(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+    def on_scan(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
         """Of a loop in which sites are drawn and their terms made."""
         is_random = any(isinstance(x, Random) for x in operands)
-        return (self.transfer if is_random else super().scan)(equation, operands)
+        return (self.transfer if is_random else super().on_scan)(equation, operands)
 
     def step(self, body: ClosedJaxpr, inputs: list[Any]) -> tuple[list[Any], Any]:
         results = self.read(body, inputs)
@@ -209,18 +221,6 @@ def _has_random(equation: Any) -> bool:
     """Whether there is a site in the functions that an equation calls."""
     inner = (e for body in bodies(equation) for e in body.eqns)
     return any(e.primitive in OWN or _has_random(e) for e in inner)
-
-
-def _start(equation: Any, operands: Sequence[Any], *, kind: str, site: SiteKey) -> Random:
-    """The elements of a site."""
-    values = [x.value if isinstance(x, Random) else jnp.asarray(x) for x in operands[1:]]
-    return Random(started(kind, values, site, LIBRARY, _frames(equation)), None)
-
-
-def _either(log_prob: Any, closed: Any, *others: Any, site: SiteKey) -> Any:
-    if any(isinstance(x, Random) for x in (closed, *others)) or not isinstance(log_prob, Random):
-        return log_prob
-    return Random(Value((Known(jnp.asarray(closed), frozenset((site,))),)), log_prob.sample)
 
 
 def _called(result: Any, equation: Any, operands: Sequence[Any], own: str, is_library: bool) -> Any:

@@ -7,9 +7,9 @@ steps by which it is made (`lanes`).
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
 from typing import Any, Generic, TypeVar
 
 from jax import lax
@@ -25,12 +25,14 @@ CALLS = {
 Inside = tuple[int, ...]
 """Equations by their identity, each inside the one before."""
 
+AnyJaxpr = ClosedJaxpr | Jaxpr
+
 V = TypeVar("V")
 """What is known of a value."""
 
 
 class Domain(ABC, Generic[V]):
-    """What is read off a jaxpr.
+    """What is read off a jaxpr. A method `on_cond` sees what is called `cond` in place of `transfer`.
 
     Attributes:
         inside: the equations that are being read.
@@ -49,10 +51,12 @@ class Domain(ABC, Generic[V]):
     def transfer(self, equation: Any, operands: list[V]) -> Sequence[V]:
         """What the results of an operation are."""
 
-    def read(
-        self, jaxpr: ClosedJaxpr | Jaxpr, inputs: Sequence[V], consts: Sequence[Any] = ()
-    ) -> list[V]:
-        """What the outputs are, given what the inputs are.
+    def call(self, equation: Any, body: AnyJaxpr, operands: list[V]) -> Sequence[V]:
+        """What those of a function are."""
+        return self.read(body, operands)
+
+    def read(self, jaxpr: AnyJaxpr, inputs: Sequence[V], consts: Sequence[Any] = ()) -> list[V]:
+        """What the outputs are.
 
         Args:
             jaxpr: of a function.
@@ -61,8 +65,8 @@ class Domain(ABC, Generic[V]):
         """
         body, own = opened(jaxpr)
         known: dict[Any, V] = dict(zip(body.invars, inputs, strict=True))
-        constants = zip(body.constvars, own or consts, strict=True)
-        known.update((v, self.constant(value)) for v, value in constants)
+        for var, value in zip(body.constvars, own or consts, strict=True):
+            known[var] = self.constant(value)
 
         def of(atom: Any) -> V:
             return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
@@ -76,38 +80,21 @@ class Domain(ABC, Generic[V]):
 
     def equation(self, equation: Any, operands: list[V]) -> Sequence[V]:
         """What the results of an equation are."""
-        name = equation.primitive.name
         body = called(equation, self.calls)
         if body is not None:
             return self.call(equation, body, operands)
-        ways = {"cond": self.cond, "scan": self.scan, "while": self.repeat}
-        return ways.get(name, self.transfer)(equation, operands)
-
-    def call(self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[V]) -> Sequence[V]:
-        """Of a function."""
-        return self.read(body, operands)
-
-    def cond(self, equation: Any, operands: list[V]) -> Sequence[V]:
-        """Of a branch."""
-        return self.transfer(equation, operands)
-
-    def scan(self, equation: Any, operands: list[V]) -> Sequence[V]:
-        """Of a loop of known length."""
-        return self.transfer(equation, operands)
-
-    def repeat(self, equation: Any, operands: list[V]) -> Sequence[V]:
-        """Of a loop until something is so."""
-        return self.transfer(equation, operands)
+        read = getattr(self, f"on_{equation.primitive.name}", self.transfer)
+        return read(equation, operands)
 
 
 class Analysis(Domain[V]):
     """A domain whose values are joined: it reads all branches, and loops until nothing is new.
 
     Attributes:
-        max_rounds: how often a loop is read at most.
+        max_rounds: how often the body of a loop is read before its results are `lost`.
     """
 
-    max_rounds: int | None = None
+    max_rounds = sys.maxsize
 
     @abstractmethod
     def join(self, values: Sequence[V]) -> V:
@@ -117,9 +104,9 @@ class Analysis(Domain[V]):
     def steered(self, value: V, by: V) -> V:
         """What is left of a value if another chooses which it is."""
 
+    @abstractmethod
     def lost(self, equation: Any, operands: list[V]) -> Sequence[V]:
-        """What is known of the results of a loop in which each round brings something new."""
-        raise NotImplementedError
+        """What the results of an equation are of which nothing is known."""
 
     def of_a_step(self, value: V) -> V:
         """What a loop sees of an array along whose first dim it goes."""
@@ -133,18 +120,16 @@ class Analysis(Domain[V]):
         """What is made of the results of all steps."""
         return value
 
-    def cond(self, equation: Any, operands: list[V]) -> Sequence[V]:
+    def on_cond(self, equation: Any, operands: list[V]) -> Sequence[V]:
         index, *rest = operands
         branches = [self.read(branch, rest) for branch in equation.params["branches"]]
         return [self.steered(self.join(of), index) for of in zip(*branches, strict=True)]
 
-    def scan(self, equation: Any, operands: list[V]) -> Sequence[V]:
+    def on_scan(self, equation: Any, operands: list[V]) -> Sequence[V]:
         fixed, carry, xs = parts_of_scan(equation, operands)
-        xs = [self.of_a_step(x) for x in xs]
-        for number in count():
-            if number == self.max_rounds:
-                break
-            results = self.read(equation.params["jaxpr"], [*fixed, *carry, *xs])
+        xs, body = [self.of_a_step(x) for x in xs], equation.params["jaxpr"]
+        for _ in range(self.max_rounds):
+            results = self.read(body, [*fixed, *carry, *xs])
             last = [self.handed_on(x) for x in results[: len(carry)]]
             before, carry = carry, [self.join(pair) for pair in zip(carry, last, strict=True)]
             if carry == before:
@@ -152,15 +137,13 @@ class Analysis(Domain[V]):
                 return [*ends, *map(self.of_all_steps, results[len(carry) :])]
         return self.lost(equation, operands)
 
-    def repeat(self, equation: Any, operands: list[V]) -> Sequence[V]:
+    def on_while(self, equation: Any, operands: list[V]) -> Sequence[V]:
         params = equation.params
         first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        of_test, fixed, carry = operands[:first], operands[first:second], operands[second:]
-        for number in count():
-            if number == self.max_rounds:
-                break
-            results = self.read(params["body_jaxpr"], [*fixed, *carry])
-            (test,) = self.read(params["cond_jaxpr"], [*of_test, *carry])
+        carry = operands[second:]
+        for _ in range(self.max_rounds):
+            results = self.read(params["body_jaxpr"], [*operands[first:second], *carry])
+            (test,) = self.read(params["cond_jaxpr"], [*operands[:first], *carry])
             pairs = zip(carry, results, strict=True)
             before, carry = carry, [self.steered(self.join(pair), test) for pair in pairs]
             if carry == before:
@@ -178,9 +161,8 @@ class Computation(Domain[V]):
     def noted(self, arrays: Any) -> None:
         """Take what all steps of a loop noted."""
 
-    def scan(self, equation: Any, operands: list[V]) -> Sequence[V]:
-        params = equation.params
-        fixed, start, xs = parts_of_scan(equation, operands)
+    def on_scan(self, equation: Any, operands: list[V]) -> Sequence[V]:
+        params, (fixed, start, xs) = equation.params, parts_of_scan(equation, operands)
 
         def step(carry: list[V], x: list[V]) -> Any:
             results, notes = self.step(params["jaxpr"], [*fixed, *carry, *x])
@@ -191,12 +173,12 @@ class Computation(Domain[V]):
         return [*last, *ys]
 
 
-def opened(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Any, Sequence[Any]]:
+def opened(jaxpr: AnyJaxpr) -> tuple[Any, Sequence[Any]]:
     """A jaxpr, and what it closes over if it says that."""
     return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())
 
 
-def called(equation: Any, calls: Mapping[str, str] = CALLS) -> ClosedJaxpr | Jaxpr | None:
+def called(equation: Any, calls: Mapping[str, str] = CALLS) -> AnyJaxpr | None:
     """The function that an equation calls."""
     return equation.params.get(calls.get(equation.primitive.name))
 

@@ -7,20 +7,21 @@ gradient, for the alternatives to each drawn value. What does not depend on a si
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
+from jax.extend.core import Primitive
 
 from vi_kit.base.named import Axis, union
 from vi_kit.costs.terms import Site
 from vi_kit.engine.lanes import Part
-from vi_kit.numpyro.interpreter import CALLS, Domain, bound
+from vi_kit.numpyro.interpreter import CALLS, AnyJaxpr, Domain, bound
 
 worlds_p = Primitive("vi_kit_worlds")
 """One of the values that the operand has in front: all of them, along the worlds of `site`."""
@@ -80,23 +81,38 @@ class _Step:
     results: tuple[int, ...]
 
 
-@dataclass
-class _Cells:
-    """The values of a program by number; those in `varied` depend on a site that has several."""
+class _Layout(Domain[int]):
+    """Lays out a jaxpr, and what it calls, as steps. What is known of a value is the number of its cell.
 
-    steps: list[_Step] = field(default_factory=list)
-    known: dict[int, Any] = field(default_factory=dict)
-    varied: set[int] = field(default_factory=set)
-    count: int = 0
+    Attributes:
+        known: constants, by cell.
+        varied: the cells of what depends on a site that has several values.
+    """
 
-    def new(self) -> int:
-        self.count += 1
-        return self.count
+    calls = INLINED
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[_Step] = []
+        self.known: dict[int, Any] = {}
+        self.varied: set[int] = set()
+        self.numbers = itertools.count()
 
     def constant(self, value: Any) -> int:
-        cell = self.new()
+        cell = next(self.numbers)
         self.known[cell] = value
         return cell
+
+    def call(self, equation: Any, body: AnyJaxpr, operands: list[int]) -> Sequence[int]:
+        varies = not self.varied.isdisjoint(operands)
+        return self.read(body, operands) if varies else self.transfer(equation, operands)
+
+    def transfer(self, equation: Any, operands: list[int]) -> Sequence[int]:
+        primitive, results = equation.primitive, tuple(next(self.numbers) for _ in equation.outvars)
+        self.steps.append(_Step(primitive, equation.params, tuple(operands), results))
+        if primitive in (worlds_p, alternatives_p) or not self.varied.isdisjoint(operands):
+            self.varied.update(results)
+        return results
 
 
 def evaluate(
@@ -110,38 +126,11 @@ def evaluate(
         sites: of the run, by order.
     """
     closed = jax.make_jaxpr(fn)(*(x.aval for x in inputs))
-    cells = _Cells()
-    arguments = [cells.new() for _ in inputs]
-    several = (x.base.axes or len(x.parts) > 1 for x in inputs)
-    cells.varied.update(c for c, varies in zip(arguments, several, strict=True) if varies)
-    results = _Layout(cells).read(closed, arguments)
-    return _Evaluation(cells, dict(zip(arguments, inputs, strict=True)), results, sites).run()
-
-
-class _Layout(Domain[int]):
-    """Appends the steps of a jaxpr, and of what it calls; what is known of a value is its cell."""
-
-    calls = INLINED
-
-    def __init__(self, cells: _Cells) -> None:
-        super().__init__()
-        self.cells = cells
-
-    def constant(self, value: Any) -> int:
-        return self.cells.constant(value)
-
-    def call(self, equation: Any, body: ClosedJaxpr | Jaxpr, operands: list[int]) -> Sequence[int]:
-        varies = not self.cells.varied.isdisjoint(operands)
-        return self.read(body, operands) if varies else self.transfer(equation, operands)
-
-    def transfer(self, equation: Any, operands: list[int]) -> Sequence[int]:
-        cells, primitive = self.cells, equation.primitive
-        results = tuple(cells.new() for _ in equation.outvars)
-        cells.steps.append(_Step(primitive, equation.params, tuple(operands), results))
-        starts = primitive in (worlds_p, alternatives_p)
-        if starts or not cells.varied.isdisjoint(operands):
-            cells.varied.update(results)
-        return results
+    layout = _Layout()
+    given = {next(layout.numbers): x for x in inputs}
+    layout.varied.update(c for c, x in given.items() if x.base.axes or len(x.parts) > 1)
+    results = layout.read(closed, list(given))
+    return _Evaluation(layout, given, results, sites).run()
 
 
 class _Evaluation:
@@ -152,14 +141,14 @@ class _Evaluation:
 
     def __init__(
         self,
-        cells: _Cells,
+        layout: _Layout,
         inputs: Mapping[int, Lanes],
         results: Sequence[int],
         sites: Mapping[int, Site],
     ):
         self.sites = sites
         self.results = list(results)
-        self.steps = _needed(cells.steps, results)
+        self.steps = _needed(layout.steps, results)
         self.users: dict[int, list[_Step]] = defaultdict(list)
         for step in self.steps:
             for cell in step.operands:
@@ -167,7 +156,7 @@ class _Evaluation:
         self.parts: dict[Lane, dict[int, Part]] = {None: {}}
         self.axes: dict[Lane, dict[int, frozenset[Axis]]] = {None: {}}
         wanted = set(results)
-        for cell, value in cells.known.items():
+        for cell, value in layout.known.items():
             if cell in wanted:  # what is not an array may be that in a jaxpr only
                 value = jnp.asarray(value)
             self._set(None, cell, Part(value))

@@ -44,9 +44,39 @@ Places = Mapping[int, Place]
 Number = Callable[[], Any]
 """Says what a value is, if it is the same at every call of the program, else `None`."""
 
-Rule = Callable[[Any, Sequence[Along], Sequence[Number]], Any]
-"""From an equation, and where elements lie in its operands and what these are, to where they lie in its results, a
-`Place`, or in each of them, a list."""
+
+@dataclass(frozen=True)
+class Operation:
+    """An equation, where elements lie in its operands, and what these are."""
+
+    equation: Any
+    places: Sequence[Along]
+    numbers: Sequence[Number]
+
+    @property
+    def name(self) -> str:
+        return self.equation.primitive.name
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return self.equation.params
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [atom.aval.shape for atom in self.equation.invars]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first result."""
+        return self.equation.outvars[0].aval.shape
+
+    def elements(self) -> list[np.ndarray]:
+        """For each entry of the operands the element of which it is made."""
+        return [spread_out(p, shape) for p, shape in zip(self.places, self.shapes, strict=True)]
+
+
+Rule = Callable[[Operation], Any]
+"""To where elements lie in the results, a `Place`, or in each of them, a list."""
 
 
 def find_mixed_in(
@@ -126,12 +156,16 @@ class Mixing(Analysis[Seen]):
             known = [place for place in own if place is not None]
             found: Any = None
             if len(known) == len(own) and rule is not None:
-                found = rule(equation, known, [x.number for x in operands])
+                found = rule(Operation(equation, known, [x.number for x in operands]))
             each = found if isinstance(found, list) else [found] * len(results)
             for of, place in zip(results, each, strict=True):
                 if place != NOTHING:
                     of[n] = place
         return [Seen(of) for of in results]
+
+    def lost(self, equation: Any, operands: list[Seen]) -> Sequence[Seen]:
+        of = dict.fromkeys(n for x in operands for n in x.places)
+        return [Seen(of) for _ in equation.outvars]
 
     def join(self, values: Sequence[Seen]) -> Seen:
         return Seen(joined([x.places for x in values]))
@@ -193,71 +227,61 @@ def _evaluated(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
         return unknown
 
 
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(atom.aval.shape)
+def _elementwise(op: Operation) -> Place:
+    pairs = zip(op.places, op.shapes, strict=True)
+    return together(broadcast(p, shape, op.shape) for p, shape in pairs)
 
 
-def _elementwise(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-    del numbers
-    shape = _shape(equation.outvars[0])
-    pairs = zip(equation.invars, places, strict=True)
-    return together(broadcast(p, _shape(v), shape) for v, p in pairs)
-
-
-def _rearranged(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> list[Place]:
+def _rearranged(op: Operation) -> list[Place]:
     """Of operations that leave numbers as they are: the same is done with the elements of which they are made."""
-    del numbers
-    pairs = zip(equation.invars, places, strict=True)
-    elements = [spread_out(p, _shape(v)) for v, p in pairs]
-    if equation.primitive.name in VIEWS:
-        return [gathered(VIEWS[equation.primitive.name](elements[0], equation))]
-    return _of_elements(equation, elements)
+    if op.name in VIEWS:
+        return [gathered(VIEWS[op.name](op.elements()[0], op))]
+    return _of_elements(op, op.elements())
 
 
-def _broadcast_in_dim(x: np.ndarray, equation: Any) -> np.ndarray:
-    shape, dims = _shape(equation.outvars[0]), equation.params["broadcast_dimensions"]
+def _broadcast_in_dim(x: np.ndarray, op: Operation) -> np.ndarray:
+    shape, dims = op.shape, op.params["broadcast_dimensions"]
     sizes = dict(zip(dims, x.shape, strict=True))
     return np.broadcast_to(x.reshape([sizes.get(d, 1) for d in range(len(shape))]), shape)
 
 
-def _sliced(x: np.ndarray, equation: Any) -> np.ndarray:
-    params = equation.params
+def _sliced(x: np.ndarray, op: Operation) -> np.ndarray:
+    params = op.params
     steps = params["strides"] or (1,) * x.ndim
     bounds = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
     return x[tuple(slice(*bound) for bound in bounds)]
 
 
-VIEWS: Mapping[str, Callable[[np.ndarray, Any], np.ndarray]] = {
-    "reshape": lambda x, equation: x.reshape(_shape(equation.outvars[0])),
-    "squeeze": lambda x, equation: x.reshape(_shape(equation.outvars[0])),
-    "expand_dims": lambda x, equation: x.reshape(_shape(equation.outvars[0])),
+VIEWS: Mapping[str, Callable[[np.ndarray, Operation], np.ndarray]] = {
+    "reshape": lambda x, op: x.reshape(op.shape),
+    "squeeze": lambda x, op: x.reshape(op.shape),
+    "expand_dims": lambda x, op: x.reshape(op.shape),
     "broadcast_in_dim": _broadcast_in_dim,
-    "transpose": lambda x, equation: x.transpose(equation.params["permutation"]),
+    "transpose": lambda x, op: x.transpose(op.params["permutation"]),
     "slice": _sliced,
-    "rev": lambda x, equation: np.flip(x, equation.params["dimensions"]),
+    "rev": lambda x, op: np.flip(x, op.params["dimensions"]),
 }
 """Rearrangements that take no memory."""
 
 
-def _of_elements(equation: Any, operands: Sequence[Any]) -> list[Place]:
+def _of_elements(op: Operation, operands: Sequence[Any]) -> list[Place]:
     with jax.ensure_compile_time_eval():
-        return [gathered(np.asarray(x)) for x in bound(equation, [*map(jnp.asarray, operands)])]
+        return [gathered(np.asarray(x)) for x in bound(op.equation, [*map(jnp.asarray, operands)])]
 
 
 def _outside(name: str) -> Rule:
     """Of operations along the dims that a parameter names, which stay."""
 
-    def rule(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-        dims, place = equation.params[name], _elementwise(equation, places, numbers)
+    def rule(op: Operation) -> Place:
+        dims, place = op.params[name], _elementwise(op)
         dims = dims if isinstance(dims, tuple) else (dims,)
         return merged(place) if place is not None and place.dim in dims else place
 
     return rule
 
 
-def _reduced(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-    del numbers
-    dims, place = equation.params["axes"], together(places)
+def _reduced(op: Operation) -> Place:
+    dims, place = op.params["axes"], together(op.places)
     if place is None or place.dim == NOWHERE:
         return place
     if place.dim in dims:
@@ -268,69 +292,58 @@ def _reduced(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) 
 def _before_the_last(num: int) -> Rule:
     """Of functions of so many dims at the end."""
 
-    def rule(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-        del numbers
-        pairs = zip(equation.invars, places, strict=True)
-        return together(merged(p) if p.dim >= len(_shape(v)) - num else p for v, p in pairs)
+    def rule(op: Operation) -> Place:
+        pairs = zip(op.places, op.shapes, strict=True)
+        return together(merged(p) if p.dim >= len(shape) - num else p for p, shape in pairs)
 
     return rule
 
 
-def _solved(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
+def _solved(op: Operation) -> Place:
     """Of equations with several right sides, each by itself."""
-    matrix, right = places
-    by_itself = len(_shape(equation.invars[1])) - (1 if equation.params["left_side"] else 2)
+    matrix, right = op.places
+    by_itself = len(op.shapes[1]) - (1 if op.params["left_side"] else 2)
     if matrix == NOTHING and right.dim == by_itself:
         return right
-    return _before_the_last(2)(equation, places, numbers)
+    return _before_the_last(2)(op)
 
 
-def _solved_by_functions(
-    equation: Any, places: Sequence[Along], numbers: Sequence[Number]
-) -> Place:
-    del numbers
-    place = together(places)
-    spread = [v for v, p in zip(equation.invars, places, strict=True) if p.dim != NOWHERE]
-    is_batch = place is not None and all(place.dim < len(_shape(v)) - 1 for v in spread)
-    return place if is_batch and all(place == p for p in places if p.dim != NOWHERE) else None
+def _solved_by_functions(op: Operation) -> Place:
+    place = together(op.places)
+    spread = [s for p, s in zip(op.places, op.shapes, strict=True) if p.dim != NOWHERE]
+    is_batch = place is not None and all(place.dim < len(s) - 1 for s in spread)
+    return place if is_batch and all(place == p for p in op.places if p.dim != NOWHERE) else None
 
 
-def _transformed(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-    return _before_the_last(len(equation.params["fft_lengths"]))(equation, places, numbers)
+def _transformed(op: Operation) -> Place:
+    return _before_the_last(len(op.params["fft_lengths"]))(op)
 
 
 def _numbered(first: int) -> Rule:
     """Of operations at indices, the arguments from a number on: of what is rearranged, if they are known."""
 
-    def rule(
-        equation: Any, places: Sequence[Along], numbers: Sequence[Number]
-    ) -> Place | list[Place]:
-        indices = [number() for number in numbers[first:]]
-        if any(p != NOTHING for p in places[first:]):
+    def rule(op: Operation) -> Place | list[Place]:
+        indices = [number() for number in op.numbers[first:]]
+        if any(p != NOTHING for p in op.places[first:]):
             return None
         if all(i is not None for i in indices):
-            arrays = zip(equation.invars[:first], places, strict=False)
-            return _of_elements(
-                equation, [*(spread_out(p, _shape(v)) for v, p in arrays), *indices]
-            )
-        part = equation.outvars[0] if first == 1 else equation.invars[1]
-        sizes, place = zip(_shape(part), _shape(equation.invars[0]), strict=True), together(places)
+            return _of_elements(op, [*op.elements()[:first], *indices])
+        part = op.shape if first == 1 else op.shapes[1]
+        sizes, place = zip(part, op.shapes[0], strict=True), together(op.places)
         whole = [d for d, (size, all_of_it) in enumerate(sizes) if size == all_of_it]
         return place if place is None or place.dim in (*whole, NOWHERE) else merged(place)
 
     return rule
 
 
-def _gathered(
-    equation: Any, places: Sequence[Along], numbers: Sequence[Number]
-) -> Place | list[Place]:
-    own, at = places
-    indices = numbers[1]()
+def _gathered(op: Operation) -> Place | list[Place]:
+    own, at = op.places
+    indices = op.numbers[1]()
     if at == NOTHING and indices is not None:
-        return _of_elements(equation, [spread_out(own, _shape(equation.invars[0])), indices])
-    dims, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-    shape = _shape(equation.invars[0])
-    out = range(len(_shape(equation.outvars[0])))
+        return _of_elements(op, [op.elements()[0], indices])
+    dims, sizes = op.params["dimension_numbers"], op.params["slice_sizes"]
+    shape = op.shapes[0]
+    out = range(len(op.shape))
     of_indices = [d for d in out if d not in dims.offset_dims]
     if at.dim != NOWHERE:
         if at.dim >= len(of_indices):
@@ -348,21 +361,18 @@ def _gathered(
     return together([own, at])
 
 
-def _scattered(
-    equation: Any, places: Sequence[Along], numbers: Sequence[Number]
-) -> Place | list[Place]:
-    own, at, updates = places
-    indices, shape = numbers[1](), _shape(equation.invars[0])
-    if at == NOTHING and indices is not None and equation.primitive.name == "scatter":
-        elements = [spread_out(p, _shape(v)) for v, p in zip(equation.invars, places, strict=True)]
-        elements[1] = np.asarray(indices)
-        return _of_elements(equation, elements)
-    dims = equation.params["dimension_numbers"]
+def _scattered(op: Operation) -> Place | list[Place]:
+    own, at, updates = op.places
+    indices, shape = op.numbers[1](), op.shapes[0]
+    if at == NOTHING and indices is not None and op.name == "scatter":
+        old, _, new = op.elements()
+        return _of_elements(op, [old, np.asarray(indices), new])
+    dims = op.params["dimension_numbers"]
     gone = (*dims.inserted_window_dims, *dims.operand_batching_dims)
     windows = dict(
         zip(dims.update_window_dims, (d for d in range(len(shape)) if d not in gone), strict=True)
     )
-    sizes = _shape(equation.invars[2])
+    sizes = op.shapes[2]
     whole = {to for of, to in windows.items() if sizes[of] == shape[to]}
     if updates.dim != NOWHERE:
         updates = moved(updates, windows[updates.dim]) if updates.dim in windows else None
@@ -371,15 +381,14 @@ def _scattered(
     return found if at == NOTHING and is_whole else None
 
 
-def _product(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-    del numbers
-    contracted, batch = equation.params["dimension_numbers"]
+def _product(op: Operation) -> Place:
+    contracted, batch = op.params["dimension_numbers"]
     found: list[Place] = []
     free = [
-        [d for d in range(len(_shape(v))) if d not in (*batch[side], *contracted[side])]
-        for side, v in enumerate(equation.invars)
+        [d for d in range(len(shape)) if d not in (*batch[side], *contracted[side])]
+        for side, shape in enumerate(op.shapes)
     ]
-    for side, place in enumerate(places):
+    for side, place in enumerate(op.places):
         if place.dim in contracted[side]:
             place = merged(place)
         elif place.dim in batch[side]:
@@ -390,18 +399,16 @@ def _product(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) 
     return together(found)
 
 
-def _convolved(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-    del numbers
-    dims, (rows, kernel) = equation.params["dimension_numbers"], places
+def _convolved(op: Operation) -> Place:
+    dims, (rows, kernel) = op.params["dimension_numbers"], op.places
     if rows.dim == NOWHERE and kernel.dim == NOWHERE:
-        return together(places)
-    is_batch = rows.dim == dims.lhs_spec[0] and equation.params["batch_group_count"] == 1
+        return together(op.places)
+    is_batch = rows.dim == dims.lhs_spec[0] and op.params["batch_group_count"] == 1
     return together([moved(rows, dims.out_spec[0]), kernel]) if is_batch else None
 
 
-def _windows(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> Place:
-    del numbers
-    place, params = together(places), equation.params
+def _windows(op: Operation) -> Place:
+    place, params = together(op.places), op.params
     if place is None or place.dim == NOWHERE:
         return place
     names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
@@ -409,9 +416,8 @@ def _windows(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) 
     return place if alone and params["padding"][place.dim] == (0, 0) else merged(place)
 
 
-def _copied(equation: Any, places: Sequence[Along], numbers: Sequence[Number]) -> list[Place]:
-    del equation, numbers
-    return list(places)
+def _copied(op: Operation) -> list[Place]:
+    return list(op.places)
 
 
 RULES: Mapping[str, Rule] = {
