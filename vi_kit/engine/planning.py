@@ -141,8 +141,8 @@ class Planner(ABC):
         """
         while True:
             run = DryRun(self.make_backend(), plan)
-            findings = run.findings
             self.execute(run)
+            findings = run.findings
             plates = {**plan.plates, **findings.same_plates()}
             if plates != plan.plates:
                 plan = replace(plan, plates=plates)

@@ -45,15 +45,11 @@ from vi_kit.engine.statements import (
 )
 from vi_kit.language.programs import Draw, Program, Statement
 from vi_kit.numpyro.degrees import invented, is_known
+from vi_kit.numpyro.dependence import GRADIENT, PARAMS, Provenance, Sight
 from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
 from vi_kit.numpyro.expectations import own_log_prob, start, term_p
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
-
-Provenance = Mapping[Hashable, frozenset[str]]
-"""Names of the inputs on which each watched value depends."""
-
-PARAMS = "params"
-"""The name of the parameters among these inputs."""
+from vi_kit.numpyro.markers import apart_p, site_p
 
 
 class NumPyroBackend:
@@ -63,7 +59,7 @@ class NumPyroBackend:
         key: random key of this step.
         params: constrained values of the parameters, and mutable state.
         provenance: on what each value depends, as far as that is known by now.
-        marks: a flag per site, to find that out: what depends on the flag depends on the site.
+        watches: whether that is to be found out. What is not known is guessed.
         dry: whether values do not matter, only shapes.
         invents_data: whether what is observed is drawn, since the data are not known.
     """
@@ -79,7 +75,7 @@ class NumPyroBackend:
         params: Mapping[str, Any],
         *,
         provenance: Provenance | None = None,
-        marks: list[jax.Array] | None = None,
+        watches: bool = False,
         dry: bool = False,
         invents_data: bool = False,
     ):
@@ -87,12 +83,14 @@ class NumPyroBackend:
         self.num_keys = 0
         self.params = dict(params)
         self.provenance = provenance
-        self.marks = marks
+        self.watches = watches
+        self.sight = Sight(self.params if watches else {})
         self.dry = dry
         self.invents_data = invents_data
         self.handler: _Handler | None = None
-        self.watched: dict[Hashable, jax.Array] = {}
+        self.watched: dict[Any, tuple[jax.Array, frozenset[Any]]] = {}
         self.deepest_dim = 0
+        self.has_loops = False
         self.questions = 0
         self.touched: dict[str, set[str]] = defaultdict(set)
         self.mutable: dict[str, Any] = {}
@@ -114,10 +112,9 @@ class NumPyroBackend:
         return array
 
     def may_need_gradient(self, array: jax.Array) -> bool:
-        key = ("gradient", self.questions)
+        key = (GRADIENT, self.questions)
         self.questions += 1
-        self.watch(key, array)
-        return self.provenance is None or PARAMS in self.provenance.get(key, (PARAMS,))
+        return PARAMS in self.sources(key, array, frozenset((PARAMS,)))
 
     def logsumexp(self, array: jax.Array, axis: int) -> jax.Array:
         return jax.nn.logsumexp(array, axis=axis)
@@ -169,27 +166,28 @@ class NumPyroBackend:
 
     # Provenance
 
-    def watch(self, key: Hashable, value: jax.Array) -> None:
-        if self.marks is not None:
-            self.watched[key] = value
+    def sources(self, key: Any, value: Any, otherwise: frozenset[Any]) -> frozenset[Any]:
+        """On what a value depends, as far as that is known."""
+        provenance = self.provenance or {}
+        if not self.watches:
+            return provenance.get(key, otherwise)
+        known = provenance[key] if key in provenance else self.sight.asked_of(key, value)
+        self.watched[key] = value, known
+        return known
 
     def track(self, value: jax.Array, site: Site) -> jax.Array:
-        if self.marks is None:
-            return value
-        if site.order >= len(self.marks):
-            raise TooFewMarks
-        return jnp.where(self.marks[site.order], value, value)
+        return site_p.bind(value, site=site.order) if self.watches else value
 
     def untracked(self, value: jax.Array) -> jax.Array:
-        return jnp.zeros_like(value) if self.dry else value
+        return apart_p.bind(value) if self.dry else value
 
-    def upstream(self, run: Run, value: jax.Array, key: Hashable) -> frozenset[Site]:
-        self.watch(key, value)
+    def upstream(self, run: Run, value: jax.Array, key: Any) -> frozenset[Site]:
+        known = self.sources(key, value, frozenset())
         if self.provenance is None or not run.plan.tracked:
             return frozenset()
-        if key not in self.provenance:
+        if key not in self.provenance and not self.dry:
             raise Replan
-        sites = [s for order, s in run.by_order.items() if str(order) in self.provenance[key]]
+        sites = [s for order, s in run.by_order.items() if order in known]
         if self.dry:
             return frozenset(sites)
         return frozenset(s for s in sites if s.tracked or s.world is not None)
@@ -504,10 +502,6 @@ SEEDED = ("prng_key", "plate", "control_flow")
 """Statements that need a random key, besides sample statements."""
 
 
-class TooFewMarks(Exception):
-    """The program has more sites than flags."""
-
-
 class _Outermost(Messenger):
     """Gives every message to the handler of the program that runs. It must be entered before any
     plate, so that the plates have expanded the distribution by the time it sees it."""
@@ -749,6 +743,7 @@ class _Handler:
         is_scan = not isinstance(result[1], PytreeTrace)
         sites = result[1][0].trace if is_scan else result[1].trace
         if is_scan:
+            self.backend.has_loops = True  # a dim that lies left of the plates
             self.scanned.update(sites)
             self.run.repeated.update(sites)
 

@@ -298,37 +298,31 @@ def function_of_jax(body: AnyJaxpr) -> tuple[str, bool]:
 
 def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
     """Whether there is an operation that takes steps at all."""
-    for equation in jaxpr.eqns:
-        own = line(equation) or where
-        if own.startswith(OWN):
-            continue
-        name, params = equation.primitive.name, equation.params
-        reorders = len(equation.outvars) > params.get("num_keys", len(equation.outvars))
-        if name in JUMPS or reorders or is_stop(equation, own):
+    return any(_takes_steps(equation, line(equation) or where) for equation in jaxpr.eqns)
+
+
+def _takes_steps(equation: Any, where: str) -> bool:
+    name, params, body = equation.primitive.name, equation.params, called(equation)
+    if where.startswith(OWN):
+        return False
+    reorders = len(equation.outvars) > params.get("num_keys", len(equation.outvars))
+    if name in JUMPS or reorders or is_stop(equation, where):
+        return True
+    if body is not None:
+        own, is_jax = function_of_jax(body)
+        if is_jax and own in SIDES:
             return True
-        body = called(equation)
-        if body is not None:
-            own_name, is_jax = function_of_jax(body)
-            if is_jax and own_name in SIDES:
-                return True
-            if is_jax and (name.startswith("custom_") or own_name in CONTINUOUS_FUNCTIONS):
-                if own_name in JUMPS:
-                    return True
-            elif takes_steps(opened(body)[0], own):
-                return True
-            continue
-        inner = [*params.get("branches", ()), *(params[k] for k in ("jaxpr",) if k in params)]
-        if any(takes_steps(opened(j)[0], own) for j in inner):
-            return True
-        floats = any(_is_float(atom) for atom in equation.invars)
-        if not inner and floats and not all(map(_is_float, equation.outvars)):
-            return True
-        operand = pole(equation)
-        if name in SIDES or (
-            operand is not None and not isinstance(equation.invars[operand], Literal)
-        ):
-            return True
-    return False
+        if is_jax and (name.startswith("custom_") or own in CONTINUOUS_FUNCTIONS):
+            return own in JUMPS
+        return takes_steps(opened(body)[0], where)
+    inner = [*params.get("branches", ()), *(params[k] for k in ("jaxpr",) if k in params)]
+    if inner:
+        return any(takes_steps(opened(j)[0], where) for j in inner)
+    if any(map(_is_float, equation.invars)) and not all(map(_is_float, equation.outvars)):
+        return True
+    operand = pole(equation)
+    of_pole = [] if operand is None else [equation.invars[operand]]
+    return name in SIDES or any(not isinstance(atom, Literal) for atom in of_pole)
 
 
 def chosen_among(equation: Any, operands: Sequence[Degrees]) -> tuple[int, int] | None:

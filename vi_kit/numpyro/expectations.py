@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Primitive
-from jax.interpreters import batching
+from jax.extend.core import ClosedJaxpr
 
 from vi_kit.analysis.blocked import Blocked, Once, line_of_program, settled, sites_of, started
 from vi_kit.analysis.factors import Known, Value
@@ -18,50 +17,24 @@ from vi_kit.analysis.parts import NoRuleError, SiteKey
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.terms import Site
 from vi_kit.numpyro.distributions import NumPyroDistribution
-from vi_kit.numpyro.interpreter import AnyJaxpr, Computation, bodies, bound, opened
+from vi_kit.numpyro.interpreter import AnyJaxpr, Computation, bound, has, opened
 from vi_kit.numpyro.jax_rules import FUNCTIONS, LIBRARY, RULES, cut_out, without
+from vi_kit.numpyro.markers import marker
 from vi_kit.numpyro.operations import rule_for
 
-random_p = Primitive("vi_kit_random")
+random_p = marker("vi_kit_random")
 """The value of a site: from a sample and what `vi_kit.analysis.expectations.start` needs."""
 
-sampled_p = Primitive("vi_kit_sampled")
+sampled_p = marker("vi_kit_sampled")
 """The first operand, which has the second as its sample."""
 
-term_p = Primitive("vi_kit_term")
+term_p = marker("vi_kit_term")
 """A term, of which the expectation is wanted."""
 
-either_p = Primitive("vi_kit_either")
+either_p = marker("vi_kit_either", 2)
 """The first operand, in whose place the second may be taken if none of the others is random."""
 
 OWN = (random_p, sampled_p, term_p, either_p)
-
-for _primitive in OWN:
-    _primitive.def_abstract_eval(lambda first, *others, **params: first)
-    _primitive.def_impl(lambda first, *others, **params: first)
-
-
-def _batched(primitive: Primitive, num_arrays: Callable[[int], int]) -> None:
-    """Let a primitive take arrays with one more dim in front; `num_arrays` of its operands must have it."""
-
-    def rule(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[Any, int]:
-        (size,) = {x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None}
-        moved = []
-        for i, (x, d) in enumerate(zip(operands, dims, strict=True)):
-            if d is not None:
-                x = jnp.moveaxis(x, d, 0)
-            elif i < num_arrays(len(operands)):
-                x = jnp.broadcast_to(x, (size, *jnp.shape(x)))
-            moved.append(x)
-        return primitive.bind(*moved, **params), 0
-
-    batching.primitive_batchers[primitive] = rule
-
-
-_batched(random_p, lambda n: n)
-_batched(sampled_p, lambda n: n)
-_batched(term_p, lambda n: n)
-_batched(either_p, lambda n: 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +133,7 @@ class Expectations(Computation[Any]):
         return value
 
     def equation(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
-        is_random = any(isinstance(x, Random) for x in operands) or _has_random(equation)
-        if is_random or equation.primitive in OWN:
+        if any(isinstance(x, Random) for x in operands) or has(equation, OWN):
             return super().equation(equation, operands)
         return bound(equation, operands)
 
@@ -175,7 +147,8 @@ class Expectations(Computation[Any]):
         return [Random(value.value, lambda: sampled(sample))]
 
     def on_vi_kit_term(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
-        return [self.on_term(equation.params["key"], operands[0])]
+        made = self.on_term(equation.params["key"], operands[0])
+        return [jnp.asarray(made, equation.outvars[0].aval.dtype)]  # moments may be less precise
 
     def on_vi_kit_either(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
         log_prob, closed, *others = operands
@@ -215,12 +188,6 @@ class Expectations(Computation[Any]):
         if any(isinstance(x, Random) for x in results):
             raise NoRuleError("a random value that leaves a loop")
         return results, ()
-
-
-def _has_random(equation: Any) -> bool:
-    """Whether there is a site in the functions that an equation calls."""
-    inner = (e for body in bodies(equation) for e in body.eqns)
-    return any(e.primitive in OWN or _has_random(e) for e in inner)
 
 
 def _called(result: Any, equation: Any, operands: Sequence[Any], own: str, is_library: bool) -> Any:

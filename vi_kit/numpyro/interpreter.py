@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
 CALLS = {
     **dict.fromkeys(("jit", "pjit", "remat", "remat2", "checkpoint"), "jaxpr"),
@@ -21,6 +21,9 @@ CALLS = {
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
 }
 """Primitives that call a function, and under which name they keep it."""
+
+INLINED = {name: CALLS[name] for name in ("jit", "pjit", "closed_call", "core_call")}
+"""Those that mean no more than the operations of the function."""
 
 Inside = tuple[int, ...]
 """Equations by their identity, each inside the one before."""
@@ -183,12 +186,19 @@ def called(equation: Any, calls: Mapping[str, str] = CALLS) -> AnyJaxpr | None:
     return equation.params.get(calls.get(equation.primitive.name))
 
 
-def bodies(equation: Any) -> Iterator[Jaxpr]:
-    """All functions that an equation has."""
+def within(equation: Any) -> Iterator[Any]:
+    """An equation, and all those of the functions that it has."""
+    yield equation
     for value in equation.params.values():
         for x in value if isinstance(value, tuple | list) else (value,):
             if isinstance(x, ClosedJaxpr | Jaxpr):
-                yield opened(x)[0]
+                for inner in opened(x)[0].eqns:
+                    yield from within(inner)
+
+
+def has(equation: Any, primitives: Collection[Primitive]) -> bool:
+    """Whether an equation is of these, or one of those that it has inside."""
+    return any(e.primitive in primitives for e in within(equation))
 
 
 def parts_of_scan(equation: Any, operands: list[V]) -> tuple[list[V], list[V], list[V]]:

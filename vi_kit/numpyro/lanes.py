@@ -21,7 +21,7 @@ from jax.extend.core import Primitive
 from vi_kit.base.named import Axis, union
 from vi_kit.costs.terms import Site
 from vi_kit.engine.lanes import Part
-from vi_kit.numpyro.interpreter import CALLS, AnyJaxpr, Domain, bound
+from vi_kit.numpyro.interpreter import INLINED, AnyJaxpr, Domain, bound
 
 worlds_p = Primitive("vi_kit_worlds")
 """One of the values that the operand has in front: all of them, along the worlds of `site`."""
@@ -31,9 +31,6 @@ alternatives_p = Primitive("vi_kit_alternatives")
 
 worlds_p.def_abstract_eval(lambda values, *, site: values.update(shape=values.shape[1:]))
 alternatives_p.def_abstract_eval(lambda value, others, *, site: value)
-
-INLINED = {name: CALLS[name] for name in ("jit", "pjit", "closed_call", "core_call")}
-"""Primitives that call a function of which it matters what depends on what, and where they keep it."""
 
 Lane = Site | None
 """What a value is of: `None` where every site has what was drawn; a site, where it has its alternatives."""

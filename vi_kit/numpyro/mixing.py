@@ -20,7 +20,6 @@ from vi_kit.analysis.mixing import (
     NOTHING,
     NOWHERE,
     Along,
-    MixingProbe,
     Place,
     along,
     broadcast,
@@ -33,9 +32,8 @@ from vi_kit.analysis.mixing import (
     together,
 )
 from vi_kit.base.named import Axis
-from vi_kit.costs.terms import Site
-from vi_kit.engine.run import Run
-from vi_kit.numpyro.interpreter import Analysis, Inside, bound
+from vi_kit.numpyro.interpreter import Analysis, Inside, bound, has
+from vi_kit.numpyro.markers import elements_p
 from vi_kit.numpyro.operations import rule_for
 
 Places = Mapping[int, Place]
@@ -80,39 +78,18 @@ Rule = Callable[[Operation], Any]
 
 
 def find_mixed_in(
-    plates: Sequence[Axis], inputs: Sequence[Any], execute: Callable[[MixingProbe, list[Any]], Run]
+    plates: Sequence[Axis], jaxpr: ClosedJaxpr, terms: Sequence[tuple[str, tuple[Axis, ...]]]
 ) -> set[tuple[str, Axis]]:
     """Which terms see several elements of which plates.
 
     Args:
         plates: to be looked at.
-        inputs: numbers for what is not known while the step is traced.
-        execute: makes a dry run with a probe, given these.
+        jaxpr: of a dry run, whose last outputs are the terms.
+        terms: where they come from, and their axes.
     """
-    kinds: list[tuple[str, tuple[Axis, ...]]] = []
-
-    def terms(marks: list[Any], inputs: list[Any]) -> list[Any]:
-        by_plate = dict(zip(plates, marks, strict=True))
-
-        def draw(site: Site, dist: Any) -> Any:
-            made = jax.eval_shape(dist.sample)
-            value = jnp.zeros(made.shape, made.dtype)
-            for axis in by_plate.keys() & site.axes:
-                trailing = axis.order - 1 + len(dist.event_shape)
-                mark = by_plate[axis].reshape((axis.size, *(1,) * trailing))
-                value = jnp.where(mark, value, value)
-            return value
-
-        probe = MixingProbe({}, draw=draw)
-        terms = execute(probe, inputs).terms
-        kinds[:] = [(t.label, t.base.axes) for t in terms]
-        return [t.base.array for t in terms]
-
-    closed = jax.make_jaxpr(terms)([np.ones(plate.size, bool) for plate in plates], list(inputs))
-    start = [{i: along(0, range(1, plate.size + 1))} for i, plate in enumerate(plates)]
-    others: list[Places] = [{} for _ in jax.tree.leaves(inputs)]
-    found = places(closed, [*start, *others])
-    return find(plates, [(*kind, of) for kind, of in zip(kinds, found, strict=True)])
+    found = Mixing(plates).read(jaxpr, [Seen({}) for _ in jaxpr.jaxpr.invars])
+    of_terms = found[len(found) - len(terms) :]
+    return find(plates, [(*kind, x.places) for kind, x in zip(terms, of_terms, strict=True)])
 
 
 def places(jaxpr: ClosedJaxpr, inputs: Sequence[Places]) -> list[dict[int, Place]]:
@@ -127,26 +104,44 @@ class Seen:
     places: Places
     number: Number = field(default=lambda: None, compare=False)
 
+    def each(self, fn: Callable[[Along], Place]) -> Seen:
+        """The same, with what a function makes of every place that is known."""
+        return Seen({n: None if place is None else fn(place) for n, place in self.places.items()})
+
 
 class Mixing(Analysis[Seen]):
     """Reads of which elements of plates each entry of an array is made.
+
+    Args:
+        plates: whose elements are told apart where values of sites are marked.
 
     Attributes:
         steps: the loops that go along elements, and for the number that the element of a step has there, which ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plates: Sequence[Axis] = ()) -> None:
         super().__init__()
+        self.plates = plates
         self.steps: dict[int, tuple[Inside, tuple[int, ...]]] = {}
 
     def constant(self, value: Any) -> Seen:
         return Seen({}, lambda: None if isinstance(value, Tracer) else value)
 
     def equation(self, equation: Any, operands: list[Seen]) -> Sequence[Seen]:
-        if any(x.places for x in operands):
+        if any(x.places for x in operands) or has(equation, (elements_p,)):
             return super().equation(equation, operands)
         made = Once(lambda: _evaluated(equation, [x.number() for x in operands]))
         return [Seen({}, lambda i=i: made()[i]) for i in range(len(equation.outvars))]
+
+    def on_vi_kit_elements(self, equation: Any, operands: list[Seen]) -> Sequence[Seen]:
+        shape, params = equation.outvars[0].aval.shape, equation.params
+        places: dict[int, Place] = {}
+        for n, plate in enumerate(self.plates):
+            if plate in params["axes"]:
+                dim = len(shape) - plate.order - params["event_ndim"]
+                is_there = dim >= 0 and shape[dim] == plate.size
+                places[n] = along(dim, range(1, plate.size + 1)) if is_there else None
+        return [Seen(places)]
 
     def transfer(self, equation: Any, operands: list[Seen]) -> Sequence[Seen]:
         rule = rule_for(equation.primitive.name, RULES)
@@ -176,10 +171,8 @@ class Mixing(Analysis[Seen]):
     def of_a_step(self, value: Seen) -> Seen:
         """The element of a step has a number of its own."""
 
-        def seen(place: Place) -> Place:
-            if place is None or place.dim == NOWHERE:
-                return place
-            if place.dim > 0:
+        def seen(place: Along) -> Place:
+            if place.dim == NOWHERE or place.dim > 0:
                 return moved(place, place.dim - 1)
             known = {loop: number for number, loop in self.steps.items()}
             loop = self.inside, place.elements
@@ -187,29 +180,23 @@ class Mixing(Analysis[Seen]):
             self.steps[number] = loop
             return Along(NOWHERE, (number,))
 
-        return Seen({n: seen(place) for n, place in value.places.items()})
+        return value.each(seen)
 
     def handed_on(self, value: Seen) -> Seen:
         """The elements of several steps meet in it."""
         own = self._of_this_loop()
-
-        def kept(place: Place) -> Place:
-            return None if place is not None and own & set(place.elements) else place
-
-        return Seen({n: kept(place) for n, place in value.places.items()})
+        return value.each(lambda place: None if own & set(place.elements) else place)
 
     def of_all_steps(self, value: Seen) -> Seen:
         own = self._of_this_loop()
 
-        def made(place: Place) -> Place:
-            if place is None:
-                return None
-            if own & set(place.elements):
-                numbers = set(place.elements) - {0}
-                return along(0, self.steps[min(numbers)][1]) if len(numbers) == 1 else None
-            return moved(place, place.dim + 1)
+        def made(place: Along) -> Place:
+            numbers = set(place.elements) - {0}
+            if not own & numbers:
+                return moved(place, place.dim + 1)
+            return along(0, self.steps[min(numbers)][1]) if len(numbers) == 1 else None
 
-        return Seen({n: made(place) for n, place in value.places.items()})
+        return value.each(made)
 
     def _of_this_loop(self) -> set[int]:
         return {number for number, (loop, _) in self.steps.items() if loop == self.inside}

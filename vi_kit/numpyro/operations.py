@@ -16,7 +16,8 @@ KINDS = {
     " and or xor not shift_left shift_right_logical shift_right_arithmetic population_count clz"
     " real imag conj complex",
     "comparison": "eq ne lt le gt ge",
-    "copy": "copy copy_p reduce_precision optimization_barrier device_put vi_kit_term",
+    "copy": "copy copy_p reduce_precision optimization_barrier device_put"
+    " vi_kit_term vi_kit_site vi_kit_apart",
     "cast": "convert_element_type stop_gradient",
     "layout": "reshape broadcast_in_dim squeeze expand_dims transpose slice rev concatenate pad stack unstack"
     " split tile",

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 from numpyro.distributions.constraints import real
-from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import _PYRO_STACK
 from numpyro.util import not_jax_tracer
 
@@ -26,19 +25,19 @@ from vi_kit.analysis.degrees import DegreeProbe, Form
 from vi_kit.analysis.jumps import OTHERS, Jumps
 from vi_kit.base.errors import BackendError
 from vi_kit.base.named import Axis
+from vi_kit.base.protocols import Distribution
+from vi_kit.costs.terms import Site
 from vi_kit.engine.arguments import closed_over, described
 from vi_kit.engine.dry_run import ClosedFormRun, DryRun, ProbingRun
-from vi_kit.engine.plan import Plan, Replan
+from vi_kit.engine.plan import Findings, Plan, Replan
 from vi_kit.engine.planning import UNKNOWN_NESTING, Planner, left_of_nesting
 from vi_kit.engine.run import Run
 from vi_kit.engine.settings import Settings
+from vi_kit.estimators import Estimator
 from vi_kit.language.programs import Program
 from vi_kit.numpyro.backend import (
     IN_THE_DARK,
-    PARAMS,
     NumPyroBackend,
-    Provenance,
-    TooFewMarks,
     refuse_in_the_dark,
 )
 from vi_kit.numpyro.degrees import (
@@ -49,9 +48,14 @@ from vi_kit.numpyro.degrees import (
     plausible,
     takes_steps,
 )
+from vi_kit.numpyro.dependence import Provenance, asked_of, sources
 from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
+from vi_kit.numpyro.markers import elements_p
 from vi_kit.numpyro.mixing import find_mixed_in
 from vi_kit.objectives import elbo
+
+MAX_TRACES = 8
+"""How often programs are traced, each time by what was read of what depends on what, until that is found again."""
 
 SIZES = (1.0, 0.3, 1.0, 3.0, 0.3, 1.0, 10.0, 3.0, 1.0, 0.1, 1.0, 3.0)
 """Of the numbers in the place of what is not known."""
@@ -98,10 +102,7 @@ class LossStep:
             else:
                 results = execute()
         except Replan:
-            raise BackendError(
-                "the sites of model or guide change from one trace to the next; they may depend on nothing"
-                " but the arguments"
-            ) from None
+            raise changing() from None
         values, run.own_losses, run.new_state, backend.mutable = results
         for key, value in run.new_state.items():
             backend.set_state(key, value)
@@ -140,6 +141,13 @@ class LossStep:
         except Replan:
             return None
         return run.first_not_finite()
+
+
+def changing() -> BackendError:
+    return BackendError(
+        "the sites of model or guide change from one trace to the next; they may depend on nothing"
+        " but the arguments"
+    )
 
 
 def total_of(groups: Mapping[str | None, jax.Array], wanted: tuple[str | None, ...]) -> jax.Array:
@@ -184,9 +192,10 @@ class NumPyroPlanner(Planner):
 
     def __init__(self, step: LossStep, known: dict[Any, Any]):
         self.step, self.known = step, known
-        self.nesting = 0
+        self.nesting, self.has_loops = 0, False
         self.provenance: Provenance = {}
         self.jaxpr: Any = None
+        self.terms: list[tuple[str, tuple[Axis, ...]]] = []
         self.touched: dict[str, set[str]] = {}
         self.declared: Mapping[str, tuple[Any, Any]] = {}
 
@@ -195,28 +204,51 @@ class NumPyroPlanner(Planner):
 
     def execute(self, run: DryRun) -> None:
         given = self.step.settings.max_plate_nesting
-        self.provenance, depth = self._provenance(run.plan)
-        self.nesting = depth if given is None else given
-        run.plan = replace(run.plan, max_plate_nesting=self.nesting)
-
-        def dry() -> None:
-            backend = self.make_backend(self.provenance)
-            traced = DryRun(backend, run.plan, run.findings)
-            self.step.settings.execute(traced, *self.step.programs)
-            self.touched, self.declared = backend.touched, backend.declared_params
-            traced.forget()
-
-        try:
-            self.jaxpr = jax.make_jaxpr(dry)().jaxpr
-        except Replan:
-            raise left_of_nesting(given) from None
-        except IN_THE_DARK as error:
-            raise refuse_in_the_dark(error) from error
+        if given is not None:
+            run.plan = replace(run.plan, max_plate_nesting=given)
+        for _ in range(MAX_TRACES):
+            try:
+                is_settled = self._traced(run)
+            except Replan:
+                raise left_of_nesting(given) from None
+            except IN_THE_DARK as error:
+                raise refuse_in_the_dark(error) from error
+            if given is None:
+                run.plan = replace(run.plan, max_plate_nesting=self.nesting)
+            if is_settled:
+                break
+        else:
+            raise changing()
         assert isinstance(run.backend, NumPyroBackend)
         run.backend.touched.update(self.touched)
 
+    def _traced(self, run: DryRun) -> bool:
+        """Trace the programs, given what is known of what depends on what; whether that is what is then read."""
+        run.findings, known, nesting = Findings(), {}, run.plan.max_plate_nesting
+
+        def dry(key: jax.Array, params: dict[str, Any]) -> list[jax.Array]:
+            backend = NumPyroBackend(
+                key, params, provenance=self.provenance, watches=True, dry=True
+            )
+            traced = TracedRun(backend, run.plan, run.findings)
+            self.step.settings.execute(traced, *self.step.programs)
+            known.update((name, of) for name, (_, of) in backend.watched.items())
+            self.touched, self.declared = backend.touched, backend.declared_params
+            self.nesting = nesting if nesting != UNKNOWN_NESTING else backend.deepest_dim
+            self.has_loops = backend.has_loops
+            self.terms = [(t.label, t.base.axes) for t in traced.terms]
+            terms = [t.base.array for t in traced.terms]
+            traced.forget()
+            return [*(value for value, _ in backend.watched.values()), *terms]
+
+        self.jaxpr = jax.make_jaxpr(dry)(self.step.key, dict(self.step.params))
+        watched = zip(known, sources(self.jaxpr), strict=False)
+        self.provenance = {name: asked_of(name, of) for name, of in watched}
+        is_seen = not self.has_loops or nesting == self.nesting
+        return is_seen and self.provenance == known
+
     def watched(self, draft: Plan) -> tuple[Plan, bool]:
-        return self.made(draft), takes_steps(self.jaxpr)
+        return self.made(draft), takes_steps(self.jaxpr.jaxpr)
 
     def placed(self, plan: Plan) -> Plan:
         return replace(
@@ -226,33 +258,6 @@ class NumPyroPlanner(Planner):
             tracked=plan.tracked or plan.has_worlds,
             leaves={role: dict.fromkeys(self.touched[role]) for role in ("model", "guide")},
         )
-
-    def _provenance(self, plan: Plan) -> tuple[Provenance, int]:
-        """On which sites and parameters each watched value depends, and how deep plates lie."""
-        depth = 0
-
-        def watched(params: Any, **marks: jax.Array) -> dict[Any, jax.Array]:
-            nonlocal depth
-            flags = [marks[str(i)] for i in range(len(marks))]
-            backend = NumPyroBackend(self.step.key, params, marks=flags, dry=True)
-            scratch = DryRun(backend, replace(plan, max_plate_nesting=UNKNOWN_NESTING))
-            self.step.settings.execute(scratch, *self.step.programs)
-            depth = backend.deepest_dim
-            keys.extend(backend.watched)
-            return dict(enumerate(backend.watched.values()))
-
-        size = 32
-        while True:
-            keys: list[Any] = []
-            marks = {str(i): jnp.asarray(True) for i in range(size)}
-            try:
-                by_number = eval_provenance(watched, **{PARAMS: dict(self.step.params)}, **marks)
-            except TooFewMarks:
-                size *= 4
-                continue
-            except IN_THE_DARK as error:
-                raise refuse_in_the_dark(error) from error
-            return {keys[i]: names for i, names in by_number.items()}, depth
 
     def digest(self) -> str:
         """Of the numbers among the arguments, as far as they are known."""
@@ -306,8 +311,7 @@ class NumPyroPlanner(Planner):
     def mixed(self, plan: Plan, plates: Sequence[Axis]) -> set[tuple[str, Axis]]:
         key = str(self.jaxpr), self.digest(), tuple(plates)
         if key not in self.known:
-            plausibly = self._plausibly(plan)
-            self.known[key] = find_mixed_in(plates, plausibly.inputs(0), plausibly.execute)
+            self.known[key] = find_mixed_in(plates, self.jaxpr, self.terms)
         return self.known[key]
 
     def degrees(self, plan: Plan) -> list[tuple[str, str, Form]]:
@@ -333,6 +337,18 @@ class NumPyroPlanner(Planner):
     def _plausibly(self, plan: Plan) -> _Plausibly:
         placed = replace(plan, max_plate_nesting=self.nesting, provenance=self.provenance)
         return _Plausibly(self.step, placed, self.declared)
+
+
+class TracedRun(DryRun):
+    """A dry run in whose jaxpr the values of all sites are marked."""
+
+    def sampled(
+        self, site: Site, dist: Distribution, estimator: Estimator, pathwise: bool
+    ) -> jax.Array:
+        value = super().sampled(site, dist, estimator, pathwise)
+        if dist.name == "Delta":
+            return value
+        return elements_p.bind(value, axes=site.axes, event_ndim=len(dist.event_shape))
 
 
 class _Plausibly:
