@@ -15,7 +15,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from vi_kit.base.demands import Demand, Polynomial
+from vi_kit.base.demands import ContinuousBetween, Demand, Polynomial
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site
@@ -299,7 +299,9 @@ class DegreeProbe:
     def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Array:
         """The value of a site."""
         if site.label in self.zeros:
-            return estimator.degree_one(dist, self.zeros[site.label])
+            demand = estimator.demand(dist)
+            assert isinstance(demand, Polynomial | ContinuousBetween)
+            return demand.probe(dist, self.zeros[site.label])
         return dist.rsample() if dist.has_rsample else dist.sample()
 
     def held(self, value: Array) -> Array:

@@ -23,8 +23,13 @@ class Gradient(enum.Enum):
 
 @dataclass(frozen=True)
 class Single:
-    """One draw."""
+    """One draw.
 
+    Attributes:
+        leaves_support: whether its values may lie outside the support, which is then not checked.
+    """
+
+    leaves_support: bool = False
     size = 1
 
 
@@ -42,6 +47,7 @@ class Worlds:
     size: int
     max_worlds: int | None = None
     is_support: bool = False
+    leaves_support = False
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,12 @@ class Alternatives:
     Attributes:
         num: of the others.
         are_live: whether these are differentiated, and not only compared with the draw.
+        leaves_support: whether a value may lie outside the support, which is then not checked.
     """
 
     num: int
     are_live: bool = False
+    leaves_support: bool = False
     size = 1
 
 
@@ -62,6 +70,7 @@ class Alternatives:
 class Closed:
     """No draw: the value is its moments, which the operations of the program carry on."""
 
+    leaves_support = False
     size = 1
 
 

@@ -11,7 +11,6 @@ from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site
 from vi_kit.engine.run import Run, running
 from vi_kit.engine.select import Given, Selection
-from vi_kit.estimators.base import estimator_of
 from vi_kit.language.programs import Program
 from vi_kit.language.words import Objective, iid
 from vi_kit.objectives import elbo
@@ -130,7 +129,7 @@ class Settings:
             spoilt = run.backend.spoilt_params()
             if spoilt:
                 raise not_numbers(spoilt, None) from error
-            relaxed = [s for s in run.sites if estimator_of(s).relaxes]
+            relaxed = [s for s in run.sites if s.layout.leaves_support]
             if relaxed and isinstance(error, IndexError | TypeError):
                 raise _no_values_between(relaxed, error) from error
             raise

@@ -17,7 +17,6 @@ from vi_kit.costs.terms import Site, Term
 from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import draw, draw_inside
 from vi_kit.engine.run import Run
-from vi_kit.estimators.base import estimator_of
 from vi_kit.language.programs import Draw, Factor, Program, Statement
 
 
@@ -584,4 +583,4 @@ def _plates_of(statement: Statement, dims: bool = False) -> list[str]:
 
 
 def _relaxes(run: Run, site: Site) -> bool:
-    return estimator_of(site).relaxes or site.label in run.plan.analytic
+    return site.layout.leaves_support or site.label in run.plan.analytic

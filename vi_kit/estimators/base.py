@@ -94,9 +94,6 @@ class Estimator(ABC):
     biased = False
     """Whether the user accepted a bias that it may have."""
 
-    relaxes: ClassVar[bool] = False
-    """Whether its values may lie outside the support, which is then not checked."""
-
     @property
     def memory(self) -> Memory:
         """What it keeps from step to step."""
@@ -111,11 +108,6 @@ class Estimator(ABC):
         """What it asks of the cost; `None` if it may be given any."""
         del dist
         return None if self.gradient is Gradient.NONE or self.biased else Continuous()
-
-    def degree_one(self, dist: Distribution, zero: Array) -> Array:
-        """A value of the site whose elements have `zero` added, to find by it the degrees of terms, or jumps. For
-        estimators that ask for a `Polynomial`, or for what is `ContinuousBetween`."""
-        raise NotImplementedError
 
     @abstractmethod
     def reason_against(self, dist: Distribution) -> str | None:

@@ -13,7 +13,7 @@ from vi_kit.base.layouts import Worlds
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site
-from vi_kit.estimators.base import Expansion, estimator_of
+from vi_kit.estimators.base import Expansion
 
 
 def checked(backend: Arrays, site: Site, dist: Distribution, expansion: Expansion) -> Expansion:
@@ -56,7 +56,7 @@ def checked(backend: Arrays, site: Site, dist: Distribution, expansion: Expansio
         _check_count(site, "coefficients", e.coefficients, "alternatives", e.alternatives)
     if e.log_noise is not None:
         _check_shape(site, "log_noise", e.log_noise, "", batch, ())
-    if estimator_of(site).relaxes:
+    if site.layout.leaves_support:
         return e
     for what, values in (("value", e.value), ("alternatives", e.alternatives)):
         inside = None if values is None else dist.contains(values)
@@ -68,7 +68,7 @@ def checked(backend: Arrays, site: Site, dist: Distribution, expansion: Expansio
                     f"site {site.name!r}: {_name(site)}.expand makes values outside the support of {dist.name}",
                     got=f"{what} not all in {dist.support_name}",
                     expected="values that the distribution can have",
-                    fix="relaxes = True in the class, if the cost is meant to be evaluated outside",
+                    fix="leaves_support=True in what layout returns, if the cost is meant to be evaluated outside",
                 )
             )
         if what == "alternatives" and e.coefficients is not None:

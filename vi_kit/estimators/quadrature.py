@@ -98,7 +98,12 @@ class Quadrature(Estimator):
         if self.biased:
             return None
         is_scalar = math.prod(dist.event_shape) == 1
-        return Polynomial(2 * self._num_nodes - 1 if is_scalar else 3, self._for_degree)
+        degree = 2 * self._num_nodes - 1 if is_scalar else 3
+        return Polynomial(degree, self._probe, self._for_degree)
+
+    def _probe(self, dist: Distribution, zero: Array) -> Array:
+        values, _, push = self._rule(dist)
+        return push(values[0, ...] + zero)
 
     def _for_degree(self, degree: int) -> Estimator | None:
         return None if self.num_nodes is None else replace(self, num_nodes=degree // 2 + 1)
@@ -119,10 +124,6 @@ class Quadrature(Estimator):
     def expand(self, dist: Distribution) -> Expansion:
         values, weights, push = self._rule(dist)
         return Expansion(push(values), is_worlds=True, weights=weights)
-
-    def degree_one(self, dist: Distribution, zero: Array) -> Array:
-        values, _, push = self._rule(dist)
-        return push(values[0, ...] + zero)
 
     def contract(self, downstream: Downstream) -> list[Term]:
         return downstream.by_worlds()

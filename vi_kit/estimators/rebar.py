@@ -96,11 +96,11 @@ class Rebar(Estimator):
     def layout(self, dist: Distribution) -> Layout:
         if not self.relaxes or lacks_relaxation(dist):
             return Single()
-        return Alternatives(2, are_live=True)
+        return Alternatives(2, are_live=True, leaves_support=True)
 
     def demand(self, dist: Distribution) -> Demand | None:
         del dist
-        return ContinuousBetween() if self.relaxes else None
+        return ContinuousBetween(_between) if self.relaxes else None
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_relaxation(dist)
@@ -116,9 +116,6 @@ class Rebar(Estimator):
         temperature = xp.exp(self._number(estimator_context().opened, "log_temperature", z))
         soft = as_value(dist, softmax(z / temperature, axis=-1))
         return Expansion(as_value(dist, value), alternatives=soft, control=control)
-
-    def degree_one(self, dist: Distribution, zero: Array) -> Array:
-        return as_value(dist, probabilities(dist)) + zero
 
     def control(self, dist: Distribution, z: Array) -> Array | None:
         """A control variate besides the relaxed cost.
@@ -237,6 +234,10 @@ class Relax(Rebar):
         if values is not None and values.ndim > 1 + len(dist.batch_shape):
             values = values[..., 0]
         return values
+
+
+def _between(dist: Distribution, zero: Array) -> Array:
+    return as_value(dist, probabilities(dist)) + zero
 
 
 def _perturbed(probs: Array) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, message, whole_number
-from vi_kit.base.layouts import Gradient
+from vi_kit.base.layouts import Gradient, Layout, Single
 from vi_kit.base.named import Array, softmax
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.downstream import Downstream
@@ -35,7 +35,6 @@ class Biased(Estimator):
     """What the relaxations have in common: Bernoulli or one-hot elements, and a value with a gradient."""
 
     gradient: ClassVar[Gradient] = Gradient.PATH
-    relaxes: ClassVar[bool] = True
     biased: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -49,6 +48,10 @@ class Biased(Estimator):
                     fix=f"vi.{type(self).__name__}(..., biased=True)",
                 )
             )
+
+    def layout(self, dist: Distribution) -> Layout:
+        del dist
+        return Single(leaves_support=True)
 
     def reason_against(self, dist: Distribution) -> str | None:
         return lacks_relaxation(dist)

@@ -18,7 +18,9 @@ def degree(lib, fn, shape=(3,)):
         from vi_kit.pyro.degrees import Reading, Traced
 
         reading = Reading()
-        result = fn(lib.xp, reading.leaf("z", lib.xp.ones(shape), Polynomial(1)))
+        result = fn(
+            lib.xp, reading.leaf("z", lib.xp.ones(shape), Polynomial(1, lambda dist, zero: zero))
+        )
         own = result.degrees if isinstance(result, Traced) else {}
         return {**own, **reading.leaks}.get("z", CONSTANT)
     import jax

@@ -165,7 +165,7 @@ def test_numbers_of_many_values_are_data():
         assert plans.find("key", i) is None
         plans.keep("key", i, plan)
     assert plans.find("key", 7) is plan
-    proved = Plan(None, 0, degrees={"z": Polynomial(3)})
+    proved = Plan(None, 0, degrees={"z": Polynomial(3, lambda dist, zero: zero)})
     plans.keep("key", 7, proved)
     assert plans.find("key", 7) is proved and plans.find("key", 8) is None
     for name in "abc":

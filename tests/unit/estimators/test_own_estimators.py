@@ -215,7 +215,7 @@ def test_values_outside_the_support(name, lib):
         return
     with pytest.raises(vi.EstimatorError, match=text) as caught:
         lib.value(lib.Loss(vi.elbo(), OUTSIDE[name]), model, guide, 0)
-    assert "relaxes = True" in str(caught.value)
+    assert "leaves_support=True" in str(caught.value)
 
 
 @dataclass(frozen=True)
@@ -224,14 +224,13 @@ class MuProp(vi.Estimator):
     $(f(z) - f(m) - f'(m) (z - m)) \nabla \log q(z) + f'(m) \nabla m$ (Gu et al. 2016)."""
 
     gradient = Gradient.NONE
-    relaxes = True
     slope: float = 1.0
 
     def layout(self, dist):
-        return Alternatives(2, are_live=True)
+        return Alternatives(2, are_live=True, leaves_support=True)
 
     def demand(self, dist):
-        return ContinuousBetween()
+        return ContinuousBetween(lambda dist, zero: dist.elementary().params["probs"] + zero)
 
     def reason_against(self, dist):
         return None if dist.name == "Bernoulli" else "needs a Bernoulli"
@@ -242,9 +241,6 @@ class MuProp(vi.Estimator):
         log_q = dist.log_prob(value)
         step = self.slope * stop(value - mean) * (log_q - stop(log_q))  # zero, with a gradient
         return vi.Expansion(value, alternatives=xp.stack([mean - step, stop(mean)]))
-
-    def degree_one(self, dist, zero):
-        return dist.elementary().params["probs"] + zero
 
     def contract(self, downstream):
         site, at_mean = downstream.site, downstream.alternatives()
