@@ -27,6 +27,7 @@ from vi_kit.estimators.baselines import (
 from vi_kit.estimators.quadrature_error import quadrature_error
 from vi_kit.language.energy import from_log_density
 from vi_kit.language.marginal import Exact, ImportanceSampling, marginal
+from vi_kit.language.normalize import SIR, normalize
 from vi_kit.language.words import (
     Objective,
     SettingRange,
@@ -52,6 +53,7 @@ from vi_kit.unbiased import Unbiasedness, check_unbiased
 __version__ = "0.1.0"
 
 __all__ = [
+    "SIR",
     "AnalyticError",
     "BackendError",
     "Baseline",
@@ -85,6 +87,7 @@ __all__ = [
     "log_density",
     "log_mean_exp",
     "marginal",
+    "normalize",
     "objective",
     "quadrature_error",
     "simulate",

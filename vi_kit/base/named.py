@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 
 Array = Any
 
-PLATE, REPLICATE, SLOT, WORLD = range(4)
+EVENT, PLATE, REPLICATE, SLOT, WORLD = range(-1, 4)
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Axis:
     """One axis of the computation.
 
     Attributes:
-        kind: `PLATE`, `REPLICATE` (copies made by `iid`), `SLOT` (alternatives to one drawn value)
-            or `WORLD` (all values of a support). The kinds stand in this order from right to left.
+        kind: `EVENT` (of a value that is no log density), `PLATE`, `REPLICATE` (copies made by `iid`), `SLOT`
+            (alternatives to one drawn value) or `WORLD` (all values of a support). The kinds stand in this order from
+            right to left.
         order: position among the axes of its kind, larger is further left. A plate that lies along no dim, because
             the program goes through its elements one after the other, has order 0.
         name: the plate's name, or a name made from the site's.

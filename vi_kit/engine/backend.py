@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from vi_kit.base.context import Arrays
-from vi_kit.base.named import Array, Axis
+from vi_kit.base.named import Array, Axis, Named
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.terms import Site, Term
 from vi_kit.language.programs import Draw, Program
@@ -83,6 +83,19 @@ class Backend(Arrays, Protocol[R]):
     def conditioned(self, run: R, program: Program, draw: Draw) -> Draw: ...
 
     def log_density(self, run: R, program: Program, draw: Draw) -> Any: ...
+
+    def one_value(self, value: Any, what: str) -> Array:
+        """A value of a draw as one array.
+
+        Args:
+            value: of the draw.
+            what: for the error if it is several.
+        """
+        ...
+
+    def with_worlds(self, run: R, named: Named, event_ndim: int) -> Any:
+        """A value of a draw, for programs, from an array with the worlds that they do not know of."""
+        ...
 
     def evaluate(self, run: R, draw: Draw, fn: Callable[..., Array]) -> Term:
         """The term that a function of a draw makes."""

@@ -203,6 +203,13 @@ class DryRun(Run):
             self.findings.sampled[site.label] = why
         return is_default
 
+    def note_particles(self, site: Site) -> None:
+        size = site.layout.size
+        self.findings.sizes[site] = size
+        self.findings.has_worlds |= size > 1
+        self.findings.tells_apart(site.axes)
+        self.findings.all_at_once.add(site)
+
     # Programs
 
     @property

@@ -28,6 +28,7 @@ from vi_kit.costs.eliminate import eliminated
 from vi_kit.costs.nonlinear import shared_plates
 from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
 from vi_kit.engine.backend import Backend
+from vi_kit.engine.particles import chosen, values_of
 from vi_kit.engine.plan import Plan, Replan
 from vi_kit.engine.refusals import (
     reason_against,
@@ -87,6 +88,8 @@ class Run:
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
         self.slot_dim = -1 - plan.max_plate_nesting
         self.slots: dict[Site, range] = {}
+        self.chosen_of: dict[Axis, Axis] = {}
+        """The worlds that replicates have become, of which one is chosen."""
         self.varied: dict[Site, Varied] = {}
         self.varied_in_nonlinear: set[Site] = set()
         self.in_nonlinear: set[Site] = set()
@@ -167,6 +170,29 @@ class Run:
 
     def log_density(self, program: Program, draw: Draw) -> Cost:
         return self.backend.log_density(self, program, draw)
+
+    def values_of(self, draw: Draw) -> tuple[Cost, ...]:
+        return values_of(self, draw)
+
+    def chosen(
+        self,
+        program: Program,
+        draw: Draw,
+        axis: Axis,
+        log_weights: Cost,
+        values: Sequence[Cost],
+    ) -> Draw:
+        draw, world = chosen(self, program, draw, axis, log_weights, values)
+        if world is not None:
+            self.chosen_of[axis] = world
+        return draw
+
+    def note_particles(self, site: Site) -> None:
+        """Give a site that says which replicate it is its worlds."""
+        site.world = Axis(WORLD, site.order, f"worlds of {site.name}", site.layout.size)
+        site.slots = Axis(SLOT, site.order, f"slots of {site.name}", site.layout.size)
+        if not self.backend.maps_values:
+            self.place(site.world)
 
     def evaluate(self, draw: Draw, fn: Callable[..., Array]) -> Cost:
         return Cost([self.backend.evaluate(self, draw, fn)])

@@ -146,7 +146,7 @@ class ImportanceSampling:
         if self.num_particles == 1:
             return own
         others = iid(lambda: self._weight(program, kept), self.num_particles - 1).log_mean_exp()
-        return apply(_with_others(self.num_particles), own, others)
+        return apply(with_others(self.num_particles), own, others)
 
     def at(self, program: Program, draw: Draw) -> Cost:
         draw = _constant(draw) if draw.held else draw
@@ -177,7 +177,7 @@ class ImportanceSampling:
         )
 
 
-def _with_others(num_particles: int) -> Callable[[Array, Array], Array]:
+def with_others(num_particles: int) -> Callable[[Array, Array], Array]:
     """The log of a mean, of one log weight and the log of the mean of the others."""
 
     def log_mean(own: Array, others: Array) -> Array:
@@ -224,7 +224,8 @@ class Marginal:
         """
 
         def of(part: Callable[..., Any], role: str) -> Callable[..., Any]:
-            return part.mapped(fn, role) if isinstance(part, Marginal) else fn(part, role)
+            mapped = getattr(part, "mapped", None)
+            return fn(part, role) if mapped is None else mapped(fn, role)
 
         algorithm = self.algorithm.mapped(lambda proposal: of(proposal, f"{role} proposal"))
         return replace(self, fn=of(self.fn, role), algorithm=algorithm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, cast
@@ -254,6 +254,29 @@ class Session(CostContext, Protocol):
         """The cost that a function of a draw makes."""
         ...
 
+    def values_of(self, draw: Draw) -> tuple[Cost, ...]:
+        """The values of a draw as costs, which come out of replicates like them."""
+        ...
+
+    def chosen(
+        self,
+        program: Program,
+        draw: Draw,
+        axis: Axis,
+        log_weights: Cost,
+        values: Sequence[Cost],
+    ) -> Draw:
+        """One of several draws, in proportion to their weights.
+
+        Args:
+            program: whose draw it is.
+            draw: one of the replicates, or what stands for all of them.
+            axis: of the replicates.
+            log_weights: of each (nats), for each element of the plates that its terms share.
+            values: by `values_of`.
+        """
+        ...
+
     def constant(self, value: Any) -> Any:
         """A value of a draw, without gradient."""
         ...
@@ -283,9 +306,14 @@ class Composite(Protocol):
     def log_density(self, program: Program, draw: Draw) -> Cost: ...
 
 
+def is_composite(fn: Any) -> bool:
+    """Whether a callable is such a program."""
+    return getattr(fn, "is_composite", False) is True
+
+
 def refuse_composite(program: Program, what: str) -> None:
     """Refuse what needs the density of each site, of a program whose density is known or estimated as a whole."""
-    if getattr(program.fn, "is_composite", False):
+    if is_composite(program.fn):
         raise ObjectiveError(
             message(
                 f"{what} needs the density of each site, and that of the {program.role} is one number for all",
@@ -298,14 +326,14 @@ def refuse_composite(program: Program, what: str) -> None:
 
 def draw_of(program: Program) -> Draw:
     """A draw of the latent sites of a program."""
-    if getattr(program.fn, "is_composite", False):
+    if is_composite(program.fn):
         return cast(Composite, program.fn).simulate(program)
     return session().simulate(program)
 
 
 def log_density_of(program: Program, draw: Draw) -> Cost:
     """The log density of a program at the values of a draw (nats)."""
-    if getattr(program.fn, "is_composite", False):
+    if is_composite(program.fn):
         return cast(Composite, program.fn).log_density(program, draw)
     return session().log_density(program, draw)
 

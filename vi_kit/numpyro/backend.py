@@ -30,7 +30,7 @@ from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term, kept_name
 from vi_kit.engine.density import LogDensity, scaled_and_masked
-from vi_kit.engine.lanes import Made, along
+from vi_kit.engine.lanes import Made, Part, along
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import STEP_KEY, Run
 from vi_kit.engine.statements import (
@@ -318,6 +318,22 @@ class NumPyroBackend:
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
+
+    def one_value(self, value: Any, what: str) -> jax.Array:
+        return _one(value, what) if isinstance(value, Lanes) else value
+
+    def with_worlds(self, run: Run, named: Named, event_ndim: int) -> Any:
+        axes = tuple(a for a in named.axes if a.kind > PLATE)
+        plates = {a.order: a for a in named.axes if a.kind == PLATE}
+        batch = tuple(
+            plates[i].size if i in plates else 1 for i in range(max(plates, default=0), 0, -1)
+        )
+        front, event = (
+            tuple(a.size for a in axes),
+            named.array.shape[named.array.ndim - event_ndim :],
+        )
+        array = named.array.reshape((*front, *batch, *event))
+        return Lanes({None: Part(array, axes)}) if axes else array
 
     def evaluate(self, run: Run, draw: Draw, fn: Callable[..., jax.Array]) -> Term:
         evaluation = Evaluation(run, draw, fn)

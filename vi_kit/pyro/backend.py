@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from vi_kit.analysis.blocked import Blocked, settled
 from vi_kit.base.errors import EstimatorError, message
-from vi_kit.base.named import PLATE, Axis
+from vi_kit.base.named import PLATE, Axis, Named
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term
@@ -300,6 +300,21 @@ class PyroBackend:
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
+
+    def one_value(self, value: torch.Tensor, what: str) -> torch.Tensor:
+        del what
+        return value
+
+    def with_worlds(self, run: Run, named: Named, event_ndim: int) -> torch.Tensor:
+        dims = {a: -a.order if a.kind == PLATE else run.dims.get(a, 0) for a in named.axes}
+        axes = sorted((a for a in named.axes if a.kind >= PLATE), key=dims.__getitem__)
+        ndim = len(axes)
+        order = [*map(named.axes.index, axes), *range(ndim, ndim + event_ndim)]
+        sizes = [1] * max((-dims[a] for a in axes), default=0)
+        for a in axes:
+            sizes[dims[a]] = a.size
+        array = named.array.permute(order)
+        return array.reshape((*sizes, *array.shape[ndim:]))
 
     def evaluate(self, run: Run, draw: Draw, fn: Callable[..., torch.Tensor]) -> Term:
         return self._run(Evaluation(run, draw, fn))

@@ -85,7 +85,8 @@ def _seen_together(run: Run, reader: Reader) -> Mismatch | None:
     """The first term that may be made of several replicates, worlds or alternatives at once."""
     slots: dict[Axis, tuple[Axis | None, range]] = {run.slot_axis: (None, range(1))}
     for term in run.terms:
-        parts = [(term.base, slots)]
+        chosen = {a: (w, range(w.size)) for a, w in run.chosen_of.items() if w in term.base.axes}
+        parts = [(term.base, slots | chosen)]
         for site, named in term.alternatives.items():
             parts.append((named, {run.slot_axis: (site.slots, run.slots[site])}))
         for named, in_slots in parts:

@@ -1,0 +1,170 @@
+"""Posteriors as programs: draws in proportion to an unnormalised density, with an estimate of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from vi_kit.base.errors import ObjectiveError, message, whole_number
+from vi_kit.costs.cost import Cost, apply
+from vi_kit.language.marginal import with_others
+from vi_kit.language.programs import Draw, Program, draw_of, log_density_of, session
+from vi_kit.language.replicates import Replicates, iid
+
+
+class Sampler(Protocol):
+    """How one draws from an unnormalised density.
+
+    Attributes:
+        proposal: a program with the same sites.
+    """
+
+    @property
+    def proposal(self) -> Callable[..., Any]: ...
+
+    def mapped(self, fn: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Sampler:
+        """The same with another proposal."""
+        ...
+
+    def simulate(self, program: Program, model: Program) -> Draw: ...
+    def at(self, program: Program, model: Program, draw: Draw) -> Cost: ...
+
+
+@dataclass(frozen=True)
+class SIR:
+    r"""Sampling importance resampling: one of several draws of a proposal, in proportion to their weights.
+
+    The draw is $x = x_I$ of $x_1, \dots, x_n \sim q$ with $P(I = i) \propto w_i = p(x_i) / q(x_i)$, and its density is
+    estimated by $p(x) / (\frac1n \sum_i w_i)$, whose reciprocal is unbiased. All $n$ values are carried on, each with
+    its weight, so that there is no noise of the choice, and the gradient goes through the weights.
+    With `vi.elbo()` the bound is that of `vi.iwae(n)` with the proposal as its guide, draw by draw.
+
+    Args:
+        proposal: a program with the model's sites.
+        num_particles: n, at least 1.
+
+    References:
+        Rubin 1988, Using the SIR Algorithm to Simulate Posterior Distributions. Cremer et al. 2017, Reinterpreting
+        Importance-Weighted Autoencoders.
+    """
+
+    proposal: Callable[..., Any]
+    num_particles: int
+
+    def __post_init__(self) -> None:
+        whole_number("SIR", "num_particles", self.num_particles)
+        if not callable(self.proposal):
+            raise ObjectiveError(
+                message(
+                    "SIR: the proposal is no program",
+                    got=repr(self.proposal),
+                    expected="a function with sample statements",
+                    fix="vi.SIR(guide, num_particles=10)",
+                )
+            )
+
+    def mapped(self, fn: Callable[[Callable[..., Any]], Callable[..., Any]]) -> SIR:
+        return replace(self, proposal=fn(self.proposal))
+
+    def simulate(self, program: Program, model: Program) -> Draw:
+        run, draws = session(), list[Draw]()
+        axis = run.new_replicate_axis(self.num_particles)
+
+        def once() -> tuple[Cost, ...]:
+            draw = draw_of(self._proposal(program))
+            draws.append(draw)
+            return log_density_of(model, draw) - draw.density, *run.values_of(draw)
+
+        log_weights, *values = run.replicate(once, axis)
+        total = Replicates((log_weights,), axis).log_mean_exp()
+        draw = run.chosen(program, draws[0], axis, log_weights, values)
+        return replace(draw, density=log_density_of(model, draw) - total)
+
+    def at(self, program: Program, model: Program, draw: Draw) -> Cost:
+        proposal, log_p = self._proposal(program), log_density_of(model, draw)
+        own = log_p - log_density_of(proposal, draw)
+        if self.num_particles == 1:
+            return log_p - own
+
+        def once() -> Cost:
+            other = draw_of(proposal)
+            return log_density_of(model, other) - other.density
+
+        others = iid(once, self.num_particles - 1).log_mean_exp()
+        return log_p - apply(with_others(self.num_particles), own, others)
+
+    def _proposal(self, program: Program) -> Program:
+        return replace(program, fn=self.proposal, role=f"{program.role} proposal", summed=())
+
+
+@dataclass(frozen=True, eq=False)
+class Normalized:
+    """The posterior of a model, as a program. See `normalize`."""
+
+    fn: Callable[..., Any]
+    algorithm: Sampler
+    is_composite = True
+
+    @property
+    def __name__(self) -> str:
+        return f"posterior of {getattr(self.fn, '__name__', type(self.fn).__name__)}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The proposal."""
+        return self.algorithm.proposal(*args, **kwargs)
+
+    def simulate(self, program: Program) -> Draw:
+        return self.algorithm.simulate(program, self._model(program))
+
+    def log_density(self, program: Program, draw: Draw) -> Cost:
+        return self.algorithm.at(program, self._model(program), draw)
+
+    def mapped(
+        self, fn: Callable[[Callable[..., Any], str], Callable[..., Any]], role: str
+    ) -> Normalized:
+        """See `Marginal.mapped`."""
+
+        def of(proposal: Callable[..., Any]) -> Callable[..., Any]:
+            mapped = getattr(proposal, "mapped", None)
+            own = f"{role} proposal"
+            return fn(proposal, own) if mapped is None else mapped(fn, own)
+
+        return replace(self, algorithm=self.algorithm.mapped(of))
+
+    def _model(self, program: Program) -> Program:
+        return replace(program, fn=self.fn, role="model target", summed=("",))
+
+
+def normalize(model: Callable[..., Any] | Program, algorithm: Sampler) -> Any:
+    """The posterior of a model, as a program whose density is estimated without bias.
+
+    It can stand where a guide can: in `SVI(model, vi.normalize(model, ...), ...)`, inside an objective program, inside
+    `vi.marginal`, or as the proposal of another one. Called by itself it runs the proposal.
+
+    Args:
+        model: a program with data, or one that an objective program was given.
+        algorithm: `SIR(proposal, num_particles)`.
+
+    Returns:
+        A program of the kind that was given.
+
+    Example:
+        >>> import vi_kit as vi
+        >>> # SVI(model, vi.normalize(model, vi.SIR(guide, num_particles=10)), optimizer, Loss(vi.elbo()))
+
+    References:
+        Becker et al. 2024, Probabilistic Programming with Programmable Variational Inference.
+    """
+    if not all(callable(getattr(algorithm, name, None)) for name in ("simulate", "at")):
+        raise ObjectiveError(
+            message(
+                "normalize: no algorithm",
+                got=repr(algorithm),
+                expected="vi.SIR(proposal, num_particles)",
+                fix="algorithm=vi.SIR(guide, num_particles=10)",
+            )
+        )
+    if isinstance(model, Program):
+        return replace(model, fn=Normalized(model.fn, algorithm), summed=())
+    return Normalized(model, algorithm)
