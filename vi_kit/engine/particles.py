@@ -73,7 +73,9 @@ def chosen(
     log_weights: Cost,
     values: Sequence[Cost],
 ) -> tuple[Draw, Axis | None]:
-    """One of several draws, and the axis along which all of them are: in proportion to their weights: a site that is enumerated, whose worlds are the replicates.
+    """One of several draws, in proportion to their weights, and the axis along which all of them are.
+
+    It is a site that is enumerated, whose worlds are the replicates.
 
     Args:
         run: the run.
