@@ -84,13 +84,8 @@ class Backend(Arrays, Protocol[R]):
 
     def log_density(self, run: R, program: Program, draw: Draw) -> Any: ...
 
-    def one_value(self, value: Any, what: str) -> Array:
-        """A value of a draw as one array.
-
-        Args:
-            value: of the draw.
-            what: for the error if it is several.
-        """
+    def one_value(self, value: Any) -> Array | None:
+        """A value of a draw as one array; `None` if that has no place for several."""
         ...
 
     def with_worlds(self, run: R, named: Named, event_ndim: int) -> Any:

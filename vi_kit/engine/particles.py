@@ -43,7 +43,9 @@ def values_of(run: Particles, draw: Draw) -> tuple[Cost, ...]:
 
 def _value(run: Particles, draw: Draw, name: str) -> Term:
     statement, what = draw.details[name], f"site {name!r}"
-    value = run.backend.one_value(draw.by_name[name], what)
+    value = run.backend.one_value(draw.by_name[name])
+    if value is None:
+        raise EstimatorError(_several(what, "a value for each of a support"))
     sizes = tuple(statement.dist.event_shape)
     events = [Axis(EVENT, len(sizes) - i, f"event {i}", n) for i, n in enumerate(sizes)]
     layout = {dim - len(sizes): a for dim, a in run.layout(statement.axes, (), what).items()}

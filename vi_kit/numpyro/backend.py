@@ -319,8 +319,10 @@ class NumPyroBackend:
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
 
-    def one_value(self, value: Any, what: str) -> jax.Array:
-        return _one(value, what) if isinstance(value, Lanes) else value
+    def one_value(self, value: Any) -> jax.Array | None:
+        if not isinstance(value, Lanes):
+            return value
+        return None if value.base.axes or len(value.parts) > 1 else value.base.array
 
     def with_worlds(self, run: Run, named: Named, event_ndim: int) -> Any:
         axes = tuple(a for a in named.axes if a.kind > PLATE)

@@ -301,8 +301,7 @@ class PyroBackend:
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
 
-    def one_value(self, value: torch.Tensor, what: str) -> torch.Tensor:
-        del what
+    def one_value(self, value: torch.Tensor) -> torch.Tensor:
         return value
 
     def with_worlds(self, run: Run, named: Named, event_ndim: int) -> torch.Tensor:
