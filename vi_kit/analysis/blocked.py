@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vi_kit.analysis.factors import Library, Value, start
+from vi_kit.analysis.factors import Library, Value, value_of_site
 from vi_kit.analysis.parts import NoRuleError, SiteKey
 from vi_kit.base.errors import AnalyticError, message
 from vi_kit.base.named import Array
@@ -90,14 +90,14 @@ def started(
     library: Library,
     frames: Iterable[tuple[str, int, str]],
 ) -> Value | Blocked:
-    """The value of a site, or why it has none. See `vi_kit.analysis.factors.start`."""
+    """The value of a site, or why it has none. See `vi_kit.analysis.factors.value_of_site`."""
     above = [x for x in arrays if isinstance(x, Value | Blocked)]
     sites = sites_of(above) | {site}
     blocked = Blocked.among(above)
     if blocked is not None:
         return replace(blocked, sites=sites)
     try:
-        return start(kind, arrays, site, library)
+        return value_of_site(kind, arrays, site, library)
     except NoRuleError as error:
         return Blocked("sample", str(error), line_of_program(frames), sites)
 

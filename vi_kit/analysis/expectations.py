@@ -18,7 +18,7 @@ from array_api_compat import array_namespace, device
 from vi_kit.analysis.factors import (
     Apply,
     Change,
-    Choice,
+    Discrete,
     Factor,
     Gaussian,
     Known,
@@ -37,7 +37,7 @@ from vi_kit.base.named import Array
 
 
 def add(x: Any, y: Any) -> Value:
-    choice, shift = (choice_of(x), y) if isinstance(x, Value) else (choice_of(y), x)
+    choice, shift = (discrete_of(x), y) if isinstance(x, Value) else (discrete_of(y), x)
     if choice is not None and isinstance(shift, int | np.integer):
         return Value((replace(choice, values=tuple(v + int(shift) for v in choice.values)),))
     for one, other in ((x, y), (y, x)):
@@ -152,7 +152,7 @@ def absolute(x: Value) -> Value:
 def where(mask: Any, x: Any, y: Any) -> Value:
     """One value where a mask is true, another where it is not. The mask is constant, or a truth value."""
     if isinstance(mask, Value):
-        truth = choice_of(mask)
+        truth = discrete_of(mask)
         if truth is None or truth.values != (0, 1):
             raise NoRuleError("its condition is random, and no comparison of whole numbers")
         parts = zip(truth.indicators, (as_value(y, mask), as_value(x, mask)), strict=True)
@@ -168,7 +168,7 @@ def where(mask: Any, x: Any, y: Any) -> Value:
 # Layout and linear functions
 
 
-def moved(
+def laid_out(
     x: Value, name: Hashable, move: Callable[[Affine], Affine], apply: Apply, *, keeps: bool = False
 ) -> Value:
     """Elements laid out anew.
@@ -263,37 +263,37 @@ def concatenate(arrays: Sequence[Any], axis: int) -> Value:
 # Whole numbers
 
 
-def choice_of(x: Any) -> Choice | None:
+def discrete_of(x: Any) -> Discrete | None:
     """The one factor of a value of whole numbers."""
-    if isinstance(x, Value) and len(x.factors) == 1 and isinstance(x.factors[0], Choice):
+    if isinstance(x, Value) and len(x.factors) == 1 and isinstance(x.factors[0], Discrete):
         return x.factors[0]
     return None
 
 
 def compared(x: Any, y: Any, test: Callable[[Any, Any], Any]) -> Value | bool:
     """The truth value, 1 or 0, of a comparison with a constant; a constant if it is the same for all values."""
-    choice, flipped = choice_of(x), False
+    choice, flipped = discrete_of(x), False
     if choice is None:
-        choice, flipped = choice_of(y), True
+        choice, flipped = discrete_of(y), True
     other = x if flipped else y
     if choice is None or isinstance(other, Value):
         raise NoRuleError("only whole numbers can be compared, and only with constants")
     truths = [test(other, v) if flipped else test(v, other) for v in choice.values]
     if all(isinstance(t, bool | np.bool_) for t in truths) and len(set(map(bool, truths))) == 1:
         return bool(truths[0])
-    return Value((Choice.of_truth(choice.weighted(truths)),))
+    return Value((Discrete.of_truth(choice.weighted(truths)),))
 
 
 def one_hot(x: Value, num_values: int) -> Value:
     """Of whole numbers, along a new last dim."""
-    choice = choice_of(x)
+    choice = discrete_of(x)
     if choice is None:
         raise NoRuleError("only the values of a Categorical have a rule")
     if choice.values == tuple(range(num_values)):
         return value_of(choice.along_last())
     xp = array_namespace(choice.mean)
     shape = choice.shape
-    raised = moved(x, "one_hot", lambda a: a.placed(range(len(shape)), (*shape, 1)), lambda a: a)
+    raised = laid_out(x, "one_hot", lambda a: a.placed(range(len(shape)), (*shape, 1)), lambda a: a)
     numbers = xp.arange(num_values, device=device(choice.mean))
     made = compared(raised, numbers, lambda v, n: xp.astype(n == v, choice.mean.dtype))
     assert isinstance(made, Value)
@@ -305,11 +305,11 @@ def looked_up(x: Value, table: Array, names: Sequence[Any], out: Sequence[Any]) 
 
     Args:
         x: the numbers.
-        table: the first dim goes over their values, as `Choice.values` has them.
+        table: the first dim goes over their values, as `Discrete.values` has them.
         names: of the dims of `x`, then of those of the table but the first; dims of one name run together.
         out: names of the result's dims.
     """
-    choice = choice_of(x)
+    choice = discrete_of(x)
     if choice is None:
         raise NoRuleError("its index is random, and not the value of a Categorical")
     ndim = len(x.shape)

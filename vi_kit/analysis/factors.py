@@ -322,7 +322,7 @@ class Power(Factor):
 
 
 @dataclass(frozen=True, eq=False)
-class Choice(Factor):
+class Discrete(Factor):
     """Whole numbers or truth values, each one of several values that are known.
 
     Attributes:
@@ -340,7 +340,7 @@ class Choice(Factor):
         return [*self.indicators]
 
     @classmethod
-    def of_truth(cls, is_true: Affine) -> Choice:
+    def of_truth(cls, is_true: Affine) -> Discrete:
         xp = array_namespace(is_true.mean)
         one = xp.ones((), dtype=is_true.mean.dtype, device=device(is_true.mean))
         return cls((0, 1), (is_true.scaled(-1.0).plus(Affine.constant(one)), is_true))
@@ -356,7 +356,7 @@ class Choice(Factor):
     def changed(self, change: Change) -> Factor:
         if change.layout is None:
             return Linear(change.affine(self.raw))
-        return Choice(self.values, tuple(map(change.affine, self.indicators)))
+        return Discrete(self.values, tuple(map(change.affine, self.indicators)))
 
     def weighted(self, weights: Sequence[Any]) -> Affine:
         """What takes, with each value, that value's weight: a number or an array."""
@@ -447,7 +447,7 @@ def both(x: Any, y: Any) -> tuple[Value, Value]:
     return as_value(x, like), as_value(y, like)
 
 
-def start(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> Value:
+def value_of_site(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> Value:
     """The value of a site.
 
     Args:
@@ -499,7 +499,7 @@ def start(kind: str, arrays: Sequence[Any], site: SiteKey, library: Library) -> 
         return value_of(one_hot) if kind == "one_hot" else Value((_chosen(one_hot),))
     if kind == "bernoulli":
         is_true = Affine.around(first, Noise(site, first * (1.0 - first)))
-        return Value((Choice.of_truth(is_true),))
+        return Value((Discrete.of_truth(is_true),))
     return value_of(Affine.around(first, Noise(site, last)))
 
 
@@ -510,10 +510,10 @@ def _moved_by(loc: Any, noise: Affine) -> Value:
     return value_of(mean.plus(noise))
 
 
-def _chosen(one_hot: Affine) -> Choice:
+def _chosen(one_hot: Affine) -> Discrete:
     *shape, num = one_hot.shape
     before = (slice(None),) * len(shape)
     indicators = [
         one_hot.sliced((*before, slice(k, k + 1))).squeezed((len(shape),)) for k in range(num)
     ]
-    return Choice(tuple(range(num)), tuple(indicators), one_hot)
+    return Discrete(tuple(range(num)), tuple(indicators), one_hot)

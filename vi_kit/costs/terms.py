@@ -73,7 +73,7 @@ class Site:
 
     @property
     def label(self) -> str:
-        return label(self.name, self.role, self.variant)
+        return label_of(self.name, self.role, self.variant)
 
     @property
     def tracked(self) -> bool:
@@ -102,7 +102,7 @@ def is_tracked(estimator: Acting, layout: Layout) -> bool:
     return estimator.gradient is not Gradient.PATH or estimator.holds_params
 
 
-def label(name: str, role: str, variant: int = 0) -> str:
+def label_of(name: str, role: str, variant: int = 0) -> str:
     """The name of a site, told apart from that of a site of the guide and of the first variant."""
     marks = [role] * (role != "guide") + ["second estimator"] * variant
     return f"{name} ({', '.join(marks)})" if marks else name

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 from vi_kit.base.layouts import Closed
 from vi_kit.base.named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
 from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site, Term, label
+from vi_kit.costs.terms import Site, Term, label_of
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import Run
 from vi_kit.engine.select import Choice
@@ -136,7 +136,7 @@ def open_site(
         why = f"a draw from the {role}"
     elif undeclared(run, axes, dist):
         why = "a batch dim is in no plate"
-    own = label(name, role, run.variant)
+    own = label_of(name, role, run.variant)
     if summed:
         choice = run.plan.selection.summed(own, dist, summed)
     else:

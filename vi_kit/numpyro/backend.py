@@ -47,7 +47,7 @@ from vi_kit.language.programs import Draw, Program, Statement
 from vi_kit.numpyro.degrees import invented, is_known
 from vi_kit.numpyro.dependence import GRADIENT, PARAMS, Provenance, Sight
 from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
-from vi_kit.numpyro.expectations import own_log_prob, start, term_p
+from vi_kit.numpyro.expectations import own_log_prob, random_value, term_p
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 from vi_kit.numpyro.markers import apart_p, site_p
 
@@ -193,7 +193,7 @@ class NumPyroBackend:
         return frozenset(s for s in sites if s.tracked or s.world is not None)
 
     def random(self, moments: Moments, site: Site, sample: jax.Array | None) -> jax.Array:
-        return start(moments, (site.order, site.label), sample)
+        return random_value(moments, (site.order, site.label), sample)
 
     def expectation(self, array: jax.Array, key: Hashable) -> jax.Array:
         return term_p.bind(array, key=key)

@@ -50,11 +50,11 @@ class Random:
     sample: Callable[[], Any] | None
 
 
-Term = Callable[[Any, Any], jax.Array]
+OnTerm = Callable[[Any, Any], jax.Array]
 """From the key of a term and its value to the array that is to be its value."""
 
 
-def start(moments: Moments, site: SiteKey, sample: jax.Array | None) -> jax.Array:
+def random_value(moments: Moments, site: SiteKey, sample: jax.Array | None) -> jax.Array:
     """The value of a site."""
     arrays = [jnp.asarray(x) for x in moments.arrays]
     like = jnp.zeros_like([*arrays, sample][0])  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def own_log_prob(
     return either_p.bind(log_prob, mean, *others, site=(site.order, site.label))
 
 
-def evaluated(fn: Callable[[], Any], on_term: Term) -> Any:
+def evaluated(fn: Callable[[], Any], on_term: OnTerm) -> Any:
     """What a program returns in which the values of sites are random."""
     trees = []
 
@@ -94,7 +94,7 @@ def evaluated(fn: Callable[[], Any], on_term: Term) -> Any:
     return jax.tree.unflatten(trees[-1], Expectations(on_term).read(closed, ()))
 
 
-def with_expectations(closed: Container[Any]) -> Term:
+def with_expectations(closed: Container[Any]) -> OnTerm:
     """What the terms of a run are: expectations if they have a closed form, else samples."""
 
     def on_term(key: Any, x: Any) -> jax.Array:
@@ -103,7 +103,7 @@ def with_expectations(closed: Container[Any]) -> Term:
     return on_term
 
 
-def finding(found: dict[Any, Blocked | None]) -> Term:
+def finding(found: dict[Any, Blocked | None]) -> OnTerm:
     """Notes which terms have a closed form: what the others have instead, by their keys."""
 
     def on_term(key: Any, x: Any) -> jax.Array:
@@ -125,7 +125,7 @@ def sampled(x: Any) -> Any:
 class Expectations(Computation[Any]):
     """Evaluates a jaxpr for arrays, of which some are `Random`."""
 
-    def __init__(self, on_term: Term) -> None:
+    def __init__(self, on_term: OnTerm) -> None:
         super().__init__()
         self.on_term = on_term
 

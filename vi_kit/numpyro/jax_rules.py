@@ -80,14 +80,14 @@ def _dot(e: Any, x: Any, y: Any) -> Value:
 
 def _reshape(e: Any, x: Value) -> Value:
     new = tuple(e.params["new_sizes"])
-    return rules.moved(
+    return rules.laid_out(
         x, ("reshape", new), lambda a: a.reshaped(new), lambda a: jnp.reshape(a, new)
     )
 
 
 def _broadcast_in_dim(e: Any, x: Value) -> Value:
     shape, positions = tuple(e.params["shape"]), tuple(e.params["broadcast_dimensions"])
-    return rules.moved(
+    return rules.laid_out(
         x,
         ("broadcast", shape, positions),
         lambda a: a.placed(positions, shape),
@@ -99,7 +99,7 @@ def _broadcast_in_dim(e: Any, x: Value) -> Value:
 def _transpose(e: Any, x: Value) -> Value:
     order = tuple(e.params["permutation"])
     positions, shape = [order.index(d) for d in range(len(order))], [x.shape[d] for d in order]
-    return rules.moved(
+    return rules.laid_out(
         x,
         ("transpose", order),
         lambda a: a.placed(positions, shape),
@@ -112,14 +112,14 @@ def _squeeze(e: Any, x: Value) -> Value:
 
 
 def without(x: Value, dims: tuple[int, ...]) -> Value:
-    return rules.moved(
+    return rules.laid_out(
         x, ("squeeze", dims), lambda a: a.squeezed(dims), lambda a: jnp.squeeze(a, dims)
     )
 
 
 def cut_out(x: Value, slices: Sequence[slice]) -> Value:
     shown, cut = tuple((s.start, s.stop, s.step) for s in slices), tuple(slices)
-    return rules.moved(x, ("slice", shown), lambda a: a.sliced(cut), lambda a: a[cut])
+    return rules.laid_out(x, ("slice", shown), lambda a: a.sliced(cut), lambda a: a[cut])
 
 
 def _slice(e: Any, x: Value) -> Value:
@@ -135,7 +135,7 @@ def _slice(e: Any, x: Value) -> Value:
 def _gather(e: Any, x: Any, index: Any) -> Value:
     if isinstance(x, Value):
         return _laid_out(e, x, index)
-    choice, *shape = rules.choice_of(index), *index.shape
+    choice, *shape = rules.discrete_of(index), *index.shape
     if choice is None:
         raise NoRuleError("its index is random, and not the value of a Categorical")
 
@@ -162,7 +162,7 @@ def _laid_out(e: Any, x: Any, *others: Any) -> Value:
     def pick(array: jax.Array) -> jax.Array:
         return e.primitive.bind(array, *others, **e.params)
 
-    return rules.moved(x, object(), lambda a: a.linear(pick, LIBRARY.vmap), pick)
+    return rules.laid_out(x, object(), lambda a: a.linear(pick, LIBRARY.vmap), pick)
 
 
 def _whole(e: Any, x: Any, *others: Any) -> Value:
@@ -200,7 +200,7 @@ def _select(e: Any, mask: Any, *cases: Any) -> Value:
 
 def _convert(e: Any, x: Value) -> Value:
     dtype = e.params["new_dtype"]
-    if jnp.issubdtype(dtype, jnp.integer) and rules.choice_of(x) is not None:
+    if jnp.issubdtype(dtype, jnp.integer) and rules.discrete_of(x) is not None:
         return x
     if not jnp.issubdtype(dtype, jnp.floating):
         raise NoRuleError("it makes whole numbers")
@@ -218,7 +218,7 @@ def _stack(e: Any, *arrays: Any) -> Value:
     for d, n in zip(dims, arrays[0].shape, strict=True):
         shape[d] = n
     raised = [
-        rules.moved(
+        rules.laid_out(
             x, ("stack", axis), lambda a: a.placed(dims, shape), lambda a: jnp.expand_dims(a, axis)
         )
         if isinstance(x, Value)

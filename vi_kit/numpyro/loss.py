@@ -16,7 +16,7 @@ from numpyro.infer.elbo import LossWithMutableState
 from numpyro.primitives import _PYRO_STACK, Messenger, mutable, param
 from numpyro.util import not_jax_tracer
 
-from vi_kit.costs.terms import kept_name, label
+from vi_kit.costs.terms import kept_name, label_of
 from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Plan
 from vi_kit.engine.run import STEP_KEY
@@ -141,7 +141,7 @@ class Loss(CommonLoss, ELBO):
                 dist = NumPyroDistribution(fn)
                 # by the default rule a site may have to be sampled after all, which needs more state
                 for variant in range(1 + (selection.schedule is not None)):
-                    own = label(name, role, variant)
+                    own = label_of(name, role, variant)
                     choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
                     estimator = choice.acting
                     for what, kept in estimator.memory.items():

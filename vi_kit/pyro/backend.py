@@ -48,7 +48,7 @@ from vi_kit.engine.statements import (
 from vi_kit.language.programs import Draw, Program, Statement, with_replaced
 from vi_kit.pyro.degrees import TELLING
 from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
-from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, sampled, start
+from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, random_value, sampled
 from vi_kit.pyro.frames import caller, is_validation, line_of
 from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
@@ -173,7 +173,7 @@ class PyroBackend:
         return known
 
     def random(self, moments: Moments, site: Site, sample: torch.Tensor | None) -> torch.Tensor:
-        return start(moments, (site.order, site.label), sample)
+        return random_value(moments, (site.order, site.label), sample)
 
     def expectation(self, array: torch.Tensor, key: Hashable) -> torch.Tensor:
         run = running()

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from vi_kit.analysis.blocked import Blocked, Once, line_of_program, sites_of, started
-from vi_kit.analysis.expectations import choice_of
+from vi_kit.analysis.expectations import discrete_of
 from vi_kit.analysis.factors import Known, Value
 from vi_kit.analysis.parts import NoRuleError, SiteKey
 from vi_kit.base.protocols import Moments
@@ -81,11 +81,11 @@ class CarriedMoments(TorchFunctionMode):
 
 def known(value: Value, sample: Callable[[], Any] | None, kind: torch.dtype = torch.long) -> Random:
     """A tensor for a value, of a kind if that is a choice among numbers."""
-    like, whole = value.like, choice_of(value) is not None
+    like, whole = value.like, discrete_of(value) is not None
     return Random(value, sample, value.shape, kind if whole else like.dtype, like.device)
 
 
-def start(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch.Tensor:
+def random_value(moments: Moments, site: SiteKey, sample: torch.Tensor | None) -> torch.Tensor:
     """The value of a site."""
     draw = None if sample is None else lambda: sampled(sample)
     arrays = _map(_value, moments.arrays)
@@ -147,7 +147,7 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
             if lost or name not in RULES:
                 raise NoRuleError(lost or "there is no rule for it")
             result = RULES[name](*values, **named)
-            choices = any(choice_of(x) is not None for x in tree_iter(result))
+            choices = any(discrete_of(x) is not None for x in tree_iter(result))
             return _wrapped(result, draw, _kind(func, args, kwargs) if choices else torch.long)
         except (NoRuleError, TypeError) as error:  # TypeError: arguments that a rule does not take
             sites = sites_of([x.value for x in operands])

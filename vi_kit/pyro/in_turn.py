@@ -34,7 +34,7 @@ Index = dict[Site | None, int]
 """A joint value: which world of each site, and which of all the alternatives (0: none)."""
 
 
-class Single(Protocol):
+class Runner(Protocol):
     """What runs a program at one joint value.
 
     Attributes:
@@ -74,7 +74,7 @@ class Turns:
     """
 
     def __init__(
-        self, backend: Single, reading: Simulation | Replay | Evaluation, noise: Noise | None
+        self, backend: Runner, reading: Simulation | Replay | Evaluation, noise: Noise | None
     ):
         self.backend, self.noise = backend, noise
         self.reading: Any = reading

@@ -155,7 +155,7 @@ def _whole(func: Any) -> Callable[..., Value]:
 
 
 def _one_hot(x: Value, num_classes: int = -1) -> Value:
-    choice = rules.choice_of(x)
+    choice = rules.discrete_of(x)
     if num_classes < 0 and choice is not None:
         num_classes = max(choice.values) + 1
     return rules.one_hot(x, num_classes)
@@ -182,7 +182,7 @@ def _reshape(x: Value, *shape: Any) -> Value:
     if len(shape) == 1 and isinstance(shape[0], tuple | list | torch.Size):
         shape = tuple(shape[0])
     new = torch.empty(x.shape, device="meta").reshape(shape).shape
-    return rules.moved(x, ("reshape", new), lambda a: a.reshaped(new), lambda a: a.reshape(new))
+    return rules.laid_out(x, ("reshape", new), lambda a: a.reshaped(new), lambda a: a.reshape(new))
 
 
 def _flatten(x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
@@ -197,7 +197,7 @@ def _permuted(x: Value, order: Sequence[int]) -> Value:
     """With dim `order[i]` as its `i`th."""
     positions = [list(order).index(d) for d in range(len(order))]
     shape = [x.shape[d] for d in order]
-    return rules.moved(
+    return rules.laid_out(
         x,
         ("permute", tuple(order)),
         lambda a: a.placed(positions, shape),
@@ -234,7 +234,7 @@ def _unsqueezed(x: Value, dims: Sequence[int]) -> Value:
     shape = [1] * ndim
     for d, n in zip(positions, x.shape, strict=True):
         shape[d] = n
-    return rules.moved(
+    return rules.laid_out(
         x,
         ("unsqueeze", tuple(dims), ndim),
         lambda a: a.placed(positions, shape),
@@ -249,7 +249,7 @@ def _unsqueeze(x: Value, dim: int) -> Value:
 def _squeeze(x: Value, dim: Any = None) -> Value:
     dims = [d for d in _dims(len(x.shape), dim) if x.shape[d] == 1]
     kept = [n for d, n in enumerate(x.shape) if d not in dims]
-    return rules.moved(
+    return rules.laid_out(
         x, ("squeeze", tuple(dims)), lambda a: a.squeezed(dims), lambda a: a.reshape(kept)
     )
 
@@ -259,7 +259,7 @@ def _expand(x: Value, *sizes: Any) -> Value:
         sizes = tuple(sizes[0])
     shape = torch.empty(x.shape, device="meta").expand(sizes).shape
     lead = len(shape) - len(x.shape)
-    return rules.moved(
+    return rules.laid_out(
         x,
         "expand",
         lambda a: a.placed(range(lead, len(shape)), shape),
@@ -281,7 +281,7 @@ def _broadcast_tensors(*tensors: Any) -> Any:
 
 def _looked_up(x: torch.Tensor, dim: int, numbers: Value) -> Value:
     """What stands at whole numbers along one dim of a constant."""
-    choice = rules.choice_of(numbers)
+    choice = rules.discrete_of(numbers)
     if choice is None:
         raise NoRuleError("its index is random, and not the value of a Categorical")
     at = torch.as_tensor(choice.values, device=x.device)
@@ -314,7 +314,7 @@ def _getitem(x: Any, index: Any) -> Value:
         def pick(array: torch.Tensor) -> torch.Tensor:
             return array[index]
 
-        return rules.moved(x, object(), lambda a: a.linear(pick, LIBRARY.vmap), pick)
+        return rules.laid_out(x, object(), lambda a: a.linear(pick, LIBRARY.vmap), pick)
     taken = sum(i is not None and i is not Ellipsis for i in index)
     full = (slice(None),) * (len(x.shape) - taken)
     at = index.index(Ellipsis) if Ellipsis in index else len(index)
@@ -331,7 +331,7 @@ def _getitem(x: Any, index: Any) -> Value:
     if any(s != slice(None) for s in slices):
         shown = tuple((s.start, s.stop, s.step) for s in slices)
         cut = tuple(slices)
-        x = rules.moved(x, ("slice", shown), lambda a: a.sliced(cut), lambda a: a[cut])
+        x = rules.laid_out(x, ("slice", shown), lambda a: a.sliced(cut), lambda a: a[cut])
     if gone:
         x = _squeeze(x, gone)
     return _unsqueezed(x, new) if new else x
@@ -374,7 +374,7 @@ def _stack(tensors: Any, dim: int = 0) -> Value:
 
 def _to(x: Value, *args: Any, **kwargs: Any) -> Value:
     target = torch.empty(0, dtype=torch.long).to(*args, **kwargs).dtype
-    if not target.is_floating_point and rules.choice_of(x) is not None:
+    if not target.is_floating_point and rules.discrete_of(x) is not None:
         return x
 
     def to(array: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 from vi_kit.base.named import Array
 
 Params = dict[str, Array]
-Noise = Callable[[], Array]
+Exponentials = Callable[[], Array]
 Pair = tuple[Array, Array]
 """A value to compare with the drawn one, and the weight of the difference."""
 
@@ -29,7 +29,7 @@ class WeakDerivative:
     """
 
     num_slots: Callable[[Params], int]
-    pairs: Callable[[Array, Params, Params, Noise], list[Pair]]
+    pairs: Callable[[Array, Params, Params, Exponentials], list[Pair]]
     fixed: tuple[str, ...] = ()
 
 
@@ -44,7 +44,7 @@ def _categorical(x: Array, fixed: Params, moved: Params, noise: Any) -> list[Pai
     return [(y, xp.take_along_axis(moved["probs"], y[..., None], axis=-1)[..., 0]) for y in others]
 
 
-def _binomial(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _binomial(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # n times the difference that one trial makes to the sum of the other n - 1. That trial is one of the drawn n
     # at random, a success with probability x / n, and is turned over; exp(-noise) is uniform on (0, 1].
     n = fixed["total_count"]
@@ -59,7 +59,7 @@ def _poisson(x: Array, fixed: Any, moved: Params, noise: Any) -> list[Pair]:
     return [(x + 1.0, moved["rate"])]
 
 
-def _geometric(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _geometric(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # p (1 - p)^x changes by 1 / p times the difference of itself and x p^2 (1 - p)^(x - 1): as many failures as
     # come before the second success, and one.
     p = fixed["probs"]
@@ -68,7 +68,7 @@ def _geometric(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pai
     return [(x + 1.0 + further, -moved["probs"] / p)]
 
 
-def _negative_binomial(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _negative_binomial(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # x NB(x; r) = r p / (1 - p) NB(x - 1; r + 1), so that the change x / p - r / (1 - p) of the log probability is
     # r / (1 - p) times one more than NB(r + 1) against NB(r); a geometric variable makes the latter the former.
     p = fixed["probs"]
@@ -77,7 +77,7 @@ def _negative_binomial(x: Array, fixed: Params, moved: Params, noise: Noise) -> 
     return [(x + 1.0 + further, fixed["total_count"] / (1.0 - p) * moved["probs"])]
 
 
-def _normal(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _normal(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # Location: a Rayleigh step up against the same step down. Scale: a double-sided Maxwell variable
     # against a normal one; the drawn value is one coordinate of the three whose norm is Maxwell's.
     loc, scale = fixed["loc"], fixed["scale"]
@@ -93,7 +93,7 @@ def _normal(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
     ]
 
 
-def _laplace(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _laplace(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # Location: an exponential step up against the same step down; the drawn value is one of them, its mirror
     # image the other. Scale: that step is a sum of two exponentials (the density times |x - loc| / scale)
     # against one.
@@ -105,23 +105,23 @@ def _laplace(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]
     ]
 
 
-def _exponential(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _exponential(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     return [(x + noise() / fixed["rate"], -moved["rate"] / fixed["rate"])]
 
 
-def _gamma(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _gamma(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     weight = -moved["rate"] * fixed["concentration"] / fixed["rate"]
     return [(x + noise() / fixed["rate"], weight)]
 
 
-def _weibull(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _weibull(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # x^k is exponential with rate scale^-k, whose relative change is -k times that of the scale.
     scale, k = fixed["scale"], fixed["concentration"]
     value = scale * ((x / scale) ** k + noise()) ** (1.0 / k)
     return [(value, moved["scale"] * k / scale)]
 
 
-def _beta(x: Array, fixed: Params, moved: Params, noise: Noise) -> list[Pair]:
+def _beta(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # The log density changes by log x - E[log x] with a. As -log x is infinitely divisible, weighting by it adds an
     # independent t to it (Steutel), of density exp(-a t) (1 - exp(-b t)) / (1 - exp(-t)) over E[-log x]. Here t is
     # exponential with rate a; the ratio, between b / a and 1 / a, goes to the weight. The same for 1 - x with b.
