@@ -290,3 +290,23 @@ def test_refusals(lib):
     with pytest.raises(vi.ObjectiveError, match="one number for all"):
         loss = lib.Loss(vi.sub_trajectory_balance(lambda_=0.9))
         lib.value(loss, model, vi.marginal(guide, ["k"], vi.Exact()), 0)
+
+
+def test_simulated_data_of_a_marginal_model(lib):
+    """The guide learns from joint draws of what is kept and of the data: E[w x] = E[w^2 z] = 0.3."""
+
+    def model(x):
+        w = lib.sample("w", lib.dist.Normal(lib.array(0.0), 1.0))
+        z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.3)), infer={"enumerate": "parallel"})
+        lib.sample("x", lib.dist.Normal(w * z, 1.0), obs=x)
+
+    def guide(x):
+        lib.sample("w", lib.dist.Normal(lib.theta(np.zeros(1))[0] * x, 1.0))
+
+    kept = vi.marginal(model, ["w"], vi.Exact())
+    loss, x = lib.Loss(vi.forward_kl(), num_samples=4000), lib.array(1.0)
+    draws = lib.gradients(loss, kept, guide, np.zeros(1), 8, 0, args=(x,))[:, 0]
+    error = draws.std(ddof=1) / np.sqrt(8)
+    assert abs(draws.mean() + 0.3) < 5 * error < 0.2
+    with pytest.raises(vi.ObjectiveError, match=r"vi.marginal\(model, keep"):
+        lib.gradients(lib.Loss(vi.forward_kl()), model, guide, np.zeros(1), 1, 0, args=(x,))

@@ -314,6 +314,6 @@ def test_explain_shows_what_is_summed_out(lib):
     model, _ = chain(lib, MARK)
     lines = lib.Loss().explain(model, guide_of(lib)).splitlines()
     row = next(line for line in lines if line.startswith("z_3"))
-    assert "z_3 (model)" in row
+    assert "z_3 (model, summed)" in row
     assert "infer" in row
     assert "summed out" in row

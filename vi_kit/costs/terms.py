@@ -73,7 +73,7 @@ class Site:
 
     @property
     def label(self) -> str:
-        return label_of(self.name, self.role, self.variant)
+        return label_of(self.name, self.role, self.variant, self.summed)
 
     @property
     def tracked(self) -> bool:
@@ -102,9 +102,9 @@ def is_tracked(estimator: Acting, layout: Layout) -> bool:
     return estimator.gradient is not Gradient.PATH or estimator.holds_params
 
 
-def label_of(name: str, role: str, variant: int = 0) -> str:
-    """The name of a site, told apart from that of a site of the guide and of the first variant."""
-    marks = [role] * (role != "guide") + ["second estimator"] * variant
+def label_of(name: str, role: str, variant: int = 0, summed: bool = False) -> str:
+    """The name of a site, told apart from that of a site of the guide and of the first variant, and from one drawn."""
+    marks = [role] * (role != "guide") + ["second estimator"] * variant + ["summed"] * summed
     return f"{name} ({', '.join(marks)})" if marks else name
 
 

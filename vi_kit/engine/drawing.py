@@ -136,7 +136,7 @@ def open_site(
         why = f"a draw from the {role}"
     elif undeclared(run, axes, dist):
         why = "a batch dim is in no plate"
-    own = label_of(name, role, run.variant)
+    own = label_of(name, role, run.variant, bool(summed))
     if summed:
         choice = run.plan.selection.summed(own, dist, summed)
     else:

@@ -251,7 +251,7 @@ class Marginal:
             )
         if draw.factors:
             refuse_varied(program, draw)
-        kept = draw.restricted(names, program=program)
+        kept = draw.restricted({*names, *draw.data}, program=program)
         return replace(kept, density=self.algorithm.drawn(own, draw, kept))
 
     def log_density(self, program: Program, draw: Draw) -> Cost:
