@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,8 @@ class Reading(Analysis[Degrees]):
     ) -> Degrees:
         """What an output is, which takes steps or not."""
         name, is_float = equation.primitive.name, jnp.issubdtype(dtype, jnp.inexact)
-        cut, is_own = self._cut(equation, name), self.where.startswith(OWN)
+        cut = self._cut(equation, name)
+        is_own = self.where.startswith(OWN) or in_continuous(equation)
         if is_float and name not in JUMPS:
             if not self.poles or is_own:
                 return result
@@ -296,6 +298,14 @@ def function_of_jax(body: AnyJaxpr) -> tuple[str, bool]:
     return info.func_name, f"at {JAX}" in info.func_src_info
 
 
+def in_continuous(equation: Any) -> bool:
+    """Whether an equation is one of those that such a function of JAX's is made of."""
+    traceback = equation.source_info.traceback
+    frames = [] if traceback is None else traceback.frames
+    own = itertools.takewhile(lambda frame: frame.file_name.startswith(JAX), frames)
+    return any(frame.function_name in CONTINUOUS_FUNCTIONS for frame in own)
+
+
 def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
     """Whether there is an operation that takes steps at all."""
     return any(_takes_steps(equation, line(equation) or where) for equation in jaxpr.eqns)
@@ -303,7 +313,7 @@ def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
 
 def _takes_steps(equation: Any, where: str) -> bool:
     name, params, body = equation.primitive.name, equation.params, called(equation)
-    if where.startswith(OWN):
+    if where.startswith(OWN) or in_continuous(equation):
         return False
     reorders = len(equation.outvars) > params.get("num_keys", len(equation.outvars))
     if name in JUMPS or reorders or is_stop(equation, where):

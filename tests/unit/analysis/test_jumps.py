@@ -123,3 +123,17 @@ def test_likelihoods_of_the_library_are_continuous(name, lib):
     _, guide = programs(lib, None)
     loss = lib.Loss(vi.elbo(), vi.Rebar(learn=False))
     assert np.isfinite(lib.gradients(loss, model, guide, VALUES, 1, 0)).all()
+
+
+def test_the_tests_inside_of_jax_s_own_functions_are_no_steps():
+    """`logsumexp` asks whether its largest operand is finite."""
+    import jax
+    import jax.numpy as jnp
+
+    from vi_kit.numpyro.degrees import takes_steps
+
+    def read(fn):
+        return takes_steps(jax.make_jaxpr(fn)(jnp.ones(3)).jaxpr)
+
+    assert not read(lambda x: jax.nn.logsumexp(x, 0))
+    assert read(lambda x: jnp.where(jnp.isfinite(x), 0.0, -2.0))
