@@ -12,7 +12,7 @@ from numpyro.contrib.control_flow import cond, scan
 
 import vi_kit as vi
 from tests import oracles
-from tests.numpyro.programs import gradients
+from tests.numpyro.programs import gradients, value
 from vi_kit.numpyro import Loss
 
 X = np.array([1.5, -0.3, 2.0])
@@ -312,3 +312,27 @@ def test_sites_of_a_scan_are_no_states():
     loss = Loss(vi.sub_trajectory_balance(lambda_=0.9))
     with pytest.raises(vi.ObjectiveError, match="guide site 'z' is in a scan: its steps cannot be"):
         gradients(loss, coins_model, coins_guide, {"logits": LOGITS}, 1)
+
+
+def test_values_of_a_reversed_scan_are_those_of_their_steps():
+    """NumPyro counts steps in the order in which it takes them, and puts what they make where the data are."""
+    values = np.array([1.0, 2.0, 5.0])
+
+    def model():
+        def body(previous, x):
+            z = numpyro.sample("z", dist.Normal(0.5 * previous, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            return z, None
+
+        scan(body, 0.0, jnp.asarray(X), reverse=True)
+
+    def guide():
+        def body(carry, value):
+            numpyro.sample("z", dist.Delta(value))
+            return carry, None
+
+        scan(body, 0.0, numpyro.param("values", jnp.asarray(values)), reverse=True)
+
+    exact = oracles.log_normal(values, 0.5 * np.array([2.0, 5.0, 0.0]), 1.0)
+    exact = exact.sum() + oracles.log_normal(X, values, 1.0).sum()
+    assert value(Loss(), model, guide, {"values": values}) == pytest.approx(-exact)

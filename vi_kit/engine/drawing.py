@@ -44,7 +44,7 @@ def draw(run: Run, statement: Statement, role: str, summed: str = "") -> tuple[A
         return _moments(run, site, dist), site
     expansion = expanded(run, site, dist)
     if expansion.is_worlds and run.backend.maps_values:
-        expansion = replace(expansion, value=_whole(expansion.value, dist))
+        expansion = replace(expansion, value=whole(expansion.value, dist))
     claim(run, site, expansion)
     return placed(run, site, expansion, len(dist.event_shape)), site
 
@@ -288,7 +288,7 @@ def _spread(values: Array, dim: int, event_ndim: int) -> Array:
     return array_namespace(values).reshape(values, (values.shape[0], *ones, *values.shape[1:]))
 
 
-def _whole(values: Array, dist: Distribution) -> Array:
+def whole(values: Array, dist: Distribution) -> Array:
     """Values in front, each with all batch dims of a distribution."""
     values = _spread(values, -1 - len(dist.batch_shape), len(dist.event_shape))
     shape = (values.shape[0], *dist.batch_shape, *dist.event_shape)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, 
 from vi_kit.numpyro.expectations import own_log_prob, random_value, term_p
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 from vi_kit.numpyro.markers import apart_p, site_p
+from vi_kit.numpyro.scan import FiniteSite, SummedScan, finite_size
 
 
 class NumPyroBackend:
@@ -607,10 +609,12 @@ class _Handler:
                 msg["value"] = self.run.subsamples.get(_plate_key(msg))
         elif kind == "control_flow":
             _reach_bodies(msg, self)
-            inside: Any = self.inside
-            if isinstance(self.reading, Replay):
-                inside = {name: self.reading.draw.replayed(name) for name in self.reading.draw}
-            msg["kwargs"]["substitute_stack"].append(("substitute", inside))
+            if isinstance(self.reading, Replay) and callable(msg["args"][0]):
+                msg["fn"] = partial(self.run_scan, msg["fn"])
+            else:
+                is_replay = isinstance(self.reading, Replay)
+                inside = self.replayed if is_replay else self.inside
+                msg["kwargs"]["substitute_stack"].append(("substitute", inside))
         elif kind == "sample" and not msg["is_observed"]:
             if msg.get("_control_flow_done"):
                 self.came_out(msg)
@@ -658,11 +662,7 @@ class _Handler:
                 )
             self.backend.mutable[name] = msg["value"]
         elif kind == "sample" and not self.is_left_out(msg):
-            try:
-                self.sampled(msg)
-            except NotImplementedError as error:
-                dist, site = NumPyroDistribution(msg["fn"]), self.reading.site(name)
-                raise no_density(name, dist, site, str(error)) from error
+            self.reading.record(self.density(msg))
 
     def plate_key(self, name: str) -> jax.Array:
         """The key of a minibatch: all replicates, programs and steps of a scan share it."""
@@ -695,8 +695,15 @@ class _Handler:
         self.num_keys += 1
         return random.fold_in(random.fold_in(self.backend.key, self.noise), self.num_keys)
 
-    def sampled(self, msg: Any) -> None:
-        """Note the log density of a statement."""
+    def density(self, msg: Any) -> LogDensity:
+        """The log density of a statement."""
+        try:
+            return self._density(msg)
+        except NotImplementedError as error:
+            dist, site = NumPyroDistribution(msg["fn"]), self.reading.site(msg["name"])
+            raise no_density(msg["name"], dist, site, str(error)) from error
+
+    def _density(self, msg: Any) -> LogDensity:
         fn, value, axes = smooth(msg["fn"]), msg["value"], self.axes(msg)
         if isinstance(value, int | float):  # NumPyro would compare it with traced values by NumPy
             value = jnp.asarray(value)
@@ -722,8 +729,7 @@ class _Handler:
         if msg["name"] in self.scanned:
             log_prob, plain = log_prob.sum(0), plain.sum(0)
         log_prob, plain = (self.declared(x, axes) for x in (log_prob, plain))
-        made = LogDensity.of(msg["name"], axes, plain, log_prob, unmasked, msg["scale"])
-        self.reading.record(made)
+        return LogDensity.of(msg["name"], axes, plain, log_prob, unmasked, msg["scale"])
 
     def declared(self, log_prob: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
         """Sum over batch dims that no plate declares, as NumPyro does."""
@@ -756,6 +762,34 @@ class _Handler:
             Statement(msg["name"], dist, self.axes(msg), msg["infer"])
         )
 
+    def replayed(self, msg: Any) -> jax.Array | None:
+        """The value of a site of the draw in the body of a scan or cond, of all steps in a scan."""
+        assert isinstance(self.reading, Replay)
+        draw = self.reading.draw
+        return draw.replayed(msg["name"]) if msg["name"] in draw else None
+
+    def run_scan(self, scan: Any, *args: Any, substitute_stack: Any, **kwargs: Any) -> Any:
+        """Run a scan in a replay; where its body has finite sites that the draw lacks, they are summed out."""
+        assert isinstance(self.reading, Replay)
+        reading, is_reversed = self.reading, args[4]
+
+        def replayed(msg: Any) -> jax.Array | None:
+            value = self.replayed(msg)
+            if value is None or not is_reversed or value.ndim == len(msg["fn"].shape()):
+                return value
+            return jnp.flip(value, 0)  # NumPyro counts steps in the order in which it takes them
+
+        def inside(msg: Any) -> jax.Array | None:
+            if finite_size(reading, msg) is not None:
+                raise FiniteSite
+            return replayed(msg)
+
+        try:
+            stack = [*substitute_stack, ("substitute", inside)]
+            return scan(*args, substitute_stack=stack, **kwargs)
+        except FiniteSite:
+            return SummedScan(self, scan, args, kwargs, substitute_stack, replayed).result()
+
     def left(self, result: Any) -> None:
         """Note which sites a scan brought back."""
         is_scan = not isinstance(result[1], PytreeTrace)
@@ -770,8 +804,21 @@ class _Handler:
         if isinstance(self.reading, Simulation):
             self.reading.came_out(name, msg["value"])
         else:
-            dist = NumPyroDistribution(msg["fn"])
-            self.reading.latent(Statement(name, dist, self.axes(msg), msg["infer"]))
+            statement = Statement(
+                name, NumPyroDistribution(msg["fn"]), self.axes(msg), msg["infer"]
+            )
+            if name not in self.reading.draw and self.reading.sums(statement):
+                self.run.refuse(
+                    message(
+                        f"site {name!r} is in the body of a cond, and cannot be summed out",
+                        got="a finite site that the draw lacks, in a branch",
+                        expected="finite sites that are always sampled",
+                        fix=f"the site outside the cond, jnp.where in its place, or {name!r} in the guide too",
+                    ),
+                    of_estimator=False,
+                )
+                return
+            self.reading.latent(statement)
 
 
 def refuse_unknown(name: str) -> ObjectiveError:
