@@ -310,3 +310,41 @@ def test_simulated_data_of_a_marginal_model(lib):
     assert abs(draws.mean() + 0.3) < 5 * error < 0.2
     with pytest.raises(vi.ObjectiveError, match=r"vi.marginal\(model, keep"):
         lib.gradients(lib.Loss(vi.forward_kl()), model, guide, np.zeros(1), 1, 0, args=(x,))
+
+
+def test_draws_of_enumerated_sites_below_a_site_that_is_summed(lib):
+    """A nonlinear function that no longer depends on `u` draws `g` and `h`, and these depend on it."""
+    rows = np.array([[-1.0, 0.3, 1.4], [0.8, 0.3, -1.4]])
+
+    def model():
+        g = lib.sample("g", lib.dist.Bernoulli(lib.array(0.35)))
+        h = lib.sample("h", lib.dist.Bernoulli(lib.array(0.6)))
+        lib.sample("x", lib.dist.Normal(2 * g - 0.4 * h, 1.0), obs=lib.array(1.5))
+
+    def guide():
+        theta = lib.theta(np.zeros(3))
+        u = lib.sample("u", lib.dist.Categorical(lib.array(np.array([0.3, 0.25, 0.45]))))
+        for name, row in zip("gh", rows, strict=True):
+            lib.sample(name, lib.dist.Bernoulli(logits=(lib.array(row) + theta)[u]))
+
+    def bound(theta):
+        one = 1 / (1 + np.exp(-(rows + theta)))
+        joint = [
+            np.prod([row if v else 1 - row for row, v in zip(one, values, strict=True)], 0)
+            for values in itertools.product((0, 1), repeat=2)
+        ]
+        q = np.array(joint) @ np.array([0.3, 0.25, 0.45])
+        g, h = np.array(list(itertools.product((0, 1), repeat=2))).T
+        log_p = np.log(np.where(g, 0.35, 0.65)) + np.log(np.where(h, 0.6, 0.4))
+        log_p += -0.5 * (1.5 - 2 * g + 0.4 * h) ** 2 - 0.5 * np.log(2 * np.pi)
+        w = np.exp(log_p) / q
+        return sum(q[i] * q[j] * np.log((w[i] + w[j]) / 2) for i in range(4) for j in range(4))
+
+    step = 1e-5 * np.eye(3)
+    exact = -np.array([(bound(s) - bound(-s)) / 2e-5 for s in step])
+    kept = vi.marginal(guide, ["g", "h"], vi.Exact())
+    loss = lib.Loss(vi.iwae(num_particles=2), num_samples=2000)  # more joint values than are summed
+    draws = lib.gradients(loss, model, kept, np.zeros(3), 8, 0)
+    error = draws.std(0, ddof=1) / np.sqrt(8)
+    assert (np.abs(draws.mean(0) - exact) < 5 * error).all(), (draws.mean(0), exact, error)
+    assert (error < 0.005).all()

@@ -125,6 +125,6 @@ def settle(term: Term, sites: Iterable[Site]) -> Term:
             slopes={s: pick(chosen.base, slope) for s, slope in term.slopes.items()},
             upstream=term.upstream | chosen.upstream,
             held=term.held | chosen.held,
-            drawn=term.drawn | {site},
+            drawn=term.drawn | chosen.drawn | {site},
         )
     return term
