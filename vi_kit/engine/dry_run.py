@@ -110,9 +110,7 @@ class DryRun(Run):
             if layout.size > 1 or num_slots > 0:
                 findings.all_at_once.add(site)
         findings.choices[site.label] = choice
-        if site.summed:
-            findings.summed.add(choice.rule)
-        else:
+        if not site.summed:
             findings.names.add(site.name)
         plates = ", ".join(a.name for a in site.axes if a.kind == PLATE)
         event = f" {tuple(dist.event_shape)}" if dist.event_shape else ""
@@ -262,6 +260,9 @@ class DryRun(Run):
 
     def note_noise(self, role: str) -> None:
         self.findings.noisy.add(role)
+
+    def note_sum(self, rule: str) -> None:
+        self.findings.summed.add(rule)
 
     def note_leaves(self, role: str, leaves: dict[str, Any]) -> None:
         self.findings.leaves[role] = leaves

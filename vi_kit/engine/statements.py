@@ -293,6 +293,8 @@ class Replay(AtDraw):
         """The value of a latent site; `None` if it has to be sampled, so that a dry run can go on."""
         name = statement.name
         if name not in self.draw:
+            if asked := self.program.sums(name, statement.infer):
+                self.run.note_sum(asked)
             if rule := self.sums(statement):
                 value, site = draw(self.run, statement, self.program.role, rule)
                 self.values[name], self.sites[name], self.details[name] = value, site, statement
@@ -375,7 +377,10 @@ class Replay(AtDraw):
                 expected=f"{drawn_by} {sites} of the same name",
                 fix=f"add {names} to the {drawn_by}"
                 + (
-                    f"; {', '.join(map(repr, endless))} cannot be summed out, since the support is not finite"
+                    f"; {', '.join(map(repr, endless))} cannot be summed out, since the support is not finite, or not"
+                    " the same for all elements"
+                    + "; vi.ImportanceSampling(num_particles) in the place of vi.Exact()"
+                    * ("*" in self.program.summed)
                     if endless
                     else f", or condition the {self.program.role} on {them}"
                     + _finite_of(self.missing)
@@ -390,7 +395,9 @@ class Replay(AtDraw):
                 got=f"latent sites of the {self.program.role}: {sorted(self.names)}",
                 expected=f"every {drawn_by} site in the {self.program.role}, or marked as auxiliary and made by a Delta"
                 f" into sites of the {self.program.role}",
-                fix=f"vi.marginal({self.draw.program.role}, keep=[...], algorithm) with the sites of the"
+                fix=f"sample({name!r}, ...) in the proposal"
+                if self.program.role.endswith(" proposal")
+                else f"vi.marginal({self.draw.program.role}, keep=[...], algorithm) with the sites of the"
                 f" {self.program.role}; or sample({name!r}, ...) in the {self.program.role} too, given its other sites;"
                 f" where a Delta makes one of it, sample({name!r}, ..., infer={{'is_auxiliary': True}})",
             )

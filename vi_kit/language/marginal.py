@@ -6,7 +6,9 @@ site inside keeps its estimator, and a gradient through an estimated density is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, Self
@@ -21,6 +23,7 @@ from vi_kit.language.programs import (
     Program,
     Simulated,
     draw_of,
+    is_composite,
     log_density_of,
     session,
 )
@@ -129,6 +132,15 @@ class ImportanceSampling:
                     fix="def proposal(kept, *args): ...",
                 )
             )
+        if inspect.isfunction(self.proposal) and not inspect.signature(self.proposal).parameters:
+            raise ObjectiveError(
+                message(
+                    f"ImportanceSampling: the proposal {self.proposal.__name__!r} takes no arguments",
+                    got=f"def {self.proposal.__name__}()",
+                    expected="the kept values, a dict by name, then the arguments of the step",
+                    fix=f"def {self.proposal.__name__}(kept, *args): ...",
+                )
+            )
 
     @property
     def proposals(self) -> tuple[Callable[..., Any], ...]:
@@ -139,24 +151,45 @@ class ImportanceSampling:
 
     def drawn(self, program: Program, draw: Draw, kept: Draw) -> Cost:
         rest = draw.restricted(draw.keys() - kept.keys())
+        others = None
+        if self.num_particles > 1:
+            weight = functools.partial(self._weight, program, kept, rest.keys())
+            others = iid(weight, self.num_particles - 1).log_mean_exp()
         if self.proposal is None:
             own = Cost(t for t in draw.density.terms if t.statement not in rest)
         else:
             own = draw.density - log_density_of(self._given(program, kept), rest)
-        if self.num_particles == 1:
+        if others is None:
             return own
-        others = iid(lambda: self._weight(program, kept), self.num_particles - 1).log_mean_exp()
         return apply(with_others(self.num_particles), own, others)
 
     def at(self, program: Program, draw: Draw) -> Cost:
         draw = _constant(draw) if draw.held else draw
         return iid(lambda: self._weight(program, draw), self.num_particles).log_mean_exp()
 
-    def _weight(self, program: Program, kept: Draw) -> Cost:
+    def _weight(self, program: Program, kept: Draw, names: Collection[str] | None = None) -> Cost:
+        if self.proposal is None and is_composite(program.fn):
+            raise ObjectiveError(
+                message(
+                    f"ImportanceSampling over sites of a {program.role} that is a marginal or a posterior itself",
+                    got="no proposal, and a program that cannot be run given some of its sites",
+                    expected="a proposal for them",
+                    fix="vi.ImportanceSampling(num_particles, proposal)",
+                )
+            )
         if self.proposal is None:
             rest = session().conditioned(program, kept)
             return rest.log_likelihood
         rest = draw_of(self._given(program, kept))
+        if names is not None and rest.keys() != set(names):
+            raise ObjectiveError(
+                message(
+                    f"{program.role} proposal: it must draw the sites that are not kept, and no others",
+                    got=f"{sorted(rest)}",
+                    expected=f"{sorted(names)}",
+                    fix="their names in the proposal",
+                )
+            )
         return log_density_of(program, kept.joined(rest)) - rest.density
 
     def _given(self, program: Program, kept: Draw) -> Program:
@@ -240,14 +273,13 @@ class Marginal:
         names = self.kept_of(draw)
         missing = [p for p in self.keep if not any(fnmatchcase(n, p) for n in draw)]
         if missing:
-            session().refuse(
+            raise ObjectiveError(
                 message(
                     f"marginal: the {program.role} has no latent site {', '.join(map(repr, missing))} to keep",
                     got=f"latent sites {sorted(draw)}",
-                    expected="names or patterns of its latent sites",
-                    fix=f"keep={sorted(draw)[:1]}",
-                ),
-                of_estimator=False,
+                    expected="names or patterns of latent sites that the other program has too",
+                    fix=f"keep=[...] with some of {sorted(draw)}",
+                )
             )
         if draw.factors:
             refuse_varied(program, draw)

@@ -693,6 +693,8 @@ class _Handler:
             whole = unmasked.fn is fn and unmasked.unrounded is None
             plain = log_prob if whole else unmasked.log_prob(value)
         scale, mask, inside = msg["scale"], msg["mask"], _iterations(msg)
+        if isinstance(mask, torch.Tensor):  # the program may go on to change it in place
+            mask = mask.clone()
         made = LogDensity.of(name, axes, plain, log_prob, unmasked, scale, mask, inside)
         self.reading.record(made)
 
