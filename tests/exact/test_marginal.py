@@ -349,3 +349,100 @@ def test_draws_of_enumerated_sites_below_a_site_that_is_summed(lib):
     error = draws.std(0, ddof=1) / np.sqrt(8)
     assert (np.abs(draws.mean(0) - exact) < 5 * error).all(), (draws.mean(0), exact, error)
     assert (error < 0.005).all()
+
+
+def test_a_sum_of_estimates_is_no_estimate_of_its_reciprocal(lib):
+    guide, guess, model = programs(lib)
+    inner = vi.marginal(guide, ["u", "k"], vi.ImportanceSampling(2))
+    for outer, text in (
+        (vi.Exact(), "the reciprocal of a sum of estimates is biased"),
+        (vi.ImportanceSampling(2), "a marginal or a posterior itself"),
+    ):
+        with pytest.raises(vi.ObjectiveError, match=text):
+            lib.value(lib.Loss(), model, vi.marginal(inner, ["k"], outer), 0)
+    exactly = vi.marginal(guide, ["u", "k"], vi.Exact())
+    lib.value(lib.Loss(), model, vi.marginal(exactly, ["k"], vi.ImportanceSampling(2, guess)), 0)
+
+
+def test_held_draws_of_a_marginal_are_single_by_default(lib):
+    """A density at a held draw is estimated anew."""
+    guide, _, model = programs(lib)
+    kept = vi.marginal(guide, ["k"], vi.ImportanceSampling(2))
+    loss = lib.Loss(vi.trajectory_balance())
+    assert np.isfinite(lib.value(loss, model, kept, 0))
+    several = lib.Loss(vi.trajectory_balance(), {"u": vi.Enumerate(), "k": vi.Score()})
+    with pytest.raises(vi.EstimatorError, match="held has several values at sites"):
+        lib.value(several, model, kept, 0)
+
+
+def test_a_mask_that_the_program_changes_in_place():
+    """As in Pyro's capture-recapture example, from the first capture on."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+    from pyro import poutine
+
+    from vi_kit.pyro import Loss
+
+    captured = torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]])
+    survives, seen = 0.6, 0.3
+
+    def model():
+        phi = pyro.sample("phi", dist.Uniform(0.0, 1.0))
+        with pyro.plate("animals", 3):
+            z, first = torch.ones(3), torch.zeros(3).bool()
+            for t in range(4):
+                with poutine.mask(mask=first):
+                    alive = first.float() * phi * z + 1 - first.float()
+                    z = pyro.sample(
+                        f"z_{t}", dist.Bernoulli(alive), infer={"enumerate": "parallel"}
+                    )
+                    pyro.sample(f"y_{t}", dist.Bernoulli(seen * z), obs=captured[:, t])
+                first |= captured[:, t].bool()
+
+    def guide():
+        pyro.sample("phi", dist.Delta(pyro.param("p", torch.tensor(survives))))
+
+    exact = 0.0
+    for row in captured.numpy():
+        alpha, first = np.array([0.0, 1.0]), int(row.argmax())
+        for value in row[first + 1 :]:
+            alpha = np.array([alpha[0] + alpha[1] * (1 - survives), alpha[1] * survives])
+            alpha *= [1.0 - value, seen if value else 1 - seen]
+        exact -= np.log(alpha.sum())
+    pyro.clear_param_store()
+    assert Loss().loss_and_grads(model, guide) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("guessed", [True, False])
+def test_gradients_at_held_draws(guessed, lib):
+    """Of log q at draws of the model, which have no gradient: all that is drawn anew is scored or enumerated."""
+    guide, guess, _ = programs(lib)
+
+    def prior():
+        lib.sample("k", lib.dist.Bernoulli(lib.array(0.35)))
+
+    def mean_log_q(theta):
+        first, one, table = densities(theta)
+        total = 0.0
+        for k, prob in ((0, 0.65), (1, 0.35)):
+            cond = one if k else 1 - one
+            m = table[k] if guessed else first
+            for us in itertools.product(range(3), repeat=2):
+                estimate = np.mean([first[u] * cond[u] / m[u] for u in us])
+                total += prob * np.prod([m[u] for u in us]) * np.log(estimate)
+        return total
+
+    exact = -slopes_of(mean_log_q)
+    kept = vi.marginal(guide, ["k"], vi.ImportanceSampling(2, guess if guessed else None))
+    for estimator in (vi.Score(), {"u": vi.Enumerate(), "k": vi.Score()}):
+        loss = lib.Loss(at_draws_of_the_model(), estimator, num_samples=2000)
+        draws = lib.gradients(loss, prior, kept, START, 8, 7)
+        error = draws.std(0, ddof=1) / np.sqrt(8)
+        assert (np.abs(draws.mean(0) - exact) < 5 * error + 1e-9).all(), (draws.mean(0), exact)
+        assert abs(exact[1]) > 8 * error[1]
+
+
+@vi.objective
+def at_draws_of_the_model(model, guide):
+    return vi.log_density(guide, vi.stop_gradient(vi.simulate(model)))

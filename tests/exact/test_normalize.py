@@ -135,3 +135,41 @@ def test_refusals_of_posteriors(lib):
 
     with pytest.raises(vi.ObjectiveError, match="'b' is not in the draw"):
         lib.value(lib.Loss(), model, vi.normalize(model, vi.SIR(lacking, 3)), 0)
+
+
+def test_a_model_with_sites_that_are_summed_out(lib):
+    """Marked, named, or as a marginal program: the same bound as by weights."""
+
+    def model(infer):
+        def program():
+            w = lib.sample("w", lib.dist.Normal(lib.array(0.0), 1.0))
+            k = lib.sample("k", lib.dist.Bernoulli(lib.array(0.4)), infer=infer)
+            lib.sample("x", lib.dist.Normal(w + k, 1.0), obs=lib.array(1.4))
+
+        return program
+
+    def guide():
+        theta = lib.theta(START)
+        lib.sample("w", lib.dist.Normal(theta[0], lib.xp.exp(theta[1])))
+
+    marked, plain = model({"enumerate": "parallel"}), model({})
+    summed = vi.marginal(plain, ["w"], vi.Exact())
+    by_weights = lib.Loss(vi.iwae(num_particles=3))
+    exact = lib.estimates(by_weights, marked, guide, START, 1, 4)
+    for loss, program in (
+        (lib.Loss(), marked),
+        (lib.Loss(marginalize="k"), plain),
+        (lib.Loss(), summed),
+    ):
+        posterior = vi.normalize(program, vi.SIR(guide, 3))
+        found = lib.estimates(loss, program, posterior, START, 1, 4)
+        np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_refusals_of_proposals_of_posteriors(lib):
+    model, guide = vectors(lib)
+    posterior = vi.normalize(model, vi.SIR(guide, 3))
+    with pytest.raises(vi.ObjectiveError, match="a posterior by resampling itself"):
+        vi.SIR(posterior, 3)
+    with pytest.raises(vi.EstimatorError, match="varies a draw by its density"):
+        lib.value(lib.Loss(vi.elbo(), vi.DoublyReparam()), model, posterior, 0)

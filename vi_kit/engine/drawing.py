@@ -132,7 +132,7 @@ def open_site(
     axes = tuple(sorted(statement.axes, key=lambda a: a.key, reverse=True))
     name, dist = statement.name, statement.dist
     why = "inside control flow" if inside else ""
-    if role != "guide":
+    if role.removesuffix(" proposal") != "guide":
         why = f"a draw from the {role}"
     elif undeclared(run, axes, dist):
         why = "a batch dim is in no plate"

@@ -84,7 +84,13 @@ class DryRun(Run):
                 reason = "needs each of its batch dims in a plate, or made event dims by .to_event"
         if reason is None and inside and estimator.gradient is Gradient.PART:
             reason = "needs the density of its noise, which a scan or cond does not hand out"
-        if reason and choice.rule == "default" and num_slots:
+        is_default = choice.rule == "default"
+        before = findings.choices.get(site.label, choice).estimator
+        unmet = estimator_of(site).unmet_need((*site.axes, *self.apart))
+        is_known = site.label in self.plan.selection.alone
+        if is_default and not is_known and (unmet or before != choice.estimator):
+            findings.alone.add(site.label)  # one choice serves all draws of a site
+        elif reason and is_default and num_slots:
             findings.sampled[site.label] = reason  # a single draw will do
         elif reason:
             text = unable(site, dist, choice, reason, inside)

@@ -82,8 +82,9 @@ def _with(term: Term, parts: Parts, worlds: Mapping[Axis, Site]) -> Term:
     base = along(term.base, parts[None])
     reached = {worlds[a] for a in base.axes if a in worlds}
     upstream = term.upstream | reached
-    held = term.held | reached if term.held else term.held
-    if term.held or any(a.kind == SLOT for a in term.base.axes):
+    is_held = bool(term.held) and term.upstream <= term.held
+    held = term.held | reached if is_held else term.held
+    if is_held or any(a.kind == SLOT for a in term.base.axes):
         return replace(term, base=base, upstream=upstream, held=held)
     alternatives = {s: along(term.base, p) for s, p in parts.items() if s is not None}
     upstream = upstream.union(alternatives)

@@ -166,6 +166,7 @@ class Findings:
     degrees: dict[str, Polynomial | ContinuousBetween] = field(default_factory=dict)
     analytic: set[str] = field(default_factory=set)
     sampled: dict[str, str] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
     pathwise: set[str] = field(default_factory=set)
     continuous: set[str] = field(default_factory=set)
     split: bool = False

@@ -151,6 +151,11 @@ class Planner(ABC):
                 sampled = {**plan.selection.sampled, **findings.sampled}
                 plan = replace(plan, selection=replace(plan.selection, sampled=sampled))
                 continue
+            if findings.alone - plan.selection.alone:
+                alone = plan.selection.alone | findings.alone
+                kept = {k: c for k, c in plan.selection.resolved.items() if k not in alone}
+                plan = replace(plan, selection=replace(plan.selection, alone=alone, resolved=kept))
+                continue
             if findings.over_bound is None:
                 break
             what, worlds, sites = findings.over_bound

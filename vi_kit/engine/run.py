@@ -143,6 +143,10 @@ class Run:
         return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
 
     @property
+    def marginalized(self) -> tuple[str, ...]:
+        return self.plan.selection.marginalize
+
+    @property
     def plate_nesting(self) -> int:
         return self.plan.max_plate_nesting
 
@@ -321,14 +325,17 @@ class Run:
         start, dims = len(self.sites), dict(self.dims)
         counts = (self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim)
         copies: list[Copy] = []
+        num_sites = self.num_sites
 
         def once() -> list[Array]:
+            nonlocal num_sites
             del self.sites[start:]
             self.dims = dict(dims)
             self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim = (
                 counts
             )
             copy = Copy.of(costs_of(fn()), self.sites[start:])
+            num_sites = max(num_sites, self.num_sites)  # sites that were summed out are gone
             arrays = copy.arrays()
             copies.append(copy.hollow() if self.backend.maps_values else copy)
             return arrays
@@ -336,7 +343,7 @@ class Run:
         arrays = self.backend.map_copies(self, once, axis.size)
         costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
         self.sites[start:] = dict.fromkeys(kept.values())
-        self.num_sites = max((s.order + 1 for s in kept.values()), default=self.num_sites)
+        self.num_sites = max([num_sites, *(s.order + 1 for s in kept.values())])
         self.backend.merge_copies(kept)
         for same in zip(*(c.costs for c in copies), strict=True):
             if len({shared_plates(c.terms) for c in same}) > 1:
@@ -460,6 +467,7 @@ class Run:
         what: str,
         *,
         held: bool = False,
+        constants: frozenset[Site] = frozenset(),
         own: Site | None = None,
         counts: bool = True,
         statement: str = "",
@@ -475,6 +483,7 @@ class Run:
             axes: plates and replicate axes of the statement.
             what: for error messages.
             held: whether the draw on which it depends is a constant.
+            constants: sites whose draws are, if not all.
             own: for a site's own density: the site, which is not upstream of it.
             counts: whether it is a term of the objective, to be searched if the loss is not finite.
             statement: name of the sample statement.
@@ -505,7 +514,7 @@ class Run:
         alternatives: dict[Site, Named] = {}
         if self.slot_axis in named.axes:
             for site, slots in self.slots.items():
-                if site in upstream and not held:
+                if site in upstream and not held and site not in constants:
                     alternatives[site] = _slice(named, self.slot_axis, slots, site.slots)
             named = named.index(self.slot_axis, 0)
         worlds = {s for s in self.sites if s.world is not None and s.world in named.axes}
@@ -520,7 +529,7 @@ class Run:
             upstream=upstream,
             pending=frozenset(a for a in plates if unscaled or a.scale != 1.0),
             inside=frozenset(i for i in inside if (what, i[0]) not in self.plan.joined),
-            held=upstream if held else frozenset(),
+            held=upstream if held else upstream & constants,
             label=what,
             statement=statement,
             own=drawn_here,

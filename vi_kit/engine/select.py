@@ -78,12 +78,14 @@ class Selection:
         sampled: sites to which the default rule must give single draws, and why.
         marginalize: patterns of the model's sites to be summed out.
         seen: names of the sites of all programs so far, which patterns may be for.
+        alone: sites that are somewhere drawn without replicates, which the default baseline would compare.
         jumps: sites which the default rule must not reparameterise, and why.
     """
 
     patterns: tuple[tuple[str, Given], ...] = ()
     marginalize: tuple[str, ...] = ()
     sampled: Mapping[str, str] = field(default_factory=dict)
+    alone: frozenset[str] = frozenset()
     jumps: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Choice] = field(default_factory=dict)
     kept: frozenset[str] | None = None
@@ -201,7 +203,7 @@ class Selection:
                     )
                 )
             return Choice(infer["estimator"], "infer", "annotated at the sample statement")
-        many = any(a.kind == REPLICATE and a.size > 1 for a in axes)
+        many = any(a.kind == REPLICATE and a.size > 1 for a in axes) and label not in self.alone
         has_room = self.kept is None or kept_name("baseline", label) in self.kept
         score = Score(LeaveOneOut() if many else MovingAverage() if has_room else Constant())
         if label in self.jumps:

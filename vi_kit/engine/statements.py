@@ -173,14 +173,21 @@ class Simulation:
         _refuse_second(self, name)
         if name in self.sites:
             site = self.sites[name]
-            site.log_q = self.run.term(made.plain, axes, what, own=site, counts=False)
+            site.log_q = self.run.term(
+                made.plain, axes, what, constants=self.constants, own=site, counts=False
+            )
             self.run.note_density(site, self.details[name].dist, made.plain)
             if site.estimator.holds_params:
                 untracked = self.run.backend.untracked(made.factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
                 self.factors[name] = Factor(values, made.number)
         own = self.sites.get(name) if made.number is not None else None
-        self.terms.append(_term(self, made, drawn_here=own))
+        self.terms.append(_term(self, made, drawn_here=own, constants=self.constants))
+
+    @property
+    def constants(self) -> frozenset[Site]:
+        """Sites whose draws are constants."""
+        return self.program.constants
 
     def draws(self, name: str) -> bool:
         """Whether the value of a latent site is made here."""
@@ -228,6 +235,11 @@ class Conditioned(Simulation, AtDraw):
 
     draw: Draw = field(kw_only=True)
     names: set[str] = field(default_factory=set)
+
+    @property
+    def constants(self) -> frozenset[Site]:
+        """See `Simulation.constants`."""
+        return self.program.constants | self.draw.constants
 
     def latent(self, statement: Statement) -> Array | None:
         """The value of a latent site; `None` if it has to be sampled, so that a dry run can go on."""
@@ -330,7 +342,8 @@ class Replay(AtDraw):
         """Note a log density."""
         _refuse_second(self, made.name)
         made = made.unmasked() if made.name in self.sites else made
-        self.terms.append(_term(self, made, held=self.draw.held))
+        held, constants = self.draw.held, self.program.constants | self.draw.constants
+        self.terms.append(_term(self, made, held=held, constants=constants))
         self.scales.append(made.scale)
 
     def leaves_out(self, name: str) -> bool:

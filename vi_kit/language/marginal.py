@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from array_api_compat import array_namespace
 
-from vi_kit.base.errors import ObjectiveError, message, whole_number
+from vi_kit.base.errors import EstimatorError, ObjectiveError, message, whole_number
 from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost, apply
 from vi_kit.language.programs import (
@@ -90,6 +90,17 @@ class Exact:
         return self.at(program, kept)
 
     def at(self, program: Program, draw: Draw) -> Cost:
+        inside = getattr(program.fn, "algorithm", self)
+        if is_composite(program.fn) and not isinstance(inside, Exact):
+            raise ObjectiveError(
+                message(
+                    f"Exact: the density of the {program.role} is estimated, and the reciprocal of a sum of estimates"
+                    " is biased",
+                    got=f"{type(inside).__name__} inside Exact",
+                    expected="Exact inside, or ImportanceSampling outside",
+                    fix="vi.ImportanceSampling(num_particles, proposal)",
+                )
+            )
         return log_density_of(replace(program, summed=("*",)), draw)
 
 
@@ -178,9 +189,11 @@ class ImportanceSampling:
                 )
             )
         if self.proposal is None:
-            rest = session().conditioned(program, kept)
+            own = replace(program, role=f"{program.role} proposal")
+            rest = session().conditioned(own, kept)
             return rest.log_likelihood
         rest = draw_of(self._given(program, kept))
+        refuse_varied(program, rest)
         if names is not None and rest.keys() != set(names):
             raise ObjectiveError(
                 message(
@@ -207,6 +220,7 @@ class ImportanceSampling:
             role=f"{program.role} proposal",
             summed=(),
             simulated=tuple(simulated),
+            constants=program.constants | kept.constants,
         )
 
 
@@ -281,21 +295,25 @@ class Marginal:
                     fix=f"keep=[...] with some of {sorted(draw)}",
                 )
             )
-        if draw.factors:
-            refuse_varied(program, draw)
-        kept = draw.restricted({*names, *draw.data}, program=program)
+        refuse_varied(program, draw)
+        names = {*names, *draw.data}
+        others = tuple(site for name, site in draw.sites.items() if name not in names)
+        kept = draw.restricted(names, program=program, others=(*draw.others, *others))
         return replace(kept, density=self.algorithm.drawn(own, draw, kept))
 
     def log_density(self, program: Program, draw: Draw) -> Cost:
-        if draw.factors:
-            refuse_varied(program, draw)
+        refuse_varied(program, draw)
         return self.algorithm.at(replace(program, fn=self.fn), draw)
 
 
 def _constant(draw: Draw) -> Draw:
-    """A draw that is held, as values on which nothing depends."""
-    run = session()
-    several = sorted(n for n, s in draw.sites.items() if s.world is not None)
+    """A draw that is held, to be joined with others that are not."""
+    run, why = session(), "its draw is held, and a density at it estimated"
+    several = sorted(
+        site.name
+        for site in (*draw.sites.values(), *draw.others)
+        if run.has_several(site) and not run.is_sampled_instead(site, why)
+    )
     if several:
         run.refuse(
             message(
@@ -305,22 +323,24 @@ def _constant(draw: Draw) -> Draw:
                 fix="estimators={" + ", ".join(f'"{n}": vi.Score()' for n in several) + "}",
             )
         )
-    values = {n: run.backend.untracked(run.constant(v)) for n, v in draw.by_name.items()}
-    return replace(draw, by_name=values, held=False)
+    values = {name: run.constant(value) for name, value in draw.by_name.items()}
+    constants = frozenset((*draw.sites.values(), *draw.others))
+    return replace(draw, by_name=values, held=False, constants=constants)
 
 
 def refuse_varied(program: Program, draw: Draw) -> None:
     """Refuse estimators that vary a draw by its density, in the place of which there is an estimate."""
     names = sorted(draw.factors)
-    session().refuse(
-        message(
-            f"{program.role} sites {names}: their estimator needs the density of the draw, and that of a marginal"
-            " program is estimated",
-            got=f"{type(draw.sites[names[0]].estimator).__name__}() at {names}",
-            expected="Reparam()",
-            fix=f'estimators={{"{names[0]}": vi.Reparam()}}',
+    if names:
+        raise EstimatorError(
+            message(
+                f"{program.role} sites {names}: their estimator varies a draw by its density, and that of a marginal"
+                " program or a posterior is estimated",
+                got=f"{type(draw.sites[names[0]].estimator).__name__}() at {names}",
+                expected="Reparam()",
+                fix=f'estimators={{"{names[0]}": vi.Reparam()}}',
+            )
         )
-    )
 
 
 def marginal(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from vi_kit.base.errors import ObjectiveError, message, whole_number
 from vi_kit.costs.cost import Cost, apply
-from vi_kit.language.marginal import with_others
+from vi_kit.language.marginal import refuse_varied, with_others
 from vi_kit.language.programs import Draw, Program, draw_of, log_density_of, session
 from vi_kit.language.replicates import Replicates, iid
 
@@ -38,6 +38,7 @@ class SIR:
     The draw is $x = x_I$ of $x_1, \dots, x_n \sim q$ with $P(I = i) \propto w_i = p(x_i) / q(x_i)$, and its density is
     estimated by $p(x) / (\frac1n \sum_i w_i)$, whose reciprocal is unbiased. All $n$ values are carried on, each with
     its weight, so that there is no noise of the choice, and the gradient goes through the weights.
+    Sites of the proposal need single draws (`Reparam`, `Score`), which the default rule gives them.
     With `vi.elbo()` the bound is that of `vi.iwae(n)` with the proposal as its guide, draw by draw.
 
     Args:
@@ -63,6 +64,15 @@ class SIR:
                     fix="vi.SIR(guide, num_particles=10)",
                 )
             )
+        if isinstance(self.proposal, Normalized):
+            raise ObjectiveError(
+                message(
+                    "SIR: the proposal is a posterior by resampling itself, whose draws are several values",
+                    got="vi.normalize(...) as a proposal",
+                    expected="a program with single draws",
+                    fix="vi.SIR(guide, num_particles) with the product of both numbers of particles",
+                )
+            )
 
     def mapped(self, fn: Callable[[Callable[..., Any]], Callable[..., Any]]) -> SIR:
         return replace(self, proposal=fn(self.proposal))
@@ -73,6 +83,7 @@ class SIR:
 
         def once() -> tuple[Cost, ...]:
             draw = draw_of(self._proposal(program))
+            refuse_varied(self._proposal(program), draw)
             draws.append(draw)
             return log_density_of(model, draw) - draw.density, *run.values_of(draw)
 
@@ -89,13 +100,14 @@ class SIR:
 
         def once() -> Cost:
             other = draw_of(proposal)
+            refuse_varied(proposal, other)
             return log_density_of(model, other) - other.density
 
         others = iid(once, self.num_particles - 1).log_mean_exp()
         return log_p - apply(with_others(self.num_particles), own, others)
 
     def _proposal(self, program: Program) -> Program:
-        return replace(program, fn=self.proposal, role=f"{program.role} proposal", summed=())
+        return replace(program, fn=self.proposal, role=f"{program.role} particle", summed=())
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,20 +139,22 @@ class Normalized:
 
         def of(proposal: Callable[..., Any]) -> Callable[..., Any]:
             mapped = getattr(proposal, "mapped", None)
-            own = f"{role} proposal"
+            own = f"{role} particle"
             return fn(proposal, own) if mapped is None else mapped(fn, own)
 
         return replace(self, algorithm=self.algorithm.mapped(of))
 
     def _model(self, program: Program) -> Program:
-        return replace(program, fn=self.fn, role="model target", summed=("",))
+        return replace(
+            program, fn=self.fn, role="model target", summed=("", *session().marginalized)
+        )
 
 
 def normalize(model: Callable[..., Any] | Program, algorithm: Sampler) -> Any:
     """The posterior of a model, as a program whose density is estimated without bias.
 
-    It can stand where a guide can: in `SVI(model, vi.normalize(model, ...), ...)`, inside an objective program, inside
-    `vi.marginal`, or as the proposal of another one. Called by itself it runs the proposal.
+    It can stand where a guide can: in `SVI(model, vi.normalize(model, ...), ...)`, or inside an objective program.
+    Called by itself it runs the proposal.
 
     Args:
         model: a program with data, or one that an objective program was given.

@@ -44,6 +44,7 @@ class Program:
         simulated: those of its arguments that are simulated data.
         summed: patterns of the sites that its density is a sum over, where a draw lacks them; `""` among them stands
             for those that are marked by `infer={"enumerate": ...}`.
+        constants: sites whose values, among its arguments, are constants.
     """
 
     fn: Callable[..., Any]
@@ -54,6 +55,7 @@ class Program:
     joint: bool = False
     simulated: tuple[Simulated, ...] = ()
     summed: tuple[str, ...] = ()
+    constants: frozenset[Site] = frozenset()
 
     def sums(self, name: str, infer: Mapping[str, Any]) -> str:
         """By which rule its density is a sum over the values of a site; empty if it is not."""
@@ -132,6 +134,8 @@ class Draw(Mapping[str, Any]):
         deltas: values of sites with a Delta, with the program's parameters held.
         held: whether the values are to be taken as constants.
         followed: whether a dry run follows what depends on which site, whatever their estimators.
+        others: sites that are integrated out, on which the values depend.
+        constants: sites whose values, among these, are constants.
     """
 
     program: Program
@@ -145,6 +149,8 @@ class Draw(Mapping[str, Any]):
     noise: dict[Any, Any] = field(default_factory=dict)
     held: bool = False
     followed: bool = False
+    others: tuple[Site, ...] = ()
+    constants: frozenset[Site] = frozenset()
 
     @property
     def log_density(self) -> Cost:
@@ -232,6 +238,19 @@ class Session(CostContext, Protocol):
     @property
     def apart(self) -> frozenset[Axis]:
         """Replicate axes whose copies are drawn one after the other, or by a map of the library."""
+        ...
+
+    @property
+    def marginalized(self) -> tuple[str, ...]:
+        """Patterns of sites that are summed out of the model."""
+        ...
+
+    def has_several(self, site: Site) -> bool:
+        """Whether a site is enumerated."""
+        ...
+
+    def is_sampled_instead(self, site: Site, why: str) -> bool:
+        """Whether the default rule gives a site another estimator."""
         ...
 
     @property
