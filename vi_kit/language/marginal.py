@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, Self
@@ -164,7 +164,7 @@ class ImportanceSampling:
         rest = draw.restricted(draw.keys() - kept.keys())
         others = None
         if self.num_particles > 1:
-            weight = functools.partial(self._weight, program, kept, rest.keys())
+            weight = functools.partial(self._weight, program, kept, _own_names(rest))
             others = iid(weight, self.num_particles - 1).log_mean_exp()
         if self.proposal is None:
             own = Cost(t for t in draw.density.terms if t.statement not in rest)
@@ -178,7 +178,7 @@ class ImportanceSampling:
         draw = _constant(draw) if draw.held else draw
         return iid(lambda: self._weight(program, draw), self.num_particles).log_mean_exp()
 
-    def _weight(self, program: Program, kept: Draw, names: Collection[str] | None = None) -> Cost:
+    def _weight(self, program: Program, kept: Draw, names: set[str] | None = None) -> Cost:
         if self.proposal is None and is_composite(program.fn):
             raise ObjectiveError(
                 message(
@@ -194,11 +194,11 @@ class ImportanceSampling:
             return rest.log_likelihood
         rest = draw_of(self._given(program, kept))
         refuse_varied(program, rest)
-        if names is not None and rest.keys() != set(names):
+        if names is not None and _own_names(rest) != names:
             raise ObjectiveError(
                 message(
                     f"{program.role} proposal: it must draw the sites that are not kept, and no others",
-                    got=f"{sorted(rest)}",
+                    got=f"{sorted(_own_names(rest))}",
                     expected=f"{sorted(names)}",
                     fix="their names in the proposal",
                 )
@@ -222,6 +222,11 @@ class ImportanceSampling:
             simulated=tuple(simulated),
             constants=program.constants | kept.constants,
         )
+
+
+def _own_names(draw: Draw) -> set[str]:
+    """The sites of a draw, but for those that only serve to make others."""
+    return {name for name in draw if not draw.details[name].infer.get("is_auxiliary")}
 
 
 def with_others(num_particles: int) -> Callable[[Array, Array], Array]:
