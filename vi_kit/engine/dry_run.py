@@ -116,7 +116,9 @@ class DryRun(Run):
             if layout.size > 1 or num_slots > 0:
                 findings.all_at_once.add(site)
         findings.choices[site.label] = choice
-        if not site.summed:
+        if site.summed:
+            findings.summed.add(choice.rule)
+        else:
             findings.names.add(site.name)
         plates = ", ".join(a.name for a in site.axes if a.kind == PLATE)
         event = f" {tuple(dist.event_shape)}" if dist.event_shape else ""
