@@ -173,3 +173,24 @@ def test_refusals_of_proposals_of_posteriors(lib):
         vi.SIR(posterior, 3)
     with pytest.raises(vi.EstimatorError, match="varies a draw by its density"):
         lib.value(lib.Loss(vi.elbo(), vi.DoublyReparam()), model, posterior, 0)
+
+
+def test_particles_whose_weights_underflow(lib):
+    """Log weights thousands of nats apart: the gradient is still that of the bound by weights."""
+
+    def model():
+        w = lib.sample("w", lib.dist.Normal(lib.array(0.0), 1.0))
+        lib.sample("x", lib.dist.Normal(w, 0.005), obs=lib.array(1.3))
+
+    def guide():
+        theta = lib.theta(START)
+        lib.sample("w", lib.dist.Normal(theta[0], lib.xp.exp(theta[1])))
+
+    found = [
+        lib.estimates(loss, model, program, START, 2, 3)
+        for loss, program in (
+            (lib.Loss(), vi.normalize(model, vi.SIR(guide, 4))),
+            (lib.Loss(vi.iwae(num_particles=4)), guide),
+        )
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)

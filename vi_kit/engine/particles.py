@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from array_api_compat import array_namespace
-
 from vi_kit.base.errors import EstimatorError, message
 from vi_kit.base.layouts import Worlds
-from vi_kit.base.named import EVENT, PLATE, SLOT, WORLD, Axis, Named, from_layout, softmax, total
+from vi_kit.base.named import EVENT, PLATE, SLOT, WORLD, Axis, Named, from_layout, total
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.nonlinear import shared_plates
 from vi_kit.costs.terms import Site, Term, merge
@@ -104,8 +102,8 @@ def chosen(
     if axis in log_weight.axes:
         log_weight = log_weight.renamed(axis, _world(site))
         dim = log_weight.axes.index(_world(site))
-        xp = array_namespace(log_weight.array)
-        log_q = Named(xp.log(softmax(log_weight.array, dim)), log_weight.axes)
+        rest = tuple(a for a in log_weight.axes if a != site.world)
+        log_q = log_weight - Named(run.backend.logsumexp(log_weight.array, dim), rest)
     else:
         log_q = log_weight.scaled(0.0)
     upstream = frozenset(s for t in terms for s in t.upstream)

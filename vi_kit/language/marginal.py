@@ -240,6 +240,14 @@ def with_others(num_particles: int) -> Callable[[Array, Array], Array]:
     return log_mean
 
 
+def mapped_part(
+    part: Callable[..., Any], fn: Callable[[Callable[..., Any], str], Callable[..., Any]], role: str
+) -> Callable[..., Any]:
+    """What `Marginal.mapped` makes of one callable, which may be such a program itself."""
+    mapped = getattr(part, "mapped", None) if is_composite(part) else None
+    return fn(part, role) if mapped is None else mapped(fn, role)
+
+
 PLAIN_RUNS: list[Callable[[Marginal, Any, Any], tuple[Any] | None]] = []
 """Of each library that has to see the proposals when a program is run by itself."""
 
@@ -275,12 +283,8 @@ class Marginal:
             role: of the program.
         """
 
-        def of(part: Callable[..., Any], role: str) -> Callable[..., Any]:
-            mapped = getattr(part, "mapped", None)
-            return fn(part, role) if mapped is None else mapped(fn, role)
-
-        algorithm = self.algorithm.mapped(lambda proposal: of(proposal, f"{role} proposal"))
-        return replace(self, fn=of(self.fn, role), algorithm=algorithm)
+        algorithm = self.algorithm.mapped(lambda p: mapped_part(p, fn, f"{role} proposal"))
+        return replace(self, fn=mapped_part(self.fn, fn, role), algorithm=algorithm)
 
     def kept_of(self, names: Iterable[str]) -> list[str]:
         """Those of some names that are kept."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from vi_kit.base.errors import ObjectiveError, message, whole_number
 from vi_kit.costs.cost import Cost, apply
-from vi_kit.language.marginal import refuse_varied, with_others
+from vi_kit.language.marginal import mapped_part, refuse_varied, with_others
 from vi_kit.language.programs import Draw, Program, draw_of, log_density_of, session
 from vi_kit.language.replicates import Replicates, iid
 
@@ -137,12 +137,8 @@ class Normalized:
     ) -> Normalized:
         """See `Marginal.mapped`."""
 
-        def of(proposal: Callable[..., Any]) -> Callable[..., Any]:
-            mapped = getattr(proposal, "mapped", None)
-            own = f"{role} particle"
-            return fn(proposal, own) if mapped is None else mapped(fn, own)
-
-        return replace(self, algorithm=self.algorithm.mapped(of))
+        algorithm = self.algorithm.mapped(lambda p: mapped_part(p, fn, f"{role} particle"))
+        return replace(self, algorithm=algorithm)
 
     def _model(self, program: Program) -> Program:
         return replace(

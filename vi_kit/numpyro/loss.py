@@ -22,7 +22,8 @@ from vi_kit.engine.plan import Plan
 from vi_kit.engine.run import STEP_KEY
 from vi_kit.engine.settings import not_finite
 from vi_kit.estimators.memory import Learned, State, Step
-from vi_kit.language.programs import Program, is_composite
+from vi_kit.language.marginal import mapped_part
+from vi_kit.language.programs import Program
 from vi_kit.numpyro.backend import (
     predictions,
 )
@@ -123,10 +124,7 @@ class Loss(CommonLoss, ELBO):
             >>> # SVI(model, loss.with_state(guide), optax.adam(1e-2), loss)
         """
 
-        mapped = getattr(guide, "mapped", None) if is_composite(guide) else None
-        if mapped is not None:
-            return mapped(self._with_state, "guide")
-        return self._with_state(guide, "guide")
+        return mapped_part(guide, self._with_state, "guide")
 
     def _with_state(self, guide: Callable, role: str) -> Callable:
         """A program of some role with room for what the estimators of its sites keep."""
