@@ -272,9 +272,22 @@ def logarithm(name: str, forms: Sequence[Form]) -> Form:
     return Form(blocker=name)
 
 
-def named(names: str, rule: Rule) -> dict[str, Rule]:
-    """A rule by the names of operations, which are separated by spaces."""
-    return dict.fromkeys(names.split(), rule)
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("sum", "total", "running total", "window total", "added at"), linear),
+    **dict.fromkeys(("copy", "cast", "layout", "reshape", "memory", "triangle", "written"), moved),
+    "lookup": first_moved,
+    "choice": chosen,
+    "mul": product,
+    "contraction": contraction,
+    "div": quotient,
+    "triangular solve": solved,
+    "square": power(2),
+    "sqrt": power(0.5),
+    "rsqrt": power(-0.5),
+    "exp": exponential,
+    "log": logarithm,
+}
+"""By the kind of an operation, or by its name where that is the same in all libraries."""
 
 
 @dataclass(eq=False)

@@ -26,6 +26,7 @@ from vi_kit.analysis.degrees import (
     INVERSES,
     JUMPS,
     POLES,
+    RULES,
     SIDES,
     TESTS,
     Cut,
@@ -34,18 +35,12 @@ from vi_kit.analysis.degrees import (
     Form,
     Rule,
     chosen,
-    contraction,
     derive,
-    exponential,
-    first_moved,
-    linear,
     logarithm,
     moved,
     parted,
     power,
     product,
-    quotient,
-    solved,
     start,
     stepped,
     unknown,
@@ -774,23 +769,6 @@ def _rule(equation: Any) -> Rule:
     if name == "pow":
         exponent = equation.invars[1]
         return power(float(exponent.val) if isinstance(exponent, Literal) else None)
+    if name == "vi_kit_either":
+        return lambda name, forms: moved(name, forms[:2])
     return rule_for(name, RULES) or unknown
-
-
-RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("sum", "total", "running total", "window total", "added at"), linear),
-    **dict.fromkeys(("copy", "cast", "layout", "written"), moved),
-    "lookup": first_moved,
-    "vi_kit_either": lambda name, forms: moved(name, forms[:2]),
-    "mul": product,
-    "contraction": contraction,
-    "div": quotient,
-    "triangular_solve": solved,
-    "square": power(2),
-    "sqrt": power(0.5),
-    "rsqrt": power(-0.5),
-    "exp": exponential,
-    "log": logarithm,
-    "select_n": chosen,
-}
-"""By the name of the primitive, or of its kind."""

@@ -408,7 +408,7 @@ def _copied(op: Operation) -> list[Place]:
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("sum", "pointwise", "comparison", "cast"), _elementwise),
+    **dict.fromkeys(("sum", "pointwise", "choice", "comparison", "cast"), _elementwise),
     "copy": _copied,
     "layout": _rearranged,
     **dict.fromkeys(("total", "reduction"), _reduced),

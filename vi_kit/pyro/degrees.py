@@ -23,26 +23,21 @@ from vi_kit.analysis.degrees import (
     INVERSES,
     JUMPS,
     POLES,
+    RULES,
     SIDES,
     Cut,
     DegreeProbe,
     Degrees,
     Form,
-    Rule,
-    chosen,
     contraction,
     derive,
-    exponential,
-    first_moved,
     linear,
     logarithm,
     moved,
-    named,
     parted,
     power,
     product,
     quotient,
-    solved,
     start,
     stepped,
     unknown,
@@ -65,6 +60,7 @@ from vi_kit.base.demands import Demand
 from vi_kit.engine.plan import Plan
 from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
 from vi_kit.pyro.leaves import reached
+from vi_kit.pyro.operations import KIND, KINDS, name_of, rule_for
 
 aten = torch.ops.aten
 
@@ -195,7 +191,7 @@ class Reading(Drawing):
 
     def step(self, step: Step, degrees: Degrees) -> None:
         """Note an operation, and what it made."""
-        choice = chosen_among(step.func._schema.name.removeprefix("aten::"), step.args)
+        choice = chosen_among(name_of(step.func), step.args)
         cuts = {cut for form in degrees.values() for cut in form.cuts}
         if choice and cuts:
             self.choices[len(self.steps)] = choice
@@ -289,7 +285,7 @@ class Traced(torch.Tensor):
         kwargs = kwargs or {}
         result = func(*_plain(args), **_plain(kwargs))
         traced = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
-        reading, name = traced[0].reading, func._schema.name.removeprefix("aten::")
+        reading, name = traced[0].reading, name_of(func)
         degrees, frame = _degrees(name, args, kwargs), caller()
         cut = Cut(line_of(frame), name.strip("_"), len(reading.steps))
         by_distribution = is_validation(frame)
@@ -500,7 +496,7 @@ class Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self.found and self.tells:
             return result
-        name = func._schema.name.removeprefix("aten::").strip("_")
+        name = name_of(func).strip("_")
         made = result if isinstance(result, tuple) else (result,)
         whole = any(isinstance(x, torch.Tensor) and not _is_inexact(x) for x in made)
         operand = pole(name, args)
@@ -879,14 +875,13 @@ def _of(x: Any) -> dict[str, Form]:
 
 
 def _degrees(name: str, args: Any, kwargs: Any) -> dict[str, Form]:
-    base = name.removesuffix("_") if name not in RULES else name
-    if base in SPECIAL:
-        return SPECIAL[base](base, *args, **kwargs)
+    if name in SPECIAL:
+        return SPECIAL[name](name, *args, **kwargs)
+    if KIND.get(name) == "shape":
+        return {}
     operands = [*map(_of, args), *map(_of, kwargs.values())]
-    rule = RULES.get(base, unknown)
-    if _is_whole(kwargs.get("dtype")):
-        rule = unknown
-    return derive(base, rule, operands)
+    rule = None if _is_whole(kwargs.get("dtype")) else rule_for(name, RULES)
+    return derive(name, rule or unknown, operands)
 
 
 def _is_whole(dtype: Any) -> bool:
@@ -919,10 +914,6 @@ def _convolution(name: str, x: Any, weight: Any, bias: Any, *rest: Any) -> dict[
     return _added_product(name, bias, x, weight)
 
 
-def _solved(name: str, matrix: Any, right: Any, **kwargs: Any) -> dict[str, Form]:
-    return derive(name, solved, [_of(matrix), _of(right)])
-
-
 def _xlogy(name: str, x: Any, y: Any) -> dict[str, Form]:
     return derive(name, product, [_of(x), derive("log", logarithm, [_of(y)])])
 
@@ -931,42 +922,13 @@ def _reciprocal(name: str, x: Any) -> dict[str, Form]:
     return derive(name, quotient, [{}, _of(x)])
 
 
-def _constant(name: str, *args: Any, **kwargs: Any) -> dict[str, Form]:
-    return {}
-
-
-RULES: Mapping[str, Rule] = {
-    **named("rsub neg sum mean cumsum trace", linear),
-    **named("view _unsafe_view reshape expand permute transpose t squeeze unsqueeze", moved),
-    **named("select slice narrow clone detach detach_ alias contiguous _to_copy to", moved),
-    **named("unbind split split_with_sizes chunk as_strided unfold flip roll diagonal", moved),
-    **named("repeat positive lift_fresh cat stack copy tril triu diag_embed", moved),
-    **named("constant_pad_nd _reshape_alias", moved),
-    **named("index gather index_select masked_fill masked_select", first_moved),
-    **named("mul", product),
-    **named("mm bmm mv dot", contraction),
-    **named("div", quotient),
-    **named("square", power(2)),
-    **named("sqrt", power(0.5)),
-    **named("rsqrt", power(-0.5)),
-    **named("exp", exponential),
-    **named("log", logarithm),
-    **named("where", chosen),
-}
-"""By the name of the ATen operation."""
-
 SPECIAL: Mapping[str, Callable[..., dict[str, Form]]] = {
     **dict.fromkeys(("add", "sub"), _sum),
     "pow": _power,
-    **dict.fromkeys(("addmm", "addmv", "baddbmm", "addbmm", "addcmul", "addr"), _added_product),
+    **dict.fromkeys(KINDS["added product"].split(), _added_product),
     "addcdiv": _added_quotient,
     "convolution": _convolution,
-    "linalg_solve_triangular": _solved,
     "reciprocal": _reciprocal,
     "xlogy": _xlogy,
-    **dict.fromkeys(
-        "zeros_like ones_like full_like empty_like rand_like randn_like".split(), _constant
-    ),
-    **dict.fromkeys("new_zeros new_ones new_full new_empty new_empty_strided".split(), _constant),
 }
-"""Those whose operands are of different kinds, and those that look at shapes only."""
+"""Those whose operands are of different kinds."""

@@ -38,6 +38,7 @@ from vi_kit.pyro.degrees import Drawing, Reads
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
 from vi_kit.pyro.leak_probe import is_apart
+from vi_kit.pyro.operations import KIND, name_of, rule_for
 
 aten = torch.ops.aten
 
@@ -319,10 +320,9 @@ class Reader(Drawing, TorchDispatchMode):
             for i, a in enumerate(schema)
         }
         into = [given[a.name] for a in schema if a.alias_info and a.alias_info.is_write]
-        name = func._schema.name.removeprefix("aten::")
-        name = name if name in RULES else name.removesuffix("_")
+        name = name_of(func)
         written, made = _tensors(into), _tensors(result)
-        if name in FROM_SHAPES or not (made or written):
+        if name == "set" or KIND.get(name) == "shape" or not (made or written):
             return
         may_change = frozenset(id(x) for x, places in of if GIVEN in places)
         call = Call(func, name, given, made or written, may_change)
@@ -401,8 +401,9 @@ def _spot(value: torch.Tensor) -> Spot:
 
 
 def _rule(call: Call) -> Rule:
-    if call.name in RULES:
-        return RULES[call.name]
+    rule = rule_for(call.name, RULES)
+    if rule is not None:
+        return rule
     packet = getattr(aten, call.name, call.func.overloadpacket)
     overloads = [call.func, *(getattr(packet, o) for o in packet.overloads()[:1])]
     return _elementwise if any(torch.Tag.pointwise in o.tags for o in overloads) else _unknown
@@ -445,7 +446,7 @@ def _rearranged(call: Call, operands: Operands) -> list[Place]:
 
     indices = {id(x) for name in ("index", "indices") for x in _tensors(call.given.get(name))}
     given = tree_map(elements, {**call.given, **({"value": 0} if "value" in call.given else {})})
-    if call.name in RESHAPES:
+    if KIND.get(call.name) == "reshape":
         if given["self"].numel() != call.made[0].numel():  # numbers of another type
             return [None]
         made = given["self"].reshape(call.made[0].shape)
@@ -682,36 +683,26 @@ def _named(names: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
-RESHAPES = frozenset("view _unsafe_view _reshape_alias _reshape_copy view_copy reshape".split())
-"""Those that give the same numbers another shape."""
-
 RULES: Mapping[str, Rule] = {
-    **_named("copy _to_copy clone detach alias lift_fresh fill masked_fill", _elementwise),
-    **_named("log_sigmoid_forward _prelu_kernel resolve_conj", _elementwise),
-    **_named("normal uniform bernoulli exponential geometric cauchy log_normal", _elementwise),
-    **_named("_standard_gamma poisson binomial native_dropout random", _elementwise),
-    **_named("tril triu view_as_real view_as_complex", _kept),
-    **dict.fromkeys(RESHAPES, _rearranged),
-    **_named("expand repeat permute transpose t squeeze unsqueeze select slice", _rearranged),
-    **_named("unbind split split_with_sizes unsafe_split unsafe_split_with_sizes", _rearranged),
-    **_named("cat stack flip roll diagonal unfold constant_pad_nd diag_embed", _rearranged),
-    **_named("select_scatter slice_scatter", _rearranged),
+    **dict.fromkeys(("copy", "noise"), _elementwise),
+    **_named("fill masked_fill log_sigmoid_forward _prelu_kernel resolve_conj", _elementwise),
+    **_named("triangle view_as_real view_as_complex", _kept),
+    **dict.fromkeys(("layout", "reshape"), _rearranged),
+    **dict.fromkeys(("total", "reduction"), _without),
+    **dict.fromkeys(("running total", "running"), _outside),
+    **_named(
+        "gather scatter scatter_add scatter_reduce index_select index_add index_fill", _gathered
+    ),
+    "index": _indexed,
+    "index_put": _put,
+    "embedding": _embedded,
+    **_named("bucketize searchsorted", _searched),
+    **dict.fromkeys(PRODUCTS, _product),
+    **dict.fromkeys(SOLVED, _solved),
+    **_named("matrix _cdist_forward", _before_the_last(2)),
     **_named("binary_cross_entropy binary_cross_entropy_with_logits mse_loss", _loss),
     **_named("smooth_l1_loss huber_loss soft_margin_loss", _loss),
     **_named("nll_loss_forward nll_loss2d_forward", _picked_loss),
-    **_named("sum mean prod amax amin max min argmax argmin any all logsumexp", _without),
-    **_named("_is_all_true _is_any_true var std var_mean std_mean norm nansum", _without),
-    **_named("linalg_vector_norm median nanmedian mode kthvalue count_nonzero", _without),
-    **_named("aminmax trace", _without),
-    **_named("cumsum cumprod cummax cummin logcumsumexp _softmax _log_softmax", _outside),
-    **_named("_safe_softmax sort topk glu _fft_r2c _fft_c2r _fft_c2c index_copy", _outside),
-    **_named("gather scatter scatter_add scatter_reduce index_select index_add", _gathered),
-    "index_fill": _gathered,
-    **_named("cholesky linalg_cholesky_ex cholesky_inverse", _before_the_last(2)),
-    **dict.fromkeys(SOLVED, _solved),
-    **_named("linalg_inv_ex linalg_lu_factor_ex linalg_lu linalg_qr", _before_the_last(2)),
-    **_named("_linalg_eigh _linalg_svd _linalg_det _linalg_slogdet", _before_the_last(2)),
-    **_named("linalg_matrix_exp _cdist_forward", _before_the_last(2)),
     **_named("grid_sampler_2d grid_sampler_3d affine_grid_generator", _of_first_dims),
     "_scaled_dot_product_flash_attention_for_cpu": _before_the_last(2),
     "_scaled_dot_product_flash_attention": _before_the_last(2),
@@ -719,21 +710,10 @@ RULES: Mapping[str, Rule] = {
     **_named("max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d", _before_the_last(2)),
     **_named("upsample_nearest2d upsample_bilinear2d adaptive_max_pool2d", _before_the_last(2)),
     **_named("multinomial _sample_dirichlet", _before_the_last(1)),
-    **dict.fromkeys(PRODUCTS, _product),
     **_named("convolution native_group_norm", _of_rows),
     "native_layer_norm": _layer_norm,
     **_named("native_batch_norm _native_batch_norm_legit cudnn_batch_norm", _batch_norm),
     **_named("_thnn_fused_gru_cell _thnn_fused_lstm_cell", _before_the_last(1)),
     "mkldnn_rnn_layer": _recurrent,
-    "embedding": _embedded,
-    "index": _indexed,
-    "index_put": _put,
-    **_named("bucketize searchsorted", _searched),
 }
-"""By the name of the ATen operation. Those that torch calls pointwise need none."""
-
-FROM_SHAPES = frozenset(
-    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
-    " new_zeros new_ones new_full new_empty new_empty_strided set".split()
-)
-"""Operations that look at shapes only, or at memory, which is known by itself."""
+"""By the name of the ATen operation, or of its kind. Those that torch calls pointwise need none."""
