@@ -32,7 +32,6 @@ import numpy as np
 
 from vi_kit.analysis.degrees import (
     CONSTANT,
-    GAPS,
     INVERSES,
     POLES,
     SIDES,
@@ -504,7 +503,7 @@ class _Way:
     def stairs(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
         """The same of operations whose results are few, or no truth values: two changes that lie near to each other may
         have equal sides."""
-        others = {*POLES, *SIDES, *GAPS, *LOOPS}
+        others = {*POLES, *SIDES, *LOOPS}
         return {
             cut: of
             for cut, of in self.steps.items()

@@ -283,13 +283,17 @@ class Traced(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        name = name_of(func, kwargs)
+        steps = name in JUMPS
+        if func._schema.is_mutable and "out" not in kwargs and (steps or name in GAPS):
+            same = getattr(getattr(aten, name_of(func)), func._overloadname)
+            return aten.copy_(args[0], same(args[0].clone(), *args[1:], **kwargs))
         result = func(*_plain(args), **_plain(kwargs))
         traced = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
-        reading, name = traced[0].reading, name_of(func)
+        reading = traced[0].reading
         degrees, frame = _degrees(name, args, kwargs), caller()
         cut = Cut(line_of(frame), name.strip("_"), len(reading.steps))
         by_distribution = is_validation(frame)
-        steps = name in JUMPS or bool(kwargs.get("rounding_mode"))
         if not degrees:
             if func._schema.is_mutable:
                 return kwargs.get("out", args[0])
@@ -496,14 +500,15 @@ class Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self.found and self.tells:
             return result
-        name = name_of(func).strip("_")
+        name = name_of(func, kwargs).strip("_")
         made = result if isinstance(result, tuple) else (result,)
         whole = any(isinstance(x, torch.Tensor) and not _is_inexact(x) for x in made)
         operand = pole(name, args)
         divides = operand is not None and isinstance(args[operand], torch.Tensor)
         tells = name == "local_scalar_dense"
         stops = not torch.is_grad_enabled() and not is_own(caller())
-        if name in JUMPS or name in SIDES or divides or whole or tells or stops:
+        steps = name in JUMPS or name in SIDES or name in GAPS
+        if steps or divides or whole or tells or stops:
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             # a program that is told something may take a way that this run does not see
             of = of or (tells and not is_own(caller(), LIBRARIES))

@@ -46,6 +46,8 @@ def rule_for(name: str, rules: Mapping[str, Rule]) -> Rule | None:
     return operations.rule_for(name, rules, KIND)
 
 
-def name_of(func: Any) -> str:
+def name_of(func: Any, kwargs: Any = None) -> str:
     """What an operation is called, without the underscore of one that writes into an operand."""
+    if kwargs and kwargs.get("rounding_mode"):
+        return "floor_divide"
     return func._schema.name.removeprefix("aten::").removesuffix("_")

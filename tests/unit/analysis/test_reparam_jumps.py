@@ -617,6 +617,33 @@ def test_what_cannot_be_followed_is_assumed():
     )
 
 
+@pytest.mark.parametrize("which", range(3))
+def test_an_element_of_a_comparison(lib, which):
+    """That of which a cost depends alone may be another than the one that changes first."""
+    model = model_of(lib, lambda lib, z: where(lib, z > 0.2, 1.0 + 0.0 * z, 0.0 * z)[which])
+    told = row(lib, model, guide_of(lib))
+    assert "Reparam()" not in told and "a cost jumps" in told
+
+
+IN_PLACE = {
+    "floor_": lambda x: x.floor_(),
+    "round_": lambda x: x.mul_(2.0).round_(),
+    "gt_": lambda x: x.gt_(0.2).mul_(2.0),
+    "remainder_": lambda x: x.remainder_(0.5),
+    "div_": lambda x: x.div_(0.5, rounding_mode="floor"),
+    "sign_": lambda x: x.sub_(0.1).sign_(),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_steps_in_place(name):
+    """As those of the operation that makes a new tensor, in torch."""
+    lib = PyroWords()
+    model = model_of(lib, lambda lib, z: IN_PLACE[name](z * 1.0)[0])
+    told = row(lib, model, guide_of(lib))
+    assert "Reparam()" not in told and "a cost jumps" in told
+
+
 def listed(z):
     import torch
 
