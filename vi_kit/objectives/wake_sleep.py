@@ -42,6 +42,9 @@ def wake_sleep(
     variables *and data* that are simulated from the model, as in `forward_kl`. Draws and weights are held
     fixed, so that no site is differentiated through and every estimator serves.
 
+    With a guide whose density is estimated (`vi.marginal`, `vi.normalize`) this is nested-importance wake-sleep:
+    weights are those of the draws as they were made, and $\log q$ is estimated anew at them.
+
     Unbiased for the model's parameters, and in the sleep phase. In the wake phase the gradient is that of
     $-\mathrm{KL}(p \| q)$ only as `num_particles` grows.
 
@@ -53,9 +56,11 @@ def wake_sleep(
     Example:
         >>> wake_sleep(num_particles=10)
         wake_sleep(num_particles=10, insomnia=1.0, num_sleep_particles=1)
+        >>> # nested: SVI(model, vi.normalize(model, vi.SIR(guide, 5)), optimizer, Loss(wake_sleep(num_particles=10)))
 
     References:
         Bornschein and Bengio 2015, Reweighted Wake-Sleep.
+        Naesseth, Lindsten and Schön 2015, Nested Sequential Monte Carlo Methods.
         Le et al. 2020, Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow.
     """
     draws = iid(lambda: densities(model, guide), num_particles)
@@ -108,9 +113,9 @@ def eubo(
     It is consistent, not unbiased: with K draws it lies lower, so that it is an upper bound on $\log p(x)$ only as K
     grows; one draw would be the ELBO's.
 
-    Draws and weights are held fixed, so that every estimator serves. Only the guide's parameters have a gradient,
-    that of $-\sum_k \tilde w_k \log q(z_k | x)$, as in the wake phase of `wake_sleep`: the forward KL's as K grows, not
-    that of the expected value of the estimate.
+    Draws and weights are held fixed, so that every estimator serves. Only the guide's parameters have a gradient (those
+    of the model inside a posterior are among them), that of $-\sum_k \tilde w_k \log q(z_k | x)$, as in the wake phase
+    of `wake_sleep`: the forward KL's as K grows, not that of the expected value of the estimate.
 
     Args:
         num_particles: draws from the guide, at least 2.
@@ -121,6 +126,22 @@ def eubo(
     Example:
         >>> eubo(num_particles=10)
         eubo(num_particles=10)
+
+        A sandwich: with the ELBO of one posterior it lies on either side of the log evidence.
+
+        >>> import pyro, torch, vi_kit as vi
+        >>> import pyro.distributions as dist
+        >>> from vi_kit.pyro import Loss
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.5))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> posterior = vi.normalize(model, vi.SIR(guide, num_particles=5))
+        >>> lower = -Loss(vi.elbo(), num_samples=2000).loss(model, posterior)
+        >>> upper = Loss(vi.eubo(num_particles=10), num_samples=2000).loss(model, posterior)
+        >>> lower < -1.828 < upper
+        True
 
     References:
         Ji and Shen 2019, Stochastic Variational Inference via Upper Bound.
@@ -156,10 +177,11 @@ def multi_trace(model: Program, guide: Program, *, num_particles: int) -> Cost:
     )
 
 
-def densities(model: Program, guide: Program) -> tuple[Cost, Cost]:
-    """Log densities of model and guide at a draw from the guide that is held fixed (nats)."""
+def densities(model: Program, guide: Program) -> tuple[Cost, Cost, Cost]:
+    """Log densities of model and guide at a draw from the guide that is held fixed, and that of the guide as it was
+    drawn, which makes the weights: an estimate of it is one of the reciprocal only there (nats)."""
     z = held_draw(guide)
-    return log_density(model, z), log_density(guide, z)
+    return log_density(model, z), log_density(guide, z), stop_gradient(z.density)
 
 
 def log_density_of_simulated(model: Program, guide: Program) -> Cost:
@@ -168,19 +190,19 @@ def log_density_of_simulated(model: Program, guide: Program) -> Cost:
     return log_density(given(guide, joint), joint)
 
 
-def bound(log_p: Array, log_q: Array) -> Array:
+def bound(log_p: Array, log_q: Array, drawn: Array) -> Array:
     """The IWAE bound."""
-    return log_mean_exp(log_p - log_q)
+    return log_mean_exp(log_p - drawn)
 
 
-def upper_bound(log_p: Array, log_q: Array) -> Array:
+def upper_bound(log_p: Array, log_q: Array, drawn: Array) -> Array:
     """The log weights, weighted."""
-    return weighted(log_p - log_q, log_p - log_q)
+    return weighted(log_p - drawn, log_p - log_q)
 
 
-def wake(log_p: Array, log_q: Array) -> Array:
+def wake(log_p: Array, log_q: Array, drawn: Array) -> Array:
     """The log density of draws from the guide, weighted."""
-    return weighted(log_p - log_q, log_q)
+    return weighted(log_p - drawn, log_q)
 
 
 def weighted(log_w: Array, x: Array) -> Array:
