@@ -78,7 +78,9 @@ def choose(site: Site, before: Sequence[Site]) -> Term:
             return Named(values.aligned(axes) == index, axes)
 
         base, alternatives = lift(one_hot, probs)
-        site.chosen = Term(base, alternatives, upstream=probs.upstream, drawn=probs.drawn)
+        site.chosen = Term(
+            base, alternatives, upstream=probs.upstream, drawn=probs.drawn, held=probs.held
+        )
     return site.chosen
 
 
