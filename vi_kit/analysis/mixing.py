@@ -71,18 +71,23 @@ def moved(place: Along, dim: int) -> Along:
 
 def together(places: Iterable[Place]) -> Place:
     """Of what is made entry by entry of arrays of one shape, or is one of them."""
-    found = list(places)
+    found = set(places)
     if None in found:
         return None
     spread = [p for p in found if p is not None and p.dim != NOWHERE]
-    alone = {p.elements[0] for p in found if p is not None and p.dim == NOWHERE}
-    if len({(p.dim, len(p.elements)) for p in spread}) > 1:
+    alone = {p.elements[0] for p in found if p is not None and p.dim == NOWHERE} - {0}
+    if len({(p.dim, len(p.elements)) for p in spread}) > 1 or len(alone) > 1:
         return None
-    rows = [{*row, *alone} - {0} for row in zip(*(p.elements for p in spread), strict=True)]
-    rows = rows or [alone - {0}]
-    if any(len(row) > 1 for row in rows):
+    one = max(alone, default=0)
+    if not spread:
+        return Along(NOWHERE, (one,))
+    if len(spread) == 1 and not one:
+        return along(*spread[0])
+    rows = np.array([p.elements for p in spread])
+    most = np.maximum(rows.max(0), one)
+    if not ((rows == most) | (rows == 0)).all() or (one and (most != one).any()):
         return None
-    return along(spread[0].dim if spread else NOWHERE, (max(row, default=0) for row in rows))
+    return along(spread[0].dim, most.tolist())
 
 
 def broadcast(place: Along, old: Sequence[int], new: Sequence[int]) -> Place:
