@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,28 @@ def test_cone_fit_rises_towards_the_evidence(lib):
     fit = importlib.import_module(f"models.cone_{lib}")
     bound = fit.fit(fit.guide, vi.elbo(), num_steps=600)
     assert -3.5 < bound - cone.exact_log_evidence() < 0
+
+
+@pytest.mark.parametrize("lib", LIBS)
+def test_a_semi_implicit_guide_covers_the_whole_ring(lib):
+    """As many of its draws lie in one direction as in any other, and at the radius of the ring."""
+    module = importlib.import_module(f"models.cone_{lib}")
+    guide = module.semi_implicit(20)
+    params = module.train(guide, vi.elbo(), num_steps=400)
+    if lib == "pyro":
+        from pyro.infer import Predictive
+
+        draws = Predictive(module.model, guide=guide, num_samples=2000, parallel=True)()
+        x, y = (draws[n].flatten().numpy() for n in ("x", "y"))
+    else:
+        import jax
+        from numpyro.infer import Predictive
+
+        draws = Predictive(guide, params=params, num_samples=2000)(jax.random.key(1))
+        x, y = np.asarray(draws["x"]), np.asarray(draws["y"])
+    counts, _ = np.histogram(np.arctan2(y, x), bins=8, range=(-np.pi, np.pi))
+    assert counts.min() > 150  # of 250
+    assert abs(np.hypot(x, y).mean() - 5**0.5) < 0.15
 
 
 @pytest.mark.parametrize(

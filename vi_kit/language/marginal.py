@@ -120,11 +120,31 @@ class ImportanceSampling:
             distribution of these sites given what was sampled before them.
 
     Example:
-        >>> ImportanceSampling(num_particles=5)
-        ImportanceSampling(num_particles=5, proposal=None)
+        A guide that is a network of noise: the bound of semi-implicit VI with particles of its own distribution; with a
+        learned reverse program that of hierarchical VI and of auxiliary deep generative models (one particle), or of
+        IWHVI (several).
+
+        >>> import pyro, torch, vi_kit as vi
+        >>> import pyro.distributions as dist
+        >>> from vi_kit.pyro import Loss
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.5))
+        ...     pyro.sample("x", dist.Normal(z**2, 0.8), obs=torch.tensor(1.7))
+        >>> def guide():
+        ...     u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("z", dist.Normal(1.5 * torch.tanh(2 * u), 0.5))
+        >>> def reverse(kept):
+        ...     pyro.sample("u", dist.Normal(0.6 * kept["z"], 0.8))
+        >>> def bound(algorithm):
+        ...     return -Loss(num_samples=2000).loss(model, vi.marginal(guide, ["z"], algorithm))
+        >>> bound(vi.ImportanceSampling(2)) < bound(vi.ImportanceSampling(20))
+        True
+        >>> bound(vi.ImportanceSampling(1, reverse)) < bound(vi.ImportanceSampling(20, reverse))
+        True
 
     References:
-        Ranganath et al. 2016, Hierarchical Variational Models. Sobolev and Vetrov 2019, Importance Weighted
+        Ranganath et al. 2016, Hierarchical Variational Models. Yin and Zhou 2018, Semi-Implicit Variational Inference.
+        Maaløe et al. 2016, Auxiliary Deep Generative Models. Sobolev and Vetrov 2019, Importance Weighted
         Hierarchical Variational Inference. Becker et al. 2024, Probabilistic Programming with Programmable Variational
         Inference.
     """
