@@ -28,6 +28,7 @@ from vi_kit.estimators.quadrature_error import quadrature_error
 from vi_kit.language.energy import from_log_density
 from vi_kit.language.marginal import Exact, ImportanceSampling, marginal
 from vi_kit.language.normalize import SIR, normalize
+from vi_kit.language.smc import SMC
 from vi_kit.language.words import (
     Objective,
     SettingRange,
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SIR",
+    "SMC",
     "AnalyticError",
     "BackendError",
     "Baseline",

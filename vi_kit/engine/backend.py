@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 from vi_kit.base.context import Arrays
 from vi_kit.base.named import Array, Axis, Named
-from vi_kit.base.protocols import Moments
+from vi_kit.base.protocols import Distribution, Moments
 from vi_kit.costs.terms import Site, Term
-from vi_kit.language.programs import Draw, Program
+from vi_kit.language.programs import Draw, Program, Statement
 
 R = TypeVar("R", contravariant=True)
 
@@ -41,10 +41,10 @@ class Backend(Arrays, Protocol[R]):
         ...
 
     def map_copies(
-        self, run: R, once: Callable[[], list[Array]], num_copies: int
+        self, run: R, once: Callable[[Any], list[Array]], num_copies: int
     ) -> list[Array] | None:
-        """Call `once` for each copy with noise of its own; or once for all, and return its arrays with one more dim in
-        front."""
+        """Call `once` for each copy, with its number and noise of its own; or once for all, and return its arrays with
+        one more dim in front."""
         ...
 
     def merge_copies(self, kept: Mapping[Site, Site]) -> None:
@@ -80,9 +80,29 @@ class Backend(Arrays, Protocol[R]):
 
     def simulate(self, run: R, program: Program) -> Draw: ...
 
-    def conditioned(self, run: R, program: Program, draw: Draw) -> Draw: ...
+    def conditioned(self, run: R, program: Program, draw: Draw, only: str = "") -> Draw: ...
 
     def log_density(self, run: R, program: Program, draw: Draw) -> Any: ...
+
+    def advanced(
+        self, run: R, program: Program, draw: Draw, before: frozenset[str]
+    ) -> tuple[Any, str]:
+        """See `Session.advanced`."""
+        ...
+
+    def draw_apart(
+        self, run: R, statement: Statement, role: str, constants: frozenset[Site]
+    ) -> tuple[Array, Site]:
+        """The value of a site that an algorithm draws, and the site; `constants` are those whose values are."""
+        ...
+
+    def categorical(self, logits: Array) -> Distribution:
+        """A Categorical of shape `logits.shape[:-1]`."""
+        ...
+
+    def brought(self, run: R, make: Callable[[], Array], event_ndim: int) -> Array:
+        """A value that is made of several replicates and given to a program as one of each."""
+        ...
 
     def one_value(self, value: Any) -> Array | None:
         """A value of a draw as one array; `None` if that has no place for several."""

@@ -49,6 +49,20 @@ def draw(run: Run, statement: Statement, role: str, summed: str = "") -> tuple[A
     return placed(run, site, expansion, len(dist.event_shape)), site
 
 
+def draw_apart(
+    run: Run, statement: Statement, role: str, constants: frozenset[Site]
+) -> tuple[Array, Site]:
+    """Like `draw`, of a site that an algorithm draws, with the log density of its value."""
+    value, site = draw(run, statement, role)
+    log_prob = statement.dist.log_prob(value)
+    what = f"{role} site {statement.name!r}"
+    site.log_q = run.term(
+        log_prob, statement.axes, what, constants=constants, own=site, counts=False
+    )
+    run.note_density(site, statement.dist, log_prob)
+    return value, site
+
+
 def expanded(run: Run, site: Site, dist: Distribution) -> Expansion:
     """What the estimator of a site makes, looked over."""
     return checked(run.backend, site, dist, estimator_of(site).expand(dist))
@@ -139,6 +153,9 @@ def open_site(
     own = label_of(name, role, run.variant, bool(summed))
     if summed:
         choice = run.plan.selection.summed(own, dist, summed)
+    elif statement.algorithm is not None:
+        given = statement.algorithm.estimator
+        choice = run.plan.selection.of_algorithm(own, dist, (*axes, *run.apart), given)
     else:
         choice = run.plan.selection.choose(
             name, own, dist, (*axes, *run.apart), statement.infer, why, run.variant

@@ -57,6 +57,7 @@ class DryRun(Run):
         return needed
 
     def copies(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+        self.numbers[axis] = 0
         return costs_of(fn())
 
     # Sites

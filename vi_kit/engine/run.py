@@ -28,7 +28,7 @@ from vi_kit.costs.eliminate import eliminated
 from vi_kit.costs.nonlinear import shared_plates
 from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
 from vi_kit.engine.backend import Backend
-from vi_kit.engine.particles import chosen, values_of
+from vi_kit.engine.particles import chosen, first_left, resampled, values_of, with_first
 from vi_kit.engine.plan import Plan, Replan
 from vi_kit.engine.refusals import (
     reason_against,
@@ -40,7 +40,7 @@ from vi_kit.engine.refusals import (
 from vi_kit.engine.select import MAX_SUMMED, Choice
 from vi_kit.estimators.base import estimator_of
 from vi_kit.estimators.memory import Learned
-from vi_kit.language.programs import Draw, Program, Statement
+from vi_kit.language.programs import Draw, Program, Resampling, Statement, Swarm
 
 STEP_KEY = "vi_kit.step"
 """Under which name the number of steps is kept."""
@@ -90,6 +90,8 @@ class Run:
         self.slots: dict[Site, range] = {}
         self.chosen_of: dict[Axis, Axis] = {}
         """The worlds that replicates have become, of which one is chosen."""
+        self.numbers: dict[Axis, Any] = {}
+        """Of the copy that is being made, along replicate axes that are apart."""
         self.varied: dict[Site, Varied] = {}
         self.varied_in_nonlinear: set[Site] = set()
         self.in_nonlinear: set[Site] = set()
@@ -169,11 +171,14 @@ class Run:
     def simulate(self, program: Program) -> Draw:
         return self.backend.simulate(self, program)
 
-    def conditioned(self, program: Program, draw: Draw) -> Draw:
-        return self.backend.conditioned(self, program, draw)
+    def conditioned(self, program: Program, draw: Draw, only: str = "") -> Draw:
+        return self.backend.conditioned(self, program, draw, only)
 
     def log_density(self, program: Program, draw: Draw) -> Cost:
         return self.backend.log_density(self, program, draw)
+
+    def advanced(self, program: Program, draw: Draw, before: frozenset[str]) -> tuple[Cost, str]:
+        return self.backend.advanced(self, program, draw, before)
 
     def values_of(self, draw: Draw) -> tuple[Cost, ...]:
         return values_of(self, draw)
@@ -185,11 +190,30 @@ class Run:
         axis: Axis,
         log_weights: Cost,
         values: Sequence[Cost],
+        plates: frozenset[Axis] | None = None,
     ) -> Draw:
-        draw, world = chosen(self, program, draw, axis, log_weights, values)
+        draw, world = chosen(self, program, draw, axis, log_weights, values, plates)
         if world is not None:
             self.chosen_of[axis] = world
         return draw
+
+    def resampled(
+        self, program: Program, swarm: Swarm, into: Axis, how: Resampling
+    ) -> tuple[Draw, Cost]:
+        return resampled(self, program, swarm, into, how)
+
+    def with_first(self, swarm: Swarm, draw: Draw, log_weight: Cost) -> Swarm:
+        return with_first(self, swarm, draw, log_weight)
+
+    def first_left(self, swarm: Swarm, how: Resampling) -> Cost:
+        return first_left(self, swarm, how)
+
+    def number(self, axis: Axis) -> Named:
+        """Which replicate it is, of those along an axis."""
+        xp = array_namespace(self.backend.zero())
+        if axis in self.dims:
+            return Named(xp.arange(axis.size), (axis,))
+        return Named(xp.asarray(self.numbers[axis]))
 
     def note_particles(self, site: Site) -> None:
         """Give a site that says which replicate it is its worlds."""
@@ -327,8 +351,9 @@ class Run:
         copies: list[Copy] = []
         num_sites = self.num_sites
 
-        def once() -> list[Array]:
+        def once(number: Any) -> list[Array]:
             nonlocal num_sites
+            self.numbers[axis] = number
             del self.sites[start:]
             self.dims = dict(dims)
             self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim = (

@@ -166,6 +166,27 @@ class Selection:
         choice = replace(choice, estimator=self.adapted(choice.estimator))
         return replace(choice, layout=choice.acting.layout(dist))
 
+    def of_algorithm(
+        self, label: str, dist: Distribution, axes: Sequence[Axis], given: Estimator | None
+    ) -> Choice:
+        """The choice for a site that an algorithm draws."""
+        kind, why = (dist.name, dist.event_shape), "given with it"
+        if label in self.resolved and self.resolved[label].kind == kind:
+            return self.resolved[label]
+        if given is None:
+            others = LeaveOneOut() if self._is_many(label, axes) else Constant()
+            given = Score(others + MovingAverage() if self._has_room(label) else others)
+            why = f"{dist.name} has no reparameterised sampler"
+        return Choice(given, "algorithm", why, kind, given.layout(dist))
+
+    def _has_room(self, label: str) -> bool:
+        """Whether a baseline of a site can be kept from step to step."""
+        return self.kept is None or kept_name("baseline", label) in self.kept
+
+    def _is_many(self, label: str, axes: Iterable[Axis]) -> bool:
+        """Whether there are replicates of a site to be compared."""
+        return label not in self.alone and any(a.kind == REPLICATE and a.size > 1 for a in axes)
+
     def summed(self, label: str, dist: Distribution, rule: str) -> Choice:
         """The choice for a site that is summed out of a density."""
         known = self.resolved.get(label)
@@ -203,9 +224,9 @@ class Selection:
                     )
                 )
             return Choice(infer["estimator"], "infer", "annotated at the sample statement")
-        many = any(a.kind == REPLICATE and a.size > 1 for a in axes) and label not in self.alone
-        has_room = self.kept is None or kept_name("baseline", label) in self.kept
-        score = Score(LeaveOneOut() if many else MovingAverage() if has_room else Constant())
+        many = self._is_many(label, axes)
+        kept = MovingAverage() if self._has_room(label) else Constant()
+        score = Score(LeaveOneOut() if many else kept)
         if label in self.jumps:
             why, by_measures = self.jumps[label], MeasureValued()
             one_by_one = bool(not_enumerated) or label in self.sampled or bool(dist.event_shape)

@@ -201,6 +201,14 @@ class Simulation:
         """See `Replay.is_own_delta`."""
         return False
 
+    def stops_at(self, name: str) -> bool:
+        """Whether the program is run up to the latent site of this name, and no further."""
+        return False
+
+    def wants(self, name: str) -> bool:
+        """Whether the log density of a statement is asked for."""
+        return True
+
     def leaves_out(self, name: str) -> bool:
         """Whether the copy that an intervention leaves of a site is no term."""
         return False
@@ -234,7 +242,16 @@ class Conditioned(Simulation, AtDraw):
     """Offers the latent sites of a program to their estimators, but for those that a draw has: these are given."""
 
     draw: Draw = field(kw_only=True)
+    only: str = ""
     names: set[str] = field(default_factory=set)
+
+    def stops_at(self, name: str) -> bool:
+        """See `Simulation.stops_at`: at others, where only one is to be drawn."""
+        return bool(self.only) and name != self.only and name not in self.draw
+
+    def wants(self, name: str) -> bool:
+        """See `Simulation.wants`."""
+        return not self.only or name == self.only
 
     @property
     def constants(self) -> frozenset[Site]:
@@ -345,6 +362,14 @@ class Replay(AtDraw):
         held, constants = self.draw.held, self.program.constants | self.draw.constants
         self.terms.append(_term(self, made, held=held, constants=constants))
         self.scales.append(made.scale)
+
+    def stops_at(self, name: str) -> bool:
+        """See `Simulation.stops_at`."""
+        return False
+
+    def wants(self, name: str) -> bool:
+        """See `Simulation.wants`."""
+        return True
 
     def leaves_out(self, name: str) -> bool:
         """See `Simulation.leaves_out`."""
@@ -538,6 +563,43 @@ def realigned(value: Array, theirs: Statement, own: Statement, depth: int) -> Ar
     front = tuple(value.shape)[: value.ndim - dims[0]]
     xp = array_namespace(value)
     return xp.reshape(xp.broadcast_to(value, (*front, *full[0])), (*front, *full[1]))
+
+
+class Stop(Exception):
+    """A program has come to the latent site up to which it is run."""
+
+
+@dataclass(eq=False)
+class Advance(Replay):
+    """Evaluates a program at the values of a draw up to the first latent site that the draw lacks.
+
+    Attributes:
+        before: statements of which the log density is not asked for.
+        following: that site; empty if the program has ended.
+    """
+
+    before: frozenset[str] = frozenset()
+    following: str = ""
+
+    def stops_at(self, name: str) -> bool:
+        """See `Simulation.stops_at`."""
+        if name not in self.draw and not self.following:
+            self.following = name
+        return name not in self.draw
+
+    def wants(self, name: str) -> bool:
+        """See `Simulation.wants`."""
+        return name not in self.before
+
+    def sums(self, statement: Statement) -> str:
+        """See `Replay.sums`."""
+        return ""
+
+    def result(self) -> Cost:
+        """The log density so far."""
+        if not self.following:
+            return super().result()
+        return Cost(self.terms)
 
 
 @dataclass(eq=False)

@@ -195,7 +195,7 @@ class ImportanceSampling:
         return apply(with_others(self.num_particles), own, others)
 
     def at(self, program: Program, draw: Draw) -> Cost:
-        draw = _constant(draw) if draw.held else draw
+        draw = as_constant(draw) if draw.held else draw
         return iid(lambda: self._weight(program, draw), self.num_particles).log_mean_exp()
 
     def _weight(self, program: Program, kept: Draw, names: set[str] | None = None) -> Cost:
@@ -335,7 +335,7 @@ class Marginal:
         return self.algorithm.at(replace(program, fn=self.fn), draw)
 
 
-def _constant(draw: Draw) -> Draw:
+def as_constant(draw: Draw) -> Draw:
     """A draw that is held, to be joined with others that are not."""
     run, why = session(), "its draw is held, and a density at it estimated"
     several = sorted(

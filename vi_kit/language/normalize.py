@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vi_kit.base.errors import ObjectiveError, message, whole_number
 from vi_kit.costs.cost import Cost, apply
@@ -17,8 +17,11 @@ class Sampler(Protocol):
     """How one draws from an unnormalised density.
 
     Attributes:
+        part: what its proposal is to the program, as roles say it.
         proposal: a program with the same sites.
     """
+
+    part: ClassVar[str]
 
     @property
     def proposal(self) -> Callable[..., Any]: ...
@@ -50,29 +53,13 @@ class SIR:
         Importance-Weighted Autoencoders.
     """
 
+    part: ClassVar[str] = "particle"
     proposal: Callable[..., Any]
     num_particles: int
 
     def __post_init__(self) -> None:
         whole_number("SIR", "num_particles", self.num_particles)
-        if not callable(self.proposal):
-            raise ObjectiveError(
-                message(
-                    "SIR: the proposal is no program",
-                    got=repr(self.proposal),
-                    expected="a function with sample statements",
-                    fix="vi.SIR(guide, num_particles=10)",
-                )
-            )
-        if isinstance(self.proposal, Normalized):
-            raise ObjectiveError(
-                message(
-                    "SIR: the proposal is a posterior by resampling itself, whose draws are several values",
-                    got="vi.normalize(...) as a proposal",
-                    expected="a program with single draws",
-                    fix="vi.SIR(guide, num_particles) with the product of both numbers of particles",
-                )
-            )
+        check_proposal("SIR", self.proposal)
 
     def mapped(self, fn: Callable[[Callable[..., Any]], Callable[..., Any]]) -> SIR:
         return replace(self, proposal=fn(self.proposal))
@@ -107,7 +94,29 @@ class SIR:
         return log_p - apply(with_others(self.num_particles), own, others)
 
     def _proposal(self, program: Program) -> Program:
-        return replace(program, fn=self.proposal, role=f"{program.role} particle", summed=())
+        return replace(program, fn=self.proposal, role=f"{program.role} {self.part}", summed=())
+
+
+def check_proposal(algorithm: str, proposal: Any) -> None:
+    """Refuse what is no program of which single draws can be taken."""
+    if not callable(proposal):
+        raise ObjectiveError(
+            message(
+                f"{algorithm}: the proposal is no program",
+                got=repr(proposal),
+                expected="a function with sample statements",
+                fix=f"vi.{algorithm}(guide, num_particles=10)",
+            )
+        )
+    if isinstance(proposal, Normalized):
+        raise ObjectiveError(
+            message(
+                f"{algorithm}: the proposal is a posterior by resampling itself, whose draws are several values",
+                got="vi.normalize(...) as a proposal",
+                expected="a program with single draws",
+                fix=f"vi.{algorithm}(guide, num_particles) with the product of both numbers of particles",
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +146,8 @@ class Normalized:
     ) -> Normalized:
         """See `Marginal.mapped`."""
 
-        algorithm = self.algorithm.mapped(lambda p: mapped_part(p, fn, f"{role} particle"))
+        part = f"{role} {self.algorithm.part}"
+        algorithm = self.algorithm.mapped(lambda p: mapped_part(p, fn, part))
         return replace(self, algorithm=algorithm)
 
     def _model(self, program: Program) -> Program:

@@ -13,6 +13,7 @@ from vi_kit.base.named import PLATE, Array, Axis, Named
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import CostContext, Site, Term
+from vi_kit.estimators.base import Estimator
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,7 @@ class Statement:
         axes: its plates and replicate axes.
         infer: its annotations.
         is_given: whether a handler of the library has put its value there, of which `dist` is a Delta.
+        algorithm: what draws the site, where that is no program.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Statement:
     axes: tuple[Axis, ...]
     infer: Mapping[str, Any]
     is_given: bool = False
+    algorithm: Resampling | None = None
 
     def shape_alone(self, nesting: int) -> tuple[int, ...]:
         """Of one value in the program by itself, with nothing in front of the dims of plates (`nesting`)."""
@@ -232,6 +235,49 @@ class Factor:
     number: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Swarm:
+    """Draws of the sites that a program has sampled so far, with weights.
+
+    Attributes:
+        draw: one of the draws, or what stands for all of them.
+        axis: of the draws.
+        log_weights: of each (nats).
+        values: of each, as costs.
+        plates: whose elements are weighted apart.
+        met: the statements of the target so far.
+        following: its next latent site; empty if it has ended.
+    """
+
+    draw: Draw
+    axis: Axis
+    log_weights: Cost
+    values: tuple[Cost, ...]
+    plates: frozenset[Axis]
+    met: frozenset[str]
+    following: str
+
+
+def ancestor_of(name: str) -> str:
+    """The site that says which draw is taken before the next latent site is sampled."""
+    return f"ancestor of {name}"
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How draws are resampled.
+
+    Attributes:
+        estimator: of the site that says which draw is taken; `None` for the default.
+        ess_threshold: below which share of the number of draws the effective sample size must fall; 1 for always.
+        held: whether the weights by which one is taken are constants.
+    """
+
+    estimator: Estimator | None
+    ess_threshold: float
+    held: bool
+
+
 class Session(CostContext, Protocol):
     """What a run offers to the language."""
 
@@ -264,8 +310,25 @@ class Session(CostContext, Protocol):
         ...
 
     def simulate(self, program: Program) -> Draw: ...
-    def conditioned(self, program: Program, draw: Draw) -> Draw:
-        """A draw of the sites that another draw lacks, given those that it has."""
+    def conditioned(self, program: Program, draw: Draw, only: str = "") -> Draw:
+        """A draw of the sites that another draw lacks, given those that it has.
+
+        Args:
+            program: to draw from.
+            draw: what is given.
+            only: the one that is to be drawn; the program is run no further than to others.
+        """
+        ...
+
+    def advanced(self, program: Program, draw: Draw, before: frozenset[str]) -> tuple[Cost, str]:
+        """The log density of a program at the values of a draw up to the first latent site that the draw lacks (nats),
+        and the name of that site, empty if the program has ended.
+
+        Args:
+            program: to be evaluated.
+            draw: the values.
+            before: statements of which the log density is not asked for.
+        """
         ...
 
     def log_density(self, program: Program, draw: Draw) -> Cost: ...
@@ -284,6 +347,7 @@ class Session(CostContext, Protocol):
         axis: Axis,
         log_weights: Cost,
         values: Sequence[Cost],
+        plates: frozenset[Axis] | None = None,
     ) -> Draw:
         """One of several draws, in proportion to their weights.
 
@@ -291,9 +355,34 @@ class Session(CostContext, Protocol):
             program: whose draw it is.
             draw: one of the replicates, or what stands for all of them.
             axis: of the replicates.
-            log_weights: of each (nats), for each element of the plates that its terms share.
+            log_weights: of each (nats).
             values: by `values_of`.
+            plates: for each element of which one is chosen; left out, those that all terms of the weights share.
         """
+        ...
+
+    def resampled(
+        self, program: Program, swarm: Swarm, into: Axis, how: Resampling
+    ) -> tuple[Draw, Cost]:
+        """Inside replicates: for each of them one of several draws, in proportion to their weights.
+
+        Args:
+            program: whose draws they are.
+            swarm: the draws.
+            into: the axis of the replicates.
+            how: by what estimator, and when.
+
+        Returns:
+            The draw, and the log of the weight that it still has (nats).
+        """
+        ...
+
+    def first_left(self, swarm: Swarm, how: Resampling) -> Cost:
+        """The log of the weight that the first draw, which is kept, still has once others are resampled (nats)."""
+        ...
+
+    def with_first(self, swarm: Swarm, draw: Draw, log_weight: Cost) -> Swarm:
+        """Several draws and one more, in front."""
         ...
 
     def constant(self, value: Any) -> Any:

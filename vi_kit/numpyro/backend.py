@@ -18,7 +18,7 @@ from jax import lax, random
 from jax.scipy.special import digamma, gammaln, polygamma
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
-from numpyro.distributions import constraints
+from numpyro.distributions import Categorical, constraints
 from numpyro.handlers import substitute, uncondition
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
@@ -31,14 +31,17 @@ from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term, kept_name
 from vi_kit.engine.density import LogDensity, scaled_and_masked
+from vi_kit.engine.drawing import draw_apart
 from vi_kit.engine.lanes import Made, Part, along
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import STEP_KEY, Run
 from vi_kit.engine.statements import (
+    Advance,
     Conditioned,
     Evaluation,
     Replay,
     Simulation,
+    Stop,
     check_parameter,
     is_copy,
     is_given,
@@ -281,15 +284,15 @@ class NumPyroBackend:
         yield
 
     def map_copies(
-        self, run: Run, once: Callable[[], list[jax.Array]], num_copies: int
+        self, run: Run, once: Callable[[Any], list[jax.Array]], num_copies: int
     ) -> list[jax.Array]:
         minibatches, first_term = dict(run.subsamples), len(run.terms)
         kept, keys = self.key, random.split(self.new_key(), num_copies)
 
-        def copy(key: jax.Array) -> list[jax.Array]:
+        def copy(key: jax.Array, number: jax.Array) -> list[jax.Array]:
             self.key = key
             try:
-                return once()
+                return once(number)
             finally:  # what is traced may not outlive its trace
                 self.key = kept
                 del run.terms[first_term:]
@@ -297,7 +300,10 @@ class NumPyroBackend:
                     # made inside the loop; outside they are made again, the same
                     run.subsamples = dict(minibatches)
 
-        return jax.vmap(copy)(keys) if run.plan.vectorize else lax.map(copy, keys)
+        copies = keys, jnp.arange(num_copies)
+        if run.plan.vectorize:
+            return jax.vmap(copy)(*copies)
+        return lax.map(lambda numbered: copy(*numbered), copies)
 
     def merge_copies(self, kept: Mapping[Site, Site]) -> None:
         del kept  # there was one
@@ -315,11 +321,29 @@ class NumPyroBackend:
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))
 
-    def conditioned(self, run: Run, program: Program, draw: Draw) -> Draw:
-        return self._run(Conditioned(run, program, draw=draw))
+    def conditioned(self, run: Run, program: Program, draw: Draw, only: str = "") -> Draw:
+        return self._run(Conditioned(run, program, draw=draw, only=only))
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
+
+    def advanced(
+        self, run: Run, program: Program, draw: Draw, before: frozenset[str]
+    ) -> tuple[Cost, str]:
+        reading = Advance(run, program, draw, before=before)
+        return self._run(reading), reading.following
+
+    def draw_apart(
+        self, run: Run, statement: Statement, role: str, constants: frozenset[Site]
+    ) -> tuple[jax.Array, Site]:
+        return draw_apart(run, statement, role, constants)
+
+    def categorical(self, logits: jax.Array) -> NumPyroDistribution:
+        return NumPyroDistribution(Categorical(logits=logits), self.new_key())
+
+    def brought(self, run: Run, make: Callable[[], jax.Array], event_ndim: int) -> jax.Array:
+        del run, event_ndim
+        return make()
 
     def one_value(self, value: Any) -> jax.Array | None:
         if not isinstance(value, Lanes):
@@ -363,6 +387,8 @@ class NumPyroBackend:
             simulated = uncondition() if program.joint else nullcontext()
             with substitute(data={**self.params, **self.mutable}), simulated:
                 program.fn(*program.args, **program.kwargs)
+        except Stop:
+            pass
         finally:
             self.handler = outer
 
@@ -661,7 +687,7 @@ class _Handler:
                     of_estimator=False,
                 )
             self.backend.mutable[name] = msg["value"]
-        elif kind == "sample" and not self.is_left_out(msg):
+        elif kind == "sample" and not self.is_left_out(msg) and self.reading.wants(name):
             self.reading.record(self.density(msg))
 
     def plate_key(self, name: str) -> jax.Array:
@@ -672,6 +698,8 @@ class _Handler:
         return is_copy(msg) and self.reading.leaves_out(msg["name"])
 
     def latent(self, msg: Any) -> None:
+        if self.reading.stops_at(msg["name"]):
+            raise Stop
         fn, shape = msg["fn"], msg["kwargs"].get("sample_shape", ())
         if shape:
             fn = msg["fn"] = fn.expand((*shape, *fn.batch_shape))

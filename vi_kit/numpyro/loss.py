@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from numpyro.distributions import Categorical
 from numpyro.handlers import trace
 from numpyro.infer import ELBO
 from numpyro.infer.elbo import LossWithMutableState
@@ -23,7 +24,8 @@ from vi_kit.engine.run import STEP_KEY
 from vi_kit.engine.settings import not_finite
 from vi_kit.estimators.memory import Learned, State, Step
 from vi_kit.language.marginal import mapped_part
-from vi_kit.language.programs import Program
+from vi_kit.language.programs import Program, ancestor_of
+from vi_kit.language.smc import Resampled
 from vi_kit.numpyro.backend import (
     predictions,
 )
@@ -135,28 +137,37 @@ class Loss(CommonLoss, ELBO):
             with _Latents() as latents:
                 result = guide(*args, **kwargs)
             needs_step = selection.schedule is not None
-            for name, (fn, infer, plates) in latents.items():
-                dist = NumPyroDistribution(fn)
-                # by the default rule a site may have to be sampled after all, which needs more state
-                for variant in range(1 + (selection.schedule is not None)):
-                    own = label_of(name, role, variant)
-                    choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
-                    estimator = choice.acting
-                    for what, kept in estimator.memory.items():
-                        key = kept_name(what, own)
-                        if isinstance(kept, State):
-                            mutable(key, jnp.zeros(kept.shape(plates)))
-                        elif isinstance(kept, Step):
-                            needs_step = True
-                        elif isinstance(kept, Learned):
-                            param(key, jnp.asarray(kept.start, jnp.result_type(float)))
-                        else:
-                            predictions(key, kept.network, kept.inputs(dist, args, kwargs))
+            for own, choice, dist, plates in self._chosen(guide, role, latents):
+                for what, kept in choice.acting.memory.items():
+                    key = kept_name(what, own)
+                    if isinstance(kept, State):
+                        mutable(key, jnp.zeros(kept.shape(plates)))
+                    elif isinstance(kept, Step):
+                        needs_step = True
+                    elif isinstance(kept, Learned):
+                        param(key, jnp.asarray(kept.start, jnp.result_type(float)))
+                    else:
+                        predictions(key, kept.network, kept.inputs(dist, args, kwargs))
             if needs_step and not _has_step():
                 mutable(STEP_KEY, jnp.zeros(()))
             return result
 
         return with_state
+
+    def _chosen(self, guide: Callable, role: str, latents: dict[str, Any]) -> Iterator[Any]:
+        """The sites of a program: label, choice, distribution and sizes of plates."""
+        selection = self.settings.selection
+        for number, (name, (fn, infer, plates)) in enumerate(latents.items()):
+            # by the default rule a site may have to be sampled after all, which needs more state
+            for variant in range(1 + (selection.schedule is not None)):
+                own, dist = label_of(name, role, variant), NumPyroDistribution(fn)
+                choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
+                yield own, choice, dist, plates
+                if isinstance(guide, Resampled) and number > 0:
+                    own = label_of(ancestor_of(name), role, variant)
+                    dist = NumPyroDistribution(Categorical(logits=jnp.zeros(2)))
+                    choice = selection.of_algorithm(own, dist, (), guide.how.estimator)
+                    yield own, choice, dist, plates
 
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
         step = LossStep(self.settings, random.key(0), {}, programs)

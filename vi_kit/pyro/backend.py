@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Categorical
 from pyro.ops.provenance import (
     ProvenanceTensor,
     detach_provenance,
@@ -33,13 +34,16 @@ from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site, Term
 from vi_kit.engine.density import LogDensity, scaled_and_masked
+from vi_kit.engine.drawing import draw_apart
 from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import Run, running
 from vi_kit.engine.statements import (
+    Advance,
     Conditioned,
     Evaluation,
     Replay,
     Simulation,
+    Stop,
     check_parameter,
     is_copy,
     is_given,
@@ -258,11 +262,13 @@ class PyroBackend:
         with _ReplicatePlate(axis.name, axis.size, run.place(axis)):
             yield
 
-    def map_copies(self, run: Run, once: Callable[[], list[torch.Tensor]], num_copies: int) -> None:
+    def map_copies(
+        self, run: Run, once: Callable[[Any], list[torch.Tensor]], num_copies: int
+    ) -> None:
         before, leaked = self.leaked, self.leaked
-        for _ in range(num_copies):
+        for number in range(num_copies):
             self.leaked = before  # the sites of other copies are others
-            once()
+            once(number)
             leaked |= self.leaked
         self.leaked = leaked
 
@@ -295,11 +301,33 @@ class PyroBackend:
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))
 
-    def conditioned(self, run: Run, program: Program, draw: Draw) -> Draw:
-        return self._run(Conditioned(run, program, draw=draw))
+    def conditioned(self, run: Run, program: Program, draw: Draw, only: str = "") -> Draw:
+        return self._run(Conditioned(run, program, draw=draw, only=only))
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
+
+    def advanced(
+        self, run: Run, program: Program, draw: Draw, before: frozenset[str]
+    ) -> tuple[Cost, str]:
+        reading = Advance(run, program, draw, before=before)
+        return self._run(reading), reading.following
+
+    def draw_apart(
+        self, run: Run, statement: Statement, role: str, constants: frozenset[Site]
+    ) -> tuple[torch.Tensor, Site]:
+        return draw_apart(run, statement, role, constants)
+
+    def categorical(self, logits: torch.Tensor) -> PyroDistribution:
+        return PyroDistribution(Categorical(logits=logits))
+
+    def brought(self, run: Run, make: Callable[[], torch.Tensor], event_ndim: int) -> torch.Tensor:
+        if self.reader is None:
+            return make()
+        with self.reader.drawing():
+            value = make()
+        self.reader.mark_in_front(run, value, event_ndim)
+        return value
 
     def one_value(self, value: torch.Tensor) -> torch.Tensor:
         return value
@@ -362,6 +390,8 @@ class PyroBackend:
                     with warnings.catch_warnings():
                         warnings.filterwarnings("ignore", ".*because requires_grad=False")
                         fn(*args, **kwargs)
+        except Stop:
+            pass
         finally:
             self.handler = outer
             if noise is not None:
@@ -643,6 +673,8 @@ class _Handler:
         msg["value"], msg["done"] = dist.fn() if value is None else value, True
 
     def _latent(self, statement: Statement) -> Any:
+        if self.reading.stops_at(statement.name):
+            raise Stop
         reader = self.run.backend.reader
         if reader is None or not self.reading.draws(statement.name):
             return self.reading.latent(statement)
@@ -661,7 +693,7 @@ class _Handler:
             return
         if _is_silent(msg) or (msg["is_observed"] and _runs_model_in_guide()):
             return
-        if is_copy(msg) and self.reading.leaves_out(name):
+        if (is_copy(msg) and self.reading.leaves_out(name)) or not self.reading.wants(name):
             return
         if getattr(fn, "has_rsample", True) is False and type(fn).__name__ == "Unit":
             if self.program.role == "guide":

@@ -258,6 +258,12 @@ class _Solo:
     def draws(self, name: str) -> bool:
         return self.original.draws(name)
 
+    def stops_at(self, name: str) -> bool:
+        return self.original.stops_at(name)
+
+    def wants(self, name: str) -> bool:
+        return self.original.wants(name)
+
     def leaves_out(self, name: str) -> bool:
         return self.original.leaves_out(name)
 

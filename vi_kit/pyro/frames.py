@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import array_api_compat
 import pyro
 import pyro.distributions as dist
 import torch
 
 import vi_kit
 
-LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, vi_kit))
+LIBRARIES = tuple(
+    f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, array_api_compat, vi_kit)
+)
 
 
 def caller(up: int = 1) -> Any:

@@ -150,6 +150,12 @@ class Turns:
     def draws(self, name: str) -> bool:
         return self.reading.draws(name)
 
+    def stops_at(self, name: str) -> bool:
+        return self.reading.stops_at(name)
+
+    def wants(self, name: str) -> bool:
+        return self.reading.wants(name)
+
     def leaves_out(self, name: str) -> bool:
         return self.reading.leaves_out(name)
 
