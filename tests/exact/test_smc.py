@@ -3,12 +3,16 @@
 import contextlib
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import vi_kit as vi
+import vi_kit.engine.particles as particles
 from tests.exact.test_marginal import density, reciprocal
+from vi_kit.language.programs import Resampling
+from vi_kit.language.smc import Dropped
 
 START = np.array([0.5, -0.4, 0.8])
 DATA = np.array([0.3, 1.6, -0.2])
@@ -122,7 +126,7 @@ def test_bound_and_gradient(threshold, lib):
     ]
     assert (np.abs(mean - exact) < 5 * error).all(), (mean, exact, error)
     assert error[0] < 0.01
-    assert (error[1:] < 0.03).all()
+    assert (error[1:] < 0.05).all()
     assert mean[0] < evidence()
 
 
@@ -174,7 +178,7 @@ def test_the_density_and_its_reciprocal_have_no_bias(lib):
             draws = -lib.estimates(loss, uniform(lib), posterior, START, 8, 2)[:, 0]
             error = draws.std(ddof=1) / np.sqrt(len(draws))
             assert abs(draws.mean() - exact) < 5 * error, (how, draws.mean(), exact, error)
-            assert error < 0.02 * exact
+            assert error < 0.03 * exact
 
 
 def test_one_particle_is_the_proposal(lib):
@@ -185,3 +189,117 @@ def test_one_particle_is_the_proposal(lib):
             for program in (guide, vi.normalize(model, vi.SMC(guide, 1)))
         ]
         np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def estimates_of_evidence(theta, data):
+    """All that the log of the estimate can be, and how probable each is; the last resampling is of no account."""
+    found = []
+
+    def after(before, chance, log_mean, t):
+        if t == len(data):
+            found.append((chance, log_mean))
+            return
+        for z in itertools.product((0, 1), repeat=NUM):
+            steps = list(zip(before, z, strict=True))
+            p = np.prod([bernoulli(chances(theta, b, t, data)[0], x) for b, x in steps])
+            w = np.array([weight(theta, b, x, t, data) for b, x in steps])
+            log_w, ends = log_mean + np.log(w.mean()), t + 1 == len(data)
+            for a in [(0,) * NUM] if ends else itertools.product(range(NUM), repeat=NUM):
+                taken = 1.0 if ends else np.prod((w / w.sum())[list(a)])
+                after(tuple(z[i] for i in a), chance * p * taken, log_w, t + 1)
+
+    after((0,) * NUM, 1.0, 0.0, 0)
+    return np.array(found).T
+
+
+def test_inside_a_nonlinear_bound(lib, monkeypatch):
+    """Two independent filters, and a mean under a logarithm."""
+    monkeypatch.setattr("tests.exact.test_smc.DATA", DATA[:2])
+    model, guide = coins(lib)
+    posterior = vi.normalize(model, vi.SMC(guide, NUM))
+    loss = lib.Loss(vi.iwae(num_particles=2), vi.Score(), num_samples=1000)
+    draws = -lib.estimates(loss, model, posterior, START, 8, 5)
+    mean, error = draws.mean(0), draws.std(0, ddof=1) / np.sqrt(len(draws))
+
+    def twice(theta):
+        p, log_z = estimates_of_evidence(theta, DATA[:2])
+        return (p[:, None] * p * (np.logaddexp(log_z[:, None], log_z) - np.log(2))).sum()
+
+    exact = [twice(START), *gradient(twice, START)]
+    assert (np.abs(mean - exact) < 5 * error).all(), (mean, exact, error)
+    assert (error[1:] < 0.08).all()
+
+
+def test_bounds_from_both_sides(lib):
+    model, guide = coins(lib)
+    posterior = vi.normalize(model, vi.SMC(guide, 4))
+    sides = []
+    for objective in (vi.elbo(), vi.eubo(num_particles=8)):
+        loss = lib.Loss(objective, vi.Score(), num_samples=1000)
+        draws = lib.estimates(loss, model, posterior, START, 4, 5)[:, 0]
+        sides.append((draws.mean(), draws.std(ddof=1) / 2))
+    (minus_low, first), (high, second) = sides
+    low = -minus_low
+    assert low + 5 * first < evidence() < high + 5 * second
+    assert high - low < 0.5
+
+
+def test_refusals(lib):
+    model, guide = walk(lib)
+
+    def value(algorithm, estimators=None):
+        return lib.value(lib.Loss(vi.elbo(), estimators), model, vi.normalize(model, algorithm), 0)
+
+    def backwards():
+        for t in reversed(range(len(DATA))):
+            lib.sample(f"z{t}", lib.dist.Normal(lib.theta(START)[0], 1.0))
+
+    with pytest.raises(vi.ObjectiveError, match="does not draw 'z0' next"):
+        value(vi.SMC(backwards, 2))
+    with pytest.raises(vi.EstimatorError, match="a jump in the values of \\['z0'\\]"):
+        value(vi.SMC(guide, 3, ess_threshold=0.5))
+    assert np.isfinite(value(vi.SMC(guide, 3, ess_threshold=0.5, biased=True)))
+    with pytest.raises(vi.EstimatorError, match="of a particle, and has several values"):
+        value(vi.SMC(guide, 3), {"z0": vi.Quadrature(3, biased=True)})
+    for wrong, text in (
+        ({"num_particles": 0}, "num_particles"),
+        ({"resample": vi.Reparam()}, "resample is the estimator"),
+        ({"ess_threshold": 2.0}, "ess_threshold is a share"),
+        ({"proposal": None}, "the proposal is no program"),
+    ):
+        with pytest.raises(vi.ObjectiveError, match=text):
+            vi.SMC(**{"proposal": guide, "num_particles": 2, **wrong})
+    with pytest.raises(vi.ObjectiveError, match="has no steps"):
+        marginal = vi.marginal(model, ["z*"], vi.Exact())
+        lib.value(lib.Loss(), marginal, vi.normalize(marginal, vi.SMC(guide, 2)), 0)
+
+
+MUTANTS = {
+    "weights go on after resampling": ("vi_kit.engine.run.resampled", "with_weights"),
+    "ancestors have no score": ("vi_kit.language.smc.SMC._how", "without_score"),
+    "ancestors are any": ("vi_kit.engine.particles._normalised", "flat"),
+}
+
+
+def with_weights(run, program, swarm, into, how):
+    given, _ = particles.resampled(run, program, swarm, into, how)
+    return given, particles.first_left(run, swarm, replace(how, ess_threshold=0.0))
+
+
+def flat(run, swarm, how):
+    weight, is_due = RIGHT(run, swarm, how)
+    return replace(weight, base=weight.base.scaled(0.0)), is_due
+
+
+RIGHT = particles._normalised
+without_score = property(lambda self: Resampling(Dropped(), self.ess_threshold, held=False))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_rejected(name, lib, monkeypatch):
+    where, mutant = MUTANTS[name]
+    monkeypatch.setattr(where, globals()[mutant])
+    estimated.cache_clear()
+    with pytest.raises(AssertionError):
+        test_bound_and_gradient(1.0, lib)
+    estimated.cache_clear()

@@ -31,6 +31,7 @@ from vi_kit.costs.terms import Site, Term, merge
 from vi_kit.engine.backend import Backend
 from vi_kit.estimators import Enumerate
 from vi_kit.language.programs import (
+    THE_DRAW,
     Draw,
     Program,
     Resampling,
@@ -108,7 +109,6 @@ def chosen(
     axis: Axis,
     log_weights: Cost,
     values: Sequence[Cost],
-    plates: frozenset[Axis] | None,
 ) -> tuple[Draw, Axis | None]:
     """One of several draws, in proportion to their weights, and the axis along which all of them are.
 
@@ -119,11 +119,10 @@ def chosen(
         program: whose draw it is.
         draw: one of the replicates, or what stands for all of them.
         axis: of the replicates.
-        log_weights: of each (nats).
+        log_weights: of each (nats), for each element of the plates that its terms share.
         values: by `values_of`.
-        plates: for each element of which one is chosen; left out, those that all terms of the weights share.
     """
-    weight = _weighed(run, log_weights, plates)
+    weight = _weighed(run, log_weights)
     log_weight = weight.base
     site = _open(
         run, f"particle of the {program.role}", axis.size, weight.pending | run.open_replicates
@@ -173,7 +172,7 @@ LOWEST = -1e30
 
 
 def resampled(
-    run: Particles, program: Program, swarm: Swarm, into: Axis, how: Resampling
+    run: Particles, program: Program, swarm: Swarm, into: Axis | None, how: Resampling
 ) -> tuple[Draw, Cost]:
     """See `Session.resampled`. The number of the draw that is taken is a site."""
     backend, axis = run.backend, swarm.axis
@@ -183,6 +182,7 @@ def resampled(
     if how.held:
         logits = Named(run.constant(logits.array), logits.axes)
     if is_due is not None:
+        assert into is not None
         numbers = Named(xp.arange(event.size) - (event.size - into.size), (event,))
         own = combine(operator.eq, numbers, run.number(into))
         kept = Named(xp.where(own.array, 0.0, LOWEST), own.axes)
@@ -196,7 +196,7 @@ def resampled(
 
     sites = {s for s in (*swarm.draw.sites.values(), *swarm.draw.others) if run.is_followed(s)}
     sites |= weight.upstream
-    name = ancestor_of(swarm.following)
+    name = ancestor_of(swarm.following or THE_DRAW)
     given = tracked(backend.with_worlds(run, logits.broadcast(axes), 1), sites)
     statement = Statement(name, backend.categorical(given), axes, {}, algorithm=how)
     value, site = backend.draw_apart(run, statement, program.role, swarm.draw.constants)
@@ -211,8 +211,8 @@ def resampled(
             return backend.with_worlds(run, _taken(named, axis, index), event_ndim)
 
         by_name[name] = tracked(backend.brought(run, make, event_ndim), known)
-        within = tuple(into if a == axis else a for a in before.axes)
-        details[name] = replace(before, axes=within)
+        within = [into if a == axis else a for a in before.axes]
+        details[name] = replace(before, axes=tuple(a for a in within if a is not None))
     others = (*swarm.draw.others, site)
     given = replace(
         swarm.draw,

@@ -190,15 +190,14 @@ class Run:
         axis: Axis,
         log_weights: Cost,
         values: Sequence[Cost],
-        plates: frozenset[Axis] | None = None,
     ) -> Draw:
-        draw, world = chosen(self, program, draw, axis, log_weights, values, plates)
+        draw, world = chosen(self, program, draw, axis, log_weights, values)
         if world is not None:
             self.chosen_of[axis] = world
         return draw
 
     def resampled(
-        self, program: Program, swarm: Swarm, into: Axis, how: Resampling
+        self, program: Program, swarm: Swarm, into: Axis | None, how: Resampling
     ) -> tuple[Draw, Cost]:
         return resampled(self, program, swarm, into, how)
 

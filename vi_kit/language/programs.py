@@ -258,6 +258,10 @@ class Swarm:
     following: str
 
 
+THE_DRAW = "the draw"
+"""For what the last one is taken."""
+
+
 def ancestor_of(name: str) -> str:
     """The site that says which draw is taken before the next latent site is sampled."""
     return f"ancestor of {name}"
@@ -347,7 +351,6 @@ class Session(CostContext, Protocol):
         axis: Axis,
         log_weights: Cost,
         values: Sequence[Cost],
-        plates: frozenset[Axis] | None = None,
     ) -> Draw:
         """One of several draws, in proportion to their weights.
 
@@ -355,21 +358,20 @@ class Session(CostContext, Protocol):
             program: whose draw it is.
             draw: one of the replicates, or what stands for all of them.
             axis: of the replicates.
-            log_weights: of each (nats).
+            log_weights: of each (nats), for each element of the plates that its terms share.
             values: by `values_of`.
-            plates: for each element of which one is chosen; left out, those that all terms of the weights share.
         """
         ...
 
     def resampled(
-        self, program: Program, swarm: Swarm, into: Axis, how: Resampling
+        self, program: Program, swarm: Swarm, into: Axis | None, how: Resampling
     ) -> tuple[Draw, Cost]:
         """Inside replicates: for each of them one of several draws, in proportion to their weights.
 
         Args:
             program: whose draws they are.
             swarm: the draws.
-            into: the axis of the replicates.
+            into: the axis of the replicates; `None` for one draw of all.
             how: by what estimator, and when.
 
         Returns:

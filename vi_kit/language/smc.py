@@ -134,9 +134,8 @@ class SMC:
         while swarm is None or swarm.following:
             swarm = self._step(program, model, swarm, self.num_particles)
             evidence = evidence + self._mean(swarm)
-        draw = session().chosen(
-            program, swarm.draw, swarm.axis, swarm.log_weights, swarm.values, swarm.plates
-        )
+        how = replace(self._how, ess_threshold=1.0)
+        draw, _ = session().resampled(program, swarm, None, how)
         return replace(draw, density=log_density_of(model, draw) - evidence)
 
     def at(self, program: Program, model: Program, draw: Draw) -> Cost:

@@ -24,7 +24,7 @@ from vi_kit.engine.run import STEP_KEY
 from vi_kit.engine.settings import not_finite
 from vi_kit.estimators.memory import Learned, State, Step
 from vi_kit.language.marginal import mapped_part
-from vi_kit.language.programs import Program, ancestor_of
+from vi_kit.language.programs import THE_DRAW, Program, ancestor_of
 from vi_kit.language.smc import Resampled
 from vi_kit.numpyro.backend import (
     predictions,
@@ -157,15 +157,19 @@ class Loss(CommonLoss, ELBO):
     def _chosen(self, guide: Callable, role: str, latents: dict[str, Any]) -> Iterator[Any]:
         """The sites of a program: label, choice, distribution and sizes of plates."""
         selection = self.settings.selection
-        for number, (name, (fn, infer, plates)) in enumerate(latents.items()):
-            # by the default rule a site may have to be sampled after all, which needs more state
-            for variant in range(1 + (selection.schedule is not None)):
+        # by the default rule a site may have to be sampled after all, which needs more state
+        variants = range(1 + (selection.schedule is not None))
+        for name, (fn, infer, plates) in latents.items():
+            for variant in variants:
                 own, dist = label_of(name, role, variant), NumPyroDistribution(fn)
                 choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
                 yield own, choice, dist, plates
-                if isinstance(guide, Resampled) and number > 0:
+        if isinstance(guide, Resampled):
+            dist = NumPyroDistribution(Categorical(logits=jnp.zeros(2)))
+            names = [*latents, THE_DRAW][1:]
+            for name, (*_, plates) in zip(names, latents.values(), strict=True):
+                for variant in variants:
                     own = label_of(ancestor_of(name), role, variant)
-                    dist = NumPyroDistribution(Categorical(logits=jnp.zeros(2)))
                     choice = selection.of_algorithm(own, dist, (), guide.how.estimator)
                     yield own, choice, dist, plates
 
