@@ -14,7 +14,7 @@ from tests.exact.test_marginal import density, reciprocal
 from vi_kit.language.programs import Resampling
 from vi_kit.language.smc import Dropped
 
-START = np.array([0.5, -0.4, 0.8])
+START = np.array([-0.5, 2.0, 0.5])
 DATA = np.array([0.3, 1.6, -0.2])
 NUM = 2
 
@@ -28,8 +28,8 @@ def coins(lib, series=None):
         z = lib.array(0.0)
         with within():
             for t, x in enumerate(data):
-                z = lib.sample(f"z{t}", lib.dist.Bernoulli(0.3 + 0.4 * z))
-                lib.sample(f"x{t}", lib.dist.Normal(z, 0.7), obs=lib.array(x))
+                z = lib.sample(f"z{t}", lib.dist.Bernoulli(0.05 + 0.9 * z))
+                lib.sample(f"x{t}", lib.dist.Normal(z, 0.5), obs=lib.array(x))
 
     def guide():
         theta = lib.theta(START)
@@ -49,12 +49,12 @@ def bernoulli(p, z):
 def chances(theta, z, t, data):
     """Of a one at step t: under the proposal and under the model."""
     logit = theta[0] + theta[1] * z + theta[2] * data[t]
-    return 1.0 / (1.0 + np.exp(-logit)), 0.3 + 0.4 * z
+    return 1.0 / (1.0 + np.exp(-logit)), 0.05 + 0.9 * z
 
 
 def weight(theta, before, z, t, data):
     q, p = chances(theta, before, t, data)
-    likelihood = np.exp(-0.5 * ((data[t] - z) / 0.7) ** 2) / (0.7 * np.sqrt(2 * np.pi))
+    likelihood = np.exp(-0.5 * ((data[t] - z) / 0.5) ** 2) / (0.5 * np.sqrt(2 * np.pi))
     return bernoulli(p, z) * likelihood / bernoulli(q, z)
 
 
