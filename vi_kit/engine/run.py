@@ -365,6 +365,7 @@ class Run:
             return arrays
 
         arrays = self.backend.map_copies(self, once, axis.size)
+        del self.numbers[axis]
         costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
         self.sites[start:] = dict.fromkeys(kept.values())
         self.num_sites = max([num_sites, *(s.order + 1 for s in kept.values())])
