@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import optax
+import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI, Predictive
 
 import vi_kit as vi
@@ -52,3 +54,32 @@ def test_by_itself_it_runs_with_all_its_sites():
         jax.random.key(0)
     )
     assert set(draws) == {"u", "x"}
+
+
+def test_filters_do_not_see_through_a_scan():
+    """The steps of a scan come all at once."""
+    data = jnp.array([0.3, 1.6, -0.2])
+
+    def model():
+        def body(z, x):
+            z = numpyro.sample("z", dist.Normal(0.9 * z, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+            return z, None
+
+        scan(body, jnp.array(0.0), data)
+
+    def guide():
+        def body(z, x):
+            z = numpyro.sample("z", dist.Normal(x, numpyro.param("s", 0.7)))
+            return z, None
+
+        scan(body, jnp.array(0.0), data)
+
+    def unrolled():
+        for t in range(len(data)):
+            numpyro.sample(f"z{t}", dist.Normal(data[t], 0.7))
+
+    with pytest.raises(vi.ObjectiveError, match="'z' is in the body of a scan or cond"):
+        Loss().loss(jax.random.key(0), {"s": 0.7}, model, vi.normalize(model, vi.SMC(guide, 3)))
+    with pytest.raises(vi.ObjectiveError, match="'z' is in the body of a scan or cond"):
+        Loss().loss(jax.random.key(0), {}, model, vi.normalize(model, vi.SMC(unrolled, 3)))

@@ -359,13 +359,13 @@ class Run:
                 counts
             )
             copy = Copy.of(costs_of(fn()), self.sites[start:])
+            del self.numbers[axis]  # what is traced may not outlive its trace
             num_sites = max(num_sites, self.num_sites)  # sites that were summed out are gone
             arrays = copy.arrays()
             copies.append(copy.hollow() if self.backend.maps_values else copy)
             return arrays
 
         arrays = self.backend.map_copies(self, once, axis.size)
-        del self.numbers[axis]
         costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
         self.sites[start:] = dict.fromkeys(kept.values())
         self.num_sites = max([num_sites, *(s.order + 1 for s in kept.values())])

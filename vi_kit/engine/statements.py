@@ -267,6 +267,8 @@ class Conditioned(Simulation, AtDraw):
 
     def latent_inside(self, statement: Statement) -> Array | None:
         """See `Simulation.latent_inside`."""
+        if self.only:
+            raise _many_steps(self.program, statement.name)
         if not self.draws(statement.name):
             self.problem(
                 f"{self.program.role} site {statement.name!r}: its value is given, and it is in a scan or cond",
@@ -565,6 +567,18 @@ def realigned(value: Array, theirs: Statement, own: Statement, depth: int) -> Ar
     return xp.reshape(xp.broadcast_to(value, (*front, *full[0])), (*front, *full[1]))
 
 
+def _many_steps(program: Program, name: str) -> ObjectiveError:
+    """The error about a site of which the values for all steps come at once, where steps are taken one by one."""
+    return ObjectiveError(
+        message(
+            f"SMC: {program.role} site {name!r} is in the body of a scan or cond, whose steps come all at once",
+            got="control flow of the library",
+            expected="latent sites and data in the program itself, by a Python loop over the steps",
+            fix="for t in range(num_steps): ...; or vi.SIR(proposal, num_particles), which takes all steps as one",
+        )
+    )
+
+
 class Stop(Exception):
     """A program has come to the latent site up to which it is run."""
 
@@ -580,6 +594,12 @@ class Advance(Replay):
 
     before: frozenset[str] = frozenset()
     following: str = ""
+
+    def latent(self, statement: Statement) -> Array | None:
+        """The value of a latent site."""
+        if statement.name not in self.draw:
+            raise _many_steps(self.program, statement.name)
+        return super().latent(statement)
 
     def stops_at(self, name: str) -> bool:
         """See `Simulation.stops_at`."""

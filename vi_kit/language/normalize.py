@@ -164,7 +164,7 @@ def normalize(model: Callable[..., Any] | Program, algorithm: Sampler) -> Any:
 
     Args:
         model: a program with data, or one that an objective program was given.
-        algorithm: `SIR(proposal, num_particles)`.
+        algorithm: `SIR(proposal, num_particles)`, or `SMC(proposal, num_particles)` where the data come one by one.
 
     Returns:
         A program of the kind that was given.
@@ -181,7 +181,7 @@ def normalize(model: Callable[..., Any] | Program, algorithm: Sampler) -> Any:
             message(
                 "normalize: no algorithm",
                 got=repr(algorithm),
-                expected="vi.SIR(proposal, num_particles)",
+                expected="vi.SIR(proposal, num_particles) or vi.SMC(proposal, num_particles)",
                 fix="algorithm=vi.SIR(guide, num_particles=10)",
             )
         )
