@@ -25,7 +25,9 @@ from vi_kit.estimators.baselines import (
     SumOfBaselines,
 )
 from vi_kit.estimators.quadrature_error import quadrature_error
+from vi_kit.language.annealing import AIS
 from vi_kit.language.energy import from_log_density
+from vi_kit.language.kernels import Hamiltonian, Langevin
 from vi_kit.language.marginal import Exact, ImportanceSampling, marginal
 from vi_kit.language.normalize import SIR, normalize
 from vi_kit.language.smc import SMC
@@ -54,6 +56,7 @@ from vi_kit.unbiased import Unbiasedness, check_unbiased
 __version__ = "0.1.0"
 
 __all__ = [
+    "AIS",
     "SIR",
     "SMC",
     "AnalyticError",
@@ -62,7 +65,9 @@ __all__ = [
     "Constant",
     "EstimatorError",
     "Exact",
+    "Hamiltonian",
     "ImportanceSampling",
+    "Langevin",
     "LearnedConstant",
     "LeaveOneOut",
     "MovingAverage",

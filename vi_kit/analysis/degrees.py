@@ -109,6 +109,9 @@ SIDES: Mapping[str, Callable[..., Any]] = {
     "tan": lambda x: (x / math.pi + 0.5) // 1,
     "copysign": lambda x, y: y < 0,
     "signbit": lambda x: x < 0,
+    "threshold_backward": lambda slope, x, threshold: x > threshold,
+    "leaky_relu_backward": lambda slope, x, *others: x > 0,
+    "hardtanh_backward": lambda slope, x, low, high: (x > low) ^ (x >= high),
     **dict.fromkeys(INVERSES, lambda matrix, *others: negative_directions(matrix)),
 }
 """Other operations that jump between values of their operands, and what changes there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -47,6 +47,25 @@ class Arrays(Protocol):
         ...
 
     def uniform(self, shape: tuple[int, ...], like: Array) -> Array: ...
+
+    def standard_normal(self, shape: tuple[int, ...], like: Array) -> Array: ...
+
+    def gradients(
+        self, fn: Callable[[list[Array]], Sequence[Array]], values: list[Array], num: int
+    ) -> list[list[Array]]:
+        """Of each of the `num` numbers that a function makes of arrays the derivatives by these arrays, which can be
+        differentiated again."""
+        ...
+
+    def loop(
+        self, step: Callable[[Any, Any], tuple[Any, list[Array]]], carry: Any, xs: list[Array]
+    ) -> tuple[Any, list[Array]]:
+        """Take steps, each with one part of the arrays `xs`, along their first dim.
+
+        Returns:
+            What the last step handed on, and what all steps made, along a dim in front.
+        """
+        ...
 
     def standard_gamma(self, concentration: Array) -> Array:
         """One draw for each concentration, of rate one, without gradient."""

@@ -209,6 +209,20 @@ class DistributionView(ABC):
     def is_real(self, support: Any) -> bool:
         """Whether one of the library's constraints is none."""
 
+    @abstractmethod
+    def map_to(self, support: Any) -> Any:
+        """The library's map from all of a space to what one of its constraints allows."""
+
+    def coordinates(self) -> Any | None:
+        support = inner = self.fn.support
+        while hasattr(inner, "base_constraint"):
+            inner = inner.base_constraint
+        if not self.is_real(inner):
+            return self.map_to(support)
+        if self.open_ends() == 2:
+            return None
+        raise NotImplementedError(f"{self.name} does not say what its support is")
+
     @property
     def support_name(self) -> str:
         return str(self.fn.support)

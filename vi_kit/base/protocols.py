@@ -62,6 +62,15 @@ class Distribution(Protocol):
         """The bounds of its values that are not constant."""
         ...
 
+    def coordinates(self) -> Any | None:
+        """A map of the library's, from all of a space to the support: called on coordinates, with `inv` and
+        `log_abs_det_jacobian(coordinates, value)`; `None` if the support is all of a space itself.
+
+        Raises:
+            NotImplementedError: there is none.
+        """
+        ...
+
     def support_size(self) -> int | None:
         """Number of values of one event, `None` when it is not finite."""
         ...

@@ -10,7 +10,7 @@ from vi_kit.base.context import Arrays
 from vi_kit.base.named import Array, Axis, Named
 from vi_kit.base.protocols import Distribution, Moments
 from vi_kit.costs.terms import Site, Term
-from vi_kit.language.programs import Draw, Program, Statement
+from vi_kit.language.programs import Draw, Program, Start, Statement
 
 R = TypeVar("R", contravariant=True)
 
@@ -102,6 +102,27 @@ class Backend(Arrays, Protocol[R]):
 
     def brought(self, run: R, make: Callable[[], Array], event_ndim: int) -> Array:
         """A value that is made of several replicates and given to a program as one of each."""
+        ...
+
+    def unbounded(self, run: R, program: Program, draw: Draw, *, finds: bool) -> Draw:
+        """See `vi_kit.engine.unbounded.Unbounded`."""
+        ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Programs that are run inside are not of the objective: nothing is noted of them."""
+        ...
+
+    def parameters(
+        self, run: R, program: Program, starts: Mapping[str, Start], like: Array
+    ) -> dict[str, Array]:
+        """The values of parameters that belong to a program though it does not declare them.
+
+        Args:
+            run: the run.
+            program: to which they belong.
+            starts: by name.
+            like: an array of the dtype and on the device that they get where nothing is kept of them.
+        """
         ...
 
     def one_value(self, value: Any) -> Array | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vi_kit.analysis.blocked import Blocked
@@ -45,6 +46,10 @@ class DryRun(Run):
         refuse_scores_below(self)
         self.findings.split = any(t.group is not None for t in cost.terms)
         return {}
+
+    @property
+    def is_dry(self) -> bool:
+        return True
 
     def refuse(self, text: str, *, of_estimator: bool = True) -> None:
         self.findings.problem(text, of_estimator=of_estimator)
@@ -217,6 +222,15 @@ class DryRun(Run):
         self.findings.tells_apart(site.axes)
         self.findings.all_at_once.add(site)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        met = list(self.findings.met)
+        try:
+            with super().aside():
+                yield
+        finally:
+            self.findings.met[:] = met
+
     # Programs
 
     @property
@@ -342,6 +356,16 @@ class ProbingRun(PartialRun):
 
     def note_density(self, site: Site, dist: Distribution, log_prob: Array) -> None:
         self.probe.drawn(site.label, dist, log_prob)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        probe = self.probe
+        terms, draws = list(probe.terms), list(probe.draws)
+        try:
+            with super().aside():
+                yield
+        finally:
+            probe.terms[:], probe.draws[:] = terms, draws
 
 
 class ClosedFormRun(PartialRun):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from vi_kit.costs.eliminate import eliminated
 from vi_kit.costs.nonlinear import shared_plates
 from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
 from vi_kit.engine.backend import Backend
+from vi_kit.engine.chains import gradients, of_elements, single
 from vi_kit.engine.particles import chosen, first_left, resampled, values_of, with_first
 from vi_kit.engine.plan import Plan, Replan
 from vi_kit.engine.refusals import (
@@ -40,7 +42,7 @@ from vi_kit.engine.refusals import (
 from vi_kit.engine.select import MAX_SUMMED, Choice
 from vi_kit.estimators.base import estimator_of
 from vi_kit.estimators.memory import Learned
-from vi_kit.language.programs import Draw, Program, Resampling, Statement, Swarm
+from vi_kit.language.programs import Draw, Program, Resampling, Start, Statement, Swarm
 
 STEP_KEY = "vi_kit.step"
 """Under which name the number of steps is kept."""
@@ -77,6 +79,7 @@ class Run:
         self.own_losses: list[Array] = []
         self.learns = False
         self.variant = 0
+        self.is_aside = False
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
         self.uneven: set[Axis] = set()
@@ -180,6 +183,25 @@ class Run:
     def advanced(self, program: Program, draw: Draw, before: frozenset[str]) -> tuple[Cost, str]:
         return self.backend.advanced(self, program, draw, before)
 
+    def coordinates(self, program: Program, draw: Draw) -> Draw:
+        return single(self, self.backend.unbounded(self, program, draw, finds=True))
+
+    def from_coordinates(self, program: Program, draw: Draw) -> Draw:
+        return self.backend.unbounded(self, program, draw, finds=False)
+
+    def gradients(
+        self, fn: Callable[[list[Array]], Sequence[Cost]], values: list[Array], num: int
+    ) -> list[list[Array]]:
+        return gradients(self, fn, values, num)
+
+    def of_elements(self, array: Array, statement: Statement, what: str) -> Cost:
+        return of_elements(self, array, statement, what)
+
+    def parameters(
+        self, program: Program, starts: Mapping[str, Start], like: Array
+    ) -> dict[str, Array]:
+        return self.backend.parameters(self, program, starts, like)
+
     def values_of(self, draw: Draw) -> tuple[Cost, ...]:
         return values_of(self, draw)
 
@@ -221,6 +243,22 @@ class Run:
         if not self.backend.maps_values:
             self.place(site.world)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Programs that are run inside are not of the objective: all is as before when they are done."""
+        numbers = ("num_sites", "num_terms", "next_slot", "placed_dims", "_replicates", "_free_dim")
+        kept = {name: getattr(self, name) for name in (*numbers, "is_aside")}
+        kept |= {
+            name: getattr(self, name).copy()
+            for name in ("sites", "terms", "by_order", "slots", "dims", "subsamples", "repeated")
+        }
+        self.is_aside = True
+        try:
+            with self.backend.aside():
+                yield
+        finally:
+            vars(self).update(kept)
+
     def evaluate(self, draw: Draw, fn: Callable[..., Array]) -> Cost:
         return Cost([self.backend.evaluate(self, draw, fn)])
 
@@ -231,6 +269,11 @@ class Run:
         return self.plan.states.get(term.label, met)
 
     # What differs in a dry run
+
+    @property
+    def is_dry(self) -> bool:
+        """See `Session.is_dry`."""
+        return False
 
     def open(self, site: Site, statement: Statement, choice: Choice) -> None:
         """Look over the choice for a new site."""

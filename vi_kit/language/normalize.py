@@ -30,6 +30,10 @@ class Sampler(Protocol):
         """The same with another proposal."""
         ...
 
+    def declare(self) -> None:
+        """Declare parameters of its own, in a plain run of the program."""
+        ...
+
     def simulate(self, program: Program, model: Program) -> Draw: ...
     def at(self, program: Program, model: Program, draw: Draw) -> Cost: ...
 
@@ -63,6 +67,9 @@ class SIR:
 
     def mapped(self, fn: Callable[[Callable[..., Any]], Callable[..., Any]]) -> SIR:
         return replace(self, proposal=fn(self.proposal))
+
+    def declare(self) -> None:
+        """There are none."""
 
     def simulate(self, program: Program, model: Program) -> Draw:
         run, draws = session(), list[Draw]()
@@ -133,6 +140,7 @@ class Normalized:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The proposal."""
+        self.algorithm.declare()
         return self.algorithm.proposal(*args, **kwargs)
 
     def simulate(self, program: Program) -> Draw:
@@ -164,7 +172,8 @@ def normalize(model: Callable[..., Any] | Program, algorithm: Sampler) -> Any:
 
     Args:
         model: a program with data, or one that an objective program was given.
-        algorithm: `SIR(proposal, num_particles)`, or `SMC(proposal, num_particles)` where the data come one by one.
+        algorithm: `SIR(proposal, num_particles)`, or `SMC(proposal, num_particles)` where the data come one by one,
+            or `AIS(proposal, num_steps, kernel)`.
 
     Returns:
         A program of the kind that was given.

@@ -139,6 +139,7 @@ class Draw(Mapping[str, Any]):
         followed: whether a dry run follows what depends on which site, whatever their estimators.
         others: sites that are integrated out, on which the values depend.
         constants: sites whose values, among these, are constants.
+        drawn_with: the auxiliary values of a program that has such, by which it draws these and knows their density.
     """
 
     program: Program
@@ -154,6 +155,7 @@ class Draw(Mapping[str, Any]):
     followed: bool = False
     others: tuple[Site, ...] = ()
     constants: frozenset[Site] = frozenset()
+    drawn_with: Any = None
 
     @property
     def log_density(self) -> Cost:
@@ -220,6 +222,19 @@ class Draw(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.by_name)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Of a parameter that an algorithm has.
+
+    Attributes:
+        value: at first: a number, or several.
+        constraint: what it stays: `"positive"`, `"unit_interval"`, or `"simplex"`.
+    """
+
+    value: float | tuple[float, ...]
+    constraint: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,6 +310,11 @@ class Session(CostContext, Protocol):
         """Patterns of sites that are summed out of the model."""
         ...
 
+    @property
+    def is_dry(self) -> bool:
+        """Whether it is only found out how values depend on each other; one step of many that are alike will do."""
+        ...
+
     def has_several(self, site: Site) -> bool:
         """Whether a site is enumerated."""
         ...
@@ -336,6 +356,48 @@ class Session(CostContext, Protocol):
         ...
 
     def log_density(self, program: Program, draw: Draw) -> Cost: ...
+    def coordinates(self, program: Program, draw: Draw) -> Draw:
+        """A draw in coordinates without bounds, and its log density by these (nats): terms without a statement are
+        those of the coordinates.
+
+        Args:
+            program: that has the sites; it says what their supports are.
+            draw: of all its sites but those that others determine.
+        """
+        ...
+
+    def from_coordinates(self, program: Program, draw: Draw) -> Draw:
+        """A draw of all sites of a program from one in coordinates, with the same density."""
+        ...
+
+    def gradients(
+        self, fn: Callable[[list[Array]], Sequence[Cost]], values: list[Array], num: int
+    ) -> list[list[Array]]:
+        """The derivatives of `num` costs by arrays; they are no costs of the objective.
+
+        Args:
+            fn: from the arrays to the costs.
+            values: at which, each for itself in all that is in front of its own dims.
+            num: of costs.
+        """
+        ...
+
+    def of_elements(self, array: Array, statement: Statement, what: str) -> Cost:
+        """A cost for each element of a site.
+
+        Args:
+            array: with the dims of its distribution, and more of the event (nats).
+            statement: where it is sampled.
+            what: for messages.
+        """
+        ...
+
+    def parameters(
+        self, program: Program, starts: Mapping[str, Start], like: Array
+    ) -> dict[str, Array]:
+        """See `vi_kit.engine.backend.Backend.parameters`."""
+        ...
+
     def evaluate(self, draw: Draw, fn: Callable[..., Array]) -> Cost:
         """The cost that a function of a draw makes."""
         ...

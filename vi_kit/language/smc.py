@@ -126,6 +126,9 @@ class SMC:
     def mapped(self, fn: Callable[[Callable[..., Any]], Callable[..., Any]]) -> SMC:
         return replace(self, proposal=fn(Resampled(self.proposal, self._how)))
 
+    def declare(self) -> None:
+        """There are none."""
+
     def simulate(self, program: Program, model: Program) -> Draw:
         self._check(model)
         if self.num_particles == 1:

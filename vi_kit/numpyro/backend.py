@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,7 +47,9 @@ from vi_kit.engine.statements import (
     is_given,
     no_density,
 )
-from vi_kit.language.programs import Draw, Program, Statement
+from vi_kit.engine.unbounded import Unbounded
+from vi_kit.language.programs import Draw, Program, Start, Statement
+from vi_kit.numpyro.annealing import declared
 from vi_kit.numpyro.degrees import invented, is_known
 from vi_kit.numpyro.dependence import GRADIENT, PARAMS, Provenance, Sight
 from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
@@ -137,6 +139,26 @@ class NumPyroBackend:
 
     def uniform(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
         return random.uniform(self.new_key(), shape, dtype=like.dtype)
+
+    def standard_normal(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
+        return random.normal(self.new_key(), shape, dtype=like.dtype)
+
+    def gradients(
+        self,
+        fn: Callable[[list[jax.Array]], Sequence[jax.Array]],
+        values: list[jax.Array],
+        num: int,
+    ) -> list[list[jax.Array]]:
+        # one by one: XLA finds that the forward passes are one
+        return [jax.grad(lambda values, i=i: fn(values)[i])(values) for i in range(num)]
+
+    def loop(
+        self, step: Callable[[Any, Any], tuple[Any, list[jax.Array]]], carry: Any, xs: Any
+    ) -> tuple[Any, list[jax.Array]]:
+        if len(xs[0]) > 1:
+            return lax.scan(step, carry, xs)
+        carry, made = step(carry, [x[0] for x in xs])
+        return carry, [x[None] for x in made]
 
     def standard_gamma(self, concentration: jax.Array) -> jax.Array:
         held = lax.stop_gradient(concentration)
@@ -323,6 +345,29 @@ class NumPyroBackend:
 
     def conditioned(self, run: Run, program: Program, draw: Draw, only: str = "") -> Draw:
         return self._run(Conditioned(run, program, draw=draw, only=only))
+
+    def unbounded(self, run: Run, program: Program, draw: Draw, *, finds: bool) -> Draw:
+        return self._run(Unbounded(run, program, draw=draw, finds=finds))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        kept = (self.provenance, self.watches, self.questions, self.mutable)
+        self.provenance, self.watches, self.mutable = None, False, dict(self.mutable)
+        try:
+            yield
+        finally:  # what is traced may not outlive its trace
+            self.provenance, self.watches, self.questions, self.mutable = kept
+
+    def parameters(
+        self, run: Run, program: Program, starts: Mapping[str, Start], like: jax.Array
+    ) -> dict[str, jax.Array]:
+        del like
+        outer, self.handler = self.handler, _Handler(self, Simulation(run, program), 0)
+        try:
+            with substitute(data=self.params):
+                return {name: declared(name, start) for name, start in starts.items()}
+        finally:
+            self.handler = outer
 
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))

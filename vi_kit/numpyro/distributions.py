@@ -26,6 +26,7 @@ from numpyro.distributions import (
     Normal,
     RightTruncatedDistribution,
     TransformedDistribution,
+    biject_to,
     constraints,
     kl_divergence,
 )
@@ -114,6 +115,9 @@ class NumPyroDistribution(DistributionView):
 
     def is_real(self, support: Any) -> bool:
         return support is constraints.real
+
+    def map_to(self, support: Any) -> Any:
+        return biject_to(support)
 
 
 def _by_probs(fn: Any) -> Any:

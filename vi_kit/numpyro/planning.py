@@ -346,7 +346,7 @@ class TracedRun(DryRun):
         self, site: Site, dist: Distribution, estimator: Estimator, pathwise: bool
     ) -> jax.Array:
         value = super().sampled(site, dist, estimator, pathwise)
-        if dist.name == "Delta":
+        if dist.name == "Delta" or self.is_aside:
             return value
         return elements_p.bind(value, axes=site.axes, event_ndim=len(dist.event_shape))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -49,11 +49,13 @@ from vi_kit.engine.statements import (
     is_given,
     outside_support,
 )
-from vi_kit.language.programs import Draw, Program, Statement, with_replaced
+from vi_kit.engine.unbounded import Unbounded
+from vi_kit.language.programs import Draw, Program, Start, Statement, with_replaced
+from vi_kit.pyro.annealing import declared
 from vi_kit.pyro.degrees import TELLING
 from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, random_value, sampled
-from vi_kit.pyro.frames import caller, is_validation, line_of
+from vi_kit.pyro.frames import Origins, caller, is_validation, line_of
 from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe, is_apart
@@ -126,6 +128,45 @@ class PyroBackend:
 
     def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.rand(shape, dtype=like.dtype, device=like.device)
+
+    def standard_normal(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(shape, dtype=like.dtype, device=like.device)
+
+    def gradients(
+        self,
+        fn: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]],
+        values: list[torch.Tensor],
+        num: int,
+    ) -> list[list[torch.Tensor]]:
+        del num
+        known, again, found = get_provenance(tuple(values)), torch.is_grad_enabled(), []
+        with torch.enable_grad():
+            values = [detach_provenance(v) for v in values]
+            steps = [torch.zeros_like(v).requires_grad_() for v in values]
+            self.steps |= set(steps)
+            with Origins() if running().is_dry else nullcontext():
+                totals = fn([v + step for v, step in zip(values, steps, strict=True)])
+            known |= get_provenance(tuple(totals)).intersection(running().sites)
+            for total in map(detach_provenance, totals):
+                total = total if total.requires_grad else steps[0].sum() * 0.0
+                found.append(
+                    torch.autograd.grad(
+                        total, steps, retain_graph=True, create_graph=again, materialize_grads=True
+                    )
+                )
+        return [[track_provenance(g, known) if known else g for g in grads] for grads in found]
+
+    def loop(
+        self,
+        step: Callable[[Any, Any], tuple[Any, list[torch.Tensor]]],
+        carry: Any,
+        xs: list[torch.Tensor],
+    ) -> tuple[Any, list[torch.Tensor]]:
+        made = []
+        for i in range(len(xs[0])):
+            carry, arrays = step(carry, [x[i] for x in xs])
+            made.append(arrays)
+        return carry, [torch.stack(arrays) for arrays in zip(*made, strict=True)]
 
     def standard_gamma(self, concentration: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -304,6 +345,28 @@ class PyroBackend:
     def conditioned(self, run: Run, program: Program, draw: Draw, only: str = "") -> Draw:
         return self._run(Conditioned(run, program, draw=draw, only=only))
 
+    def unbounded(self, run: Run, program: Program, draw: Draw, *, finds: bool) -> Draw:
+        return self._run(Unbounded(run, program, draw=draw, finds=finds))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        recorded, leaked, self.recorded = self.recorded, self.leaked, None
+        try:
+            yield
+        finally:
+            self.recorded, self.leaked = recorded, leaked
+
+    def parameters(
+        self, run: Run, program: Program, starts: Mapping[str, Start], like: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        outer, self.handler = self.handler, _Handler(Simulation(run, program))
+        try:
+            return {name: declared(name, start, like) for name, start in starts.items()}
+        finally:
+            for p in self.handler.released:
+                p.requires_grad_(True)
+            self.handler = outer
+
     def log_density(self, run: Run, program: Program, draw: Draw) -> Cost:
         return self._run(Replay(run, program, draw))
 
@@ -349,11 +412,11 @@ class PyroBackend:
     def _run(self, reading: Simulation | Replay | Evaluation) -> Any:
         run, program, num_terms = reading.run, reading.program, reading.run.num_terms
         noise = None if isinstance(reading, Evaluation) else self._noise(reading)
-        if run.plan.in_turn and run.expands:
+        if run.plan.in_turn and run.expands and not isinstance(reading, Unbounded):
             Turns(self, reading, noise).execute()
         else:
             self.once(reading, noise)
-        if self.recorded is not None:
+        if self.recorded is not None and not isinstance(reading, Unbounded):
             self.recorded.append(Recorded(reading, dict(run.dims), num_terms))
         result: Any = reading.result()
         if isinstance(reading, Evaluation):
@@ -676,7 +739,7 @@ class _Handler:
         if self.reading.stops_at(statement.name):
             raise Stop
         reader = self.run.backend.reader
-        if reader is None or not self.reading.draws(statement.name):
+        if reader is None or self.run.is_aside or not self.reading.draws(statement.name):
             return self.reading.latent(statement)
         with reader.drawing():
             value = self.reading.latent(statement)

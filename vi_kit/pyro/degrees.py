@@ -58,7 +58,7 @@ from vi_kit.analysis.jumps import (
 )
 from vi_kit.base.demands import Demand
 from vi_kit.engine.plan import Plan
-from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
+from vi_kit.pyro.frames import LIBRARIES, caller, is_own, line_of, origin
 from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.operations import KIND, KINDS, name_of, rule_for
 
@@ -292,8 +292,8 @@ class Traced(torch.Tensor):
         traced = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
         reading = traced[0].reading
         degrees, frame = _degrees(name, args, kwargs), caller()
-        cut = Cut(line_of(frame), name.strip("_"), len(reading.steps))
-        by_distribution = is_validation(frame)
+        line, by_distribution = origin(frame)
+        cut = Cut(line, name.strip("_"), len(reading.steps))
         if not degrees:
             if func._schema.is_mutable:
                 return kwargs.get("out", args[0])
@@ -512,7 +512,7 @@ class Watch(TorchDispatchMode):
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             # a program that is told something may take a way that this run does not see
             of = of or (tells and not is_own(caller(), LIBRARIES))
-            of = of and not is_validation(caller())
+            of = of and not origin(caller())[1]
             self.found, self.tells = self.found or of, self.tells or (of and tells)
         return result
 

@@ -8,7 +8,13 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.ops.provenance import get_provenance
-from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
+from torch.distributions import (
+    Independent,
+    MixtureSameFamily,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
 from torch.distributions.utils import clamp_probs
 
 from vi_kit.base.distributions import DistributionView, Wrappers, without_validation
@@ -150,6 +156,9 @@ class PyroDistribution(DistributionView):
 
     def is_real(self, support: Any) -> bool:
         return support is constraints.real
+
+    def map_to(self, support: Any) -> Any:
+        return biject_to(support)
 
 
 def _unrounded(fn: Any) -> Any:

@@ -12,6 +12,7 @@ import array_api_compat
 import pyro
 import pyro.distributions as dist
 import torch
+from torch.overrides import TorchFunctionMode
 
 import vi_kit
 
@@ -52,6 +53,30 @@ DISTRIBUTIONS = tuple(
     for folder in package.__path__
 )
 """The folders of the distributions of torch and Pyro."""
+
+
+ORIGIN = "vi_kit_origin"
+"""Under which name a node of the autograd graph keeps where its operation was asked for."""
+
+
+class Origins(TorchFunctionMode):
+    """Lets the operations of a backward pass be known by the lines of those that they are derivatives of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, frame = func(*args, **(kwargs or {})), caller()
+        for made in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(made, torch.Tensor) and made.grad_fn is not None:
+                known: Any = made.grad_fn.metadata
+                known.setdefault(ORIGIN, (line_of(frame), is_validation(frame)))
+        return result
+
+
+def origin(frame: Any) -> tuple[str, bool]:
+    """The line of the program on which an operation, or what it is a derivative of, is asked for; and whether by a
+    distribution, as by `is_validation`."""
+    node: Any = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+    known = None if node is None else node.metadata.get(ORIGIN)
+    return known or (line_of(frame), is_validation(frame))
 
 
 def is_validation(frame: Any) -> bool:

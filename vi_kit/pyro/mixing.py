@@ -686,6 +686,12 @@ def _named(names: str, rule: Rule) -> dict[str, Rule]:
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("copy", "noise"), _elementwise),
     **_named("fill masked_fill log_sigmoid_forward _prelu_kernel resolve_conj", _elementwise),
+    **_named("log_sigmoid_backward softplus_backward elu_backward mish_backward", _elementwise),
+    **_named("leaky_relu_backward hardtanh_backward hardsigmoid_backward", _elementwise),
+    **_named("hardswish_backward mse_loss_backward huber_loss_backward", _elementwise),
+    **_named("binary_cross_entropy_backward smooth_l1_loss_backward", _elementwise),
+    **_named("select_backward slice_backward", _rearranged),
+    **_named("_softmax_backward_data _log_softmax_backward_data", _outside),
     **_named("triangle view_as_real view_as_complex", _kept),
     **dict.fromkeys(("layout", "reshape"), _rearranged),
     **dict.fromkeys(("total", "reduction"), _without),

@@ -131,6 +131,8 @@ class PyroPlanner(Planner):
         reader, start = Reader((model.args, model.kwargs), plates, plan.harmless), Generators.now()
 
         def draw(site: Site, dist: Any) -> torch.Tensor:
+            if run.is_aside:  # of a sum over its values
+                return dist.sample()
             event_ndim = len(dist.event_shape)
             dims = {a: -a.order - event_ndim for a in site.axes if a in reader.numbers}
             return reader.drawn(dist.fn, dims)
