@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from array_api_compat import array_namespace, device
 
@@ -75,6 +75,8 @@ class AIS:
         Domke 2021, MCMC Variational Inference via Uncorrected Hamiltonian Annealing. Doucet et al. 2022, Score-Based
         Diffusion meets Annealed Importance Sampling.
     """
+
+    part: ClassVar[str] = "proposal"
 
     proposal: Callable[..., Any]
     num_steps: int
@@ -238,7 +240,7 @@ class AIS:
         return chain.of_proposal(end) + chain.of_maps(chain.start) - chain.ratio
 
     def _proposal(self, program: Program) -> Program:
-        return replace(program, fn=self.proposal, role=f"{program.role} proposal", summed=())
+        return replace(program, fn=self.proposal, role=f"{program.role} {self.part}", summed=())
 
 
 @dataclass(frozen=True, eq=False)
