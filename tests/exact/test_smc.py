@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import itertools
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 
 import vi_kit as vi
 import vi_kit.engine.particles as particles
+from models import state_space
 from tests.exact.test_marginal import density, reciprocal
 from vi_kit.language.programs import Resampling
 from vi_kit.language.smc import Dropped
@@ -305,3 +307,21 @@ def test_mutants_are_rejected(name, lib, monkeypatch):
     with pytest.raises(AssertionError):
         test_bound_and_gradient(1.0, lib)
     estimated.cache_clear()
+
+
+def test_the_bound_of_a_filter_is_near_the_evidence(lib):
+    """A linear-Gaussian model, whose evidence the Kalman filter knows; weights of whole series are far off."""
+    programs = importlib.import_module(f"models.state_space_{lib.name}")
+    data = state_space.linear_data(10)
+    exact = state_space.linear_log_evidence(data)
+    model, proposal = programs.linear(lib.array(data))
+    lib.theta(START)
+    bounds = {}
+    for name, objective, guide in (
+        ("filter", vi.elbo(), vi.normalize(model, vi.SMC(proposal, 32, biased=True))),
+        ("series", vi.iwae(num_particles=32), proposal),
+    ):
+        loss = lib.Loss(objective, num_samples=50)
+        bounds[name] = -lib.value(loss, model, guide, 0)
+    assert exact - 0.5 < bounds["filter"] < exact + 0.1
+    assert bounds["series"] < bounds["filter"] - 0.1
