@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vi_kit.base.errors import ObjectiveError, message, whole_number
+from vi_kit.base.errors import EstimatorError, ObjectiveError, message, whole_number
 from vi_kit.estimators import Score
+from vi_kit.language.normalize import without_bias
 from vi_kit.language.objective import Objective
+from vi_kit.language.programs import is_composite
 from vi_kit.objectives import ciwae, cubo, elbo, iwae, miwae, renyi
 
 MAX_TUPLES = 20_000
@@ -181,9 +183,9 @@ def check_unbiased(
     sites of the guide have few values it is exact, a sum over them; else the score function of many draws
     ($E[F \nabla \log q + \nabla F]$). Where the support of a site moves with a coordinate the score function is not
     the gradient: there it is central differences of the mean of $F$, with the same random numbers on both sides. So
-    it is for `elbo`, `iwae`, `miwae`, `ciwae`, `renyi` and `cubo`; for other objectives, and for bounds per element
-    of a plate, it is the loss with `Score()` at all sites, or differences of the loss if a support moves. The report
-    says which.
+    it is for `elbo`, `iwae`, `miwae`, `ciwae`, `renyi` and `cubo`; for other objectives, for bounds per element of a
+    plate, and for programs made by `vi.marginal` or `vi.normalize` (a filter's ancestors scored), it is the loss with
+    `Score()` at all sites, or differences of the loss if a support moves. The report says which.
 
     Nothing is changed: parameters, what baselines keep, and the state of random number generators stay as they were.
 
@@ -241,7 +243,12 @@ def check_unbiased(
         )
     replay = loss.replay(model, guide, args, kwargs, params)
     draws = replay.estimates(loss, num_draws, seed)
-    exact, reference_error, how = _reference(replay, loss, num_draws, seed + 1)
+    if is_composite(model) or is_composite(guide):
+        unbiased = (without_bias(program) for program in (model, guide))
+        replay = loss.replay(*unbiased, args, kwargs, params)
+        exact, reference_error, how = _of_composites(replay, loss, num_draws, seed + 1)
+    else:
+        exact, reference_error, how = _reference(replay, loss, num_draws, seed + 1)
     mean, error = _mean(draws)
     size = replay.rounding * (1 + np.abs(exact) + np.abs(draws).max(axis=0))
     error = np.sqrt(error**2 + reference_error**2 + size**2)
@@ -283,13 +290,26 @@ def _reference(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[An
     return mean, error, how
 
 
+def _of_composites(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[Any, Any, str]:
+    """The reference for programs of which only the loss itself knows the densities."""
+    try:
+        return _scored(replay, loss, num_draws, seed)
+    except EstimatorError:  # sites that must be reparameterised
+        return _by_differences(replay, loss, num_draws, seed)
+
+
+def _scored(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[Any, Any, str]:
+    """The loss with another estimator, which is always unbiased."""
+    draws = replay.estimates(loss.with_estimators(Score()), 4 * num_draws, seed)
+    return *_mean(draws), f"the same objective with Score(), {len(draws)} draws"
+
+
 def _by_the_loss(
     replay: Replay, loss: Any, bound: _Bound | None, num_draws: int, seed: int
 ) -> tuple[Any, Any, str]:
     """The reference for objectives of which only the loss itself knows what they are."""
     if not replay.sampled(SCOUTS, seed).moves.any():
-        draws = replay.estimates(loss.with_estimators(Score()), 4 * num_draws, seed)
-        return *_mean(draws), f"the same objective with Score(), {len(draws)} draws"
+        return _scored(replay, loss, num_draws, seed)
     if bound is None:
         raise ObjectiveError(
             message(
@@ -299,6 +319,11 @@ def _by_the_loss(
                 fix="a check of one of these objectives with the same estimators",
             )
         )
+    return _by_differences(replay, loss, num_draws, seed)
+
+
+def _by_differences(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[Any, Any, str]:
+    """Differences of the loss, with the same random numbers on both sides."""
     values_at = replay.losses(loss, num_draws, seed)
     slopes, errors = _differences(replay, values_at, np.arange(len(replay.at)))
     value, error = _mean(values_at(np.zeros_like(replay.at))[:, None])

@@ -62,7 +62,7 @@ def weight(theta, before, z, t, data, sd=0.5, **chain):
     return bernoulli(p, z) * likelihood / bernoulli(q, z)
 
 
-def bound(theta, data=DATA, threshold=1.0):
+def bound(theta, data=DATA, threshold=1.0, **chain):
     """The mean of the log of the estimate of the evidence, by enumeration."""
 
     def after(before, carried, t):
@@ -77,7 +77,7 @@ def bound(theta, data=DATA, threshold=1.0):
                 ]
             )
             w = np.array(carried) * [
-                weight(theta, b, x, t, data) for b, x in zip(before, z, strict=True)
+                weight(theta, b, x, t, data, **chain) for b, x in zip(before, z, strict=True)
             ]
             own = w / w.sum()
             later = 0.0
@@ -265,6 +265,16 @@ def test_refusals(lib):
     assert np.isfinite(value(vi.SMC(guide, 3, ess_threshold=0.5, biased=True)))
     with pytest.raises(vi.EstimatorError, match="of a particle, and has several values"):
         value(vi.SMC(guide, 3), {"z0": vi.Quadrature(3, biased=True)})
+    with pytest.raises(
+        vi.ObjectiveError, match="proposal site 'q' is not a latent site of the model"
+    ):
+
+        def more():
+            guide()
+            lib.sample("q", lib.dist.Normal(lib.array(0.0), 1.0))
+
+        value(vi.SMC(more, 3))
+    assert np.isfinite(value(vi.SMC(guide, 3, vi.Score(vi.LeaveOneOut()))))
     for wrong, text in (
         ({"num_particles": 0}, "num_particles"),
         ({"resample": vi.Reparam()}, "resample is the estimator"),
@@ -325,3 +335,50 @@ def test_the_bound_of_a_filter_is_near_the_evidence(lib):
         bounds[name] = -lib.value(loss, model, guide, 0)
     assert exact - 0.5 < bounds["filter"] < exact + 0.1
     assert bounds["series"] < bounds["filter"] - 0.1
+
+
+def test_series_that_see_each_other_are_resampled_together(lib):
+    """The mean of the estimates of the evidence is the evidence."""
+    data = np.array([[0.3, 1.4], [0.9, -0.2]])
+
+    def model():
+        z = lib.array([0.0, 0.0])
+        for t, x in enumerate(data):
+            with lib.plate("series", 2):
+                both = z[..., :1] + z[..., 1:]
+                z = lib.sample(f"z{t}", lib.dist.Bernoulli(0.2 + 0.3 * both + 0.0 * z))
+                lib.sample(f"x{t}", lib.dist.Normal(z, 0.6), obs=lib.array(x))
+
+    def guide():
+        for t in range(len(data)):
+            with lib.plate("series", 2):
+                lib.sample(f"z{t}", lib.dist.Bernoulli(lib.array([0.4, 0.6])))
+
+    exact = 0.0
+    for path in itertools.product((0, 1), repeat=4):
+        before, p = 0.0, 1.0
+        for t in range(2):
+            z = path[2 * t : 2 * t + 2]
+            chance = 0.2 + 0.3 * before
+            for one, x in zip(z, data[t], strict=True):
+                likelihood = np.exp(-0.5 * ((x - one) / 0.6) ** 2) / (0.6 * np.sqrt(2 * np.pi))
+                p *= bernoulli(chance, one) * likelihood
+            before = sum(z)
+        exact += p
+    posterior = vi.normalize(model, vi.SMC(guide, 2))
+    mean = -lib.value(lib.Loss(vi.iwae(num_particles=1500)), model, posterior, 0)
+    assert abs(mean - np.log(exact)) < 0.05, (mean, np.log(exact))
+
+
+@pytest.mark.parametrize("algorithm", [vi.SIR, vi.SMC])
+def test_a_check_of_a_posterior_is_not_one_of_its_proposal(algorithm, lib):
+    model, guide = coins(lib, start=NEAR, **MILD)
+    lib.theta(NEAR)
+    kwargs = {} if lib.name == "pyro" else {"params": {"theta": lib.array(NEAR)}}
+    posterior = vi.normalize(model, algorithm(guide, 2))
+    loss = lib.Loss(vi.elbo(), vi.Score())
+    found = vi.check_unbiased(loss, model, posterior, num_draws=60, **kwargs)
+    assert max(abs(row.z) for row in found.rows) < 5, found
+    if algorithm is vi.SMC:
+        exact = -bound(NEAR, **MILD)
+        assert abs(found.rows[0].reference - exact) < 0.3

@@ -201,7 +201,7 @@ class Simulation:
         """See `Replay.is_own_delta`."""
         return False
 
-    def stops_at(self, name: str) -> bool:
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
         """Whether the program is run up to the latent site of this name, and no further."""
         return False
 
@@ -245,13 +245,15 @@ class Conditioned(Simulation, AtDraw):
     only: str = ""
     names: set[str] = field(default_factory=set)
 
-    def stops_at(self, name: str) -> bool:
-        """See `Simulation.stops_at`: at others, where only one is to be drawn."""
-        return bool(self.only) and name != self.only and name not in self.draw
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
+        """See `Simulation.stops_at`: at others, where only one is to be drawn, and what it is made of."""
+        if not self.only or name in self.draw or name in self.sites or name == self.only:
+            return False
+        return self.only in self.sites or not is_auxiliary
 
     def wants(self, name: str) -> bool:
         """See `Simulation.wants`."""
-        return not self.only or name == self.only
+        return not self.only or name not in self.draw
 
     @property
     def constants(self) -> frozenset[Site]:
@@ -365,7 +367,7 @@ class Replay(AtDraw):
         self.terms.append(_term(self, made, held=held, constants=constants))
         self.scales.append(made.scale)
 
-    def stops_at(self, name: str) -> bool:
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
         """See `Simulation.stops_at`."""
         return False
 
@@ -601,7 +603,7 @@ class Advance(Replay):
             raise _many_steps(self.program, statement.name)
         return super().latent(statement)
 
-    def stops_at(self, name: str) -> bool:
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
         """See `Simulation.stops_at`."""
         if name not in self.draw and not self.following:
             self.following = name

@@ -164,6 +164,14 @@ class Normalized:
         )
 
 
+def without_bias(program: Any) -> Any:
+    """A posterior whose algorithm leaves no part of its gradient out, where one may; any other program as it is."""
+    if isinstance(program, Normalized) and getattr(program.algorithm, "biased", False):
+        algorithm: Any = program.algorithm
+        return replace(program, algorithm=replace(algorithm, biased=False))
+    return program
+
+
 def normalize(model: Callable[..., Any] | Program, algorithm: Sampler) -> Any:
     """The posterior of a model, as a program whose density is estimated without bias.
 

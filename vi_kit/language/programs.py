@@ -489,7 +489,7 @@ def refuse_composite(program: Program, what: str) -> None:
         raise ObjectiveError(
             message(
                 f"{what} needs the density of each site, and that of the {program.role} is one number for all",
-                got="vi.marginal(...)",
+                got=f"a {type(program.fn).__name__} program",
                 expected="a program of sample statements",
                 fix="another objective, such as vi.elbo() or vi.iwae(num_particles=5)",
             )

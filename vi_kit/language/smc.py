@@ -137,8 +137,11 @@ class SMC:
         while swarm is None or swarm.following:
             swarm = self._step(program, model, swarm, self.num_particles)
             evidence = evidence + self._mean(swarm)
-        how = replace(self._how, ess_threshold=1.0)
+        how = Resampling(Dropped() if self.biased else None, 1.0, held=self.biased)
         draw, _ = session().resampled(program, swarm, None, how)
+        _, more = session().advanced(self._proposal(program), draw, frozenset(draw))
+        if more:
+            raise _not_of_the_model(more, draw)
         return replace(draw, density=log_density_of(model, draw) - evidence)
 
     def at(self, program: Program, model: Program, draw: Draw) -> Cost:
@@ -154,6 +157,9 @@ class SMC:
             own = draw.restricted([n for n in draw if n in others.draw])
             log_p, _ = run.advanced(model, own, met)
             log_q, _ = run.advanced(proposal, own, drawn)
+            unmet = own.keys() - drawn - {t.statement for t in log_q.terms}
+            if unmet:
+                raise _unknown_density(sorted(unmet))
             met, drawn = others.met, frozenset(own)
             log_weight = log_p - log_q
             if swarm is not None:
@@ -256,12 +262,34 @@ def _without_sites(model: Program) -> ObjectiveError:
     )
 
 
+def _not_of_the_model(name: str, draw: Draw) -> ObjectiveError:
+    return ObjectiveError(
+        message(
+            f"SMC: proposal site {name!r} is not a latent site of the model",
+            got=f"latent sites of the model: {sorted(draw)}",
+            expected="the model's latent sites in the model's order, and no others",
+            fix="vi.marginal(proposal, keep=[...], algorithm) in vi.SIR(...), or the proposal without it",
+        )
+    )
+
+
+def _unknown_density(names: list[str]) -> ObjectiveError:
+    return ObjectiveError(
+        message(
+            f"SMC: the proposal's density of sites {names} at a draw of another program is not known",
+            got="a proposal that makes them of auxiliary sites, or draws them in another order",
+            expected="a proposal with sample statements of these sites",
+            fix="dist.TransformedDistribution or a Normal in the place of an autoguide; or vi.elbo()",
+        )
+    )
+
+
 def _other_order(following: str, given: Draw) -> ObjectiveError:
     return ObjectiveError(
         message(
             f"SMC: the proposal does not draw {following!r} next",
             got=f"another latent site before it, or none of this name, after {sorted(given)}",
-            expected="the model's latent sites in the model's order",
+            expected="the model's latent sites in the model's order, those with enumerate marks among them",
             fix="a proposal with the model's order; or vi.SIR(proposal, num_particles), to which the order is nothing",
         )
     )

@@ -743,7 +743,7 @@ class _Handler:
         return is_copy(msg) and self.reading.leaves_out(msg["name"])
 
     def latent(self, msg: Any) -> None:
-        if self.reading.stops_at(msg["name"]):
+        if self.reading.stops_at(msg["name"], bool(msg["infer"].get("is_auxiliary"))):
             raise Stop
         fn, shape = msg["fn"], msg["kwargs"].get("sample_shape", ())
         if shape:

@@ -736,7 +736,7 @@ class _Handler:
         msg["value"], msg["done"] = dist.fn() if value is None else value, True
 
     def _latent(self, statement: Statement) -> Any:
-        if self.reading.stops_at(statement.name):
+        if self.reading.stops_at(statement.name, bool(statement.infer.get("is_auxiliary"))):
             raise Stop
         reader = self.run.backend.reader
         if reader is None or self.run.is_aside or not self.reading.draws(statement.name):

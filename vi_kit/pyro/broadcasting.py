@@ -258,8 +258,8 @@ class _Solo:
     def draws(self, name: str) -> bool:
         return self.original.draws(name)
 
-    def stops_at(self, name: str) -> bool:
-        return self.original.stops_at(name)
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
+        return self.original.stops_at(name, is_auxiliary)
 
     def wants(self, name: str) -> bool:
         return self.original.wants(name)

@@ -150,8 +150,8 @@ class Turns:
     def draws(self, name: str) -> bool:
         return self.reading.draws(name)
 
-    def stops_at(self, name: str) -> bool:
-        return self.reading.stops_at(name)
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
+        return self.reading.stops_at(name, is_auxiliary)
 
     def wants(self, name: str) -> bool:
         return self.reading.wants(name)
