@@ -382,3 +382,29 @@ def test_a_check_of_a_posterior_is_not_one_of_its_proposal(algorithm, lib):
     if algorithm is vi.SMC:
         exact = -bound(NEAR, **MILD)
         assert abs(found.rows[0].reference - exact) < 0.3
+
+
+@pytest.mark.parametrize("least", [0.0, 100.0])
+def test_particles_that_are_impossible(least, lib):
+    """Weights of zero: of some particles, or of all, whose estimate of the evidence is zero."""
+
+    def model():
+        z = lib.array(0.0)
+        for t in range(2):
+            z = lib.sample(f"z{t}", lib.dist.Normal(0.5 * z, 1.0))
+            lib.factor(f"f{t}", lib.xp.where(z > least, 0.0 * z, -lib.xp.inf + 0.0 * z))
+
+    def guide():
+        theta, z = lib.theta(START), lib.array(0.0)
+        for t in range(2):
+            z = lib.sample(f"z{t}", lib.dist.Normal(theta[2] * z, 1.0))
+
+    loss = lib.Loss(vi.elbo(), vi.Score())
+    posterior = vi.normalize(model, vi.SMC(guide, 40))
+    if least == 0.0:
+        assert np.isfinite(lib.estimates(loss, model, posterior, START, 1, 0)).all()
+    elif lib.name == "pyro":
+        with pytest.raises(vi.ObjectiveError, match="'f0' is not finite"):
+            lib.estimates(loss, model, posterior, START, 1, 0)
+    else:
+        assert not np.isfinite(lib.estimates(loss, model, posterior, START, 1, 0)[0, 0])

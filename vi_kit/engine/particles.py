@@ -243,11 +243,16 @@ def _normalised(run: Particles, swarm: Swarm, how: Resampling) -> tuple[Term, Na
     named = weight.base.broadcast([swarm.axis]).renamed(swarm.axis, Axis(EVENT, 1, "draw", size))
     rest = named.axes[:-1]
     norm = Named(run.backend.logsumexp(named.array, -1), rest)
+    xp = array_namespace(norm.array)
+    is_possible = Named(norm.array > -math.inf, rest)  # where none is, all are alike
+    named, norm = (
+        combine(lambda one, x: xp.where(one, x, xp.zeros_like(x)), is_possible, n)
+        for n in (named, norm)
+    )
     weight = replace(weight, base=combine(operator.sub, named, norm))
     if how.ess_threshold == 1.0:
         return weight, None
     log_inverse = run.backend.logsumexp(2.0 * run.constant(weight.base.array), -1)
-    xp = array_namespace(log_inverse)
     return weight, Named(xp.exp(-log_inverse) < how.ess_threshold * size, rest)
 
 
