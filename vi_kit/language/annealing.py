@@ -17,6 +17,7 @@ from vi_kit.costs.cost import Cost
 from vi_kit.language.energy import LIBRARIES
 from vi_kit.language.kernels import Arrays, Bridge, Kernel, Langevin, Numbers, Slopes, State
 from vi_kit.language.marginal import refuse_varied
+from vi_kit.language.normalize import proposal_of
 from vi_kit.language.programs import (
     Draw,
     Program,
@@ -210,7 +211,7 @@ class AIS:
     # The chains
 
     def simulate(self, program: Program, model: Program) -> Draw:
-        proposal = self._proposal(program)
+        proposal = proposal_of(self, program)
         drawn = draw_of(proposal)
         refuse_varied(program, drawn)
         chain = _Chain(self, proposal, model, drawn.restricted(_moved_by(program, drawn)))
@@ -230,7 +231,7 @@ class AIS:
             given = replace(
                 given, by_name=values, held=False, constants=frozenset(given.sites.values())
             )
-        chain = _Chain(self, self._proposal(program), model, given)
+        chain = _Chain(self, proposal_of(self, program), model, given)
         noise = draw.drawn_with if is_own else None
         noise = chain.noise() if noise is None else noise
         if is_own and draw.held:
@@ -238,9 +239,6 @@ class AIS:
         first, _ = chain.run(noise, back=True)
         end = run.from_coordinates(chain.proposal, first)
         return chain.of_proposal(end) + chain.of_maps(chain.start) - chain.ratio
-
-    def _proposal(self, program: Program) -> Program:
-        return replace(program, fn=self.proposal, role=f"{program.role} {self.part}", summed=())
 
 
 @dataclass(frozen=True, eq=False)

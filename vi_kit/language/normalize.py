@@ -38,6 +38,11 @@ class Sampler(Protocol):
     def at(self, program: Program, model: Program, draw: Draw) -> Cost: ...
 
 
+def proposal_of(sampler: Sampler, program: Program) -> Program:
+    """The proposal of a posterior, as a program with the same arguments."""
+    return replace(program, fn=sampler.proposal, role=f"{program.role} {sampler.part}", summed=())
+
+
 @dataclass(frozen=True)
 class SIR:
     r"""Sampling importance resampling: one of several draws of a proposal, in proportion to their weights.
@@ -76,8 +81,8 @@ class SIR:
         axis = run.new_replicate_axis(self.num_particles)
 
         def once() -> tuple[Cost, ...]:
-            draw = draw_of(self._proposal(program))
-            refuse_varied(self._proposal(program), draw)
+            draw = draw_of(proposal_of(self, program))
+            refuse_varied(proposal_of(self, program), draw)
             draws.append(draw)
             return log_density_of(model, draw) - draw.density, *run.values_of(draw)
 
@@ -87,7 +92,7 @@ class SIR:
         return replace(draw, density=log_density_of(model, draw) - total)
 
     def at(self, program: Program, model: Program, draw: Draw) -> Cost:
-        proposal, log_p = self._proposal(program), log_density_of(model, draw)
+        proposal, log_p = proposal_of(self, program), log_density_of(model, draw)
         own = log_p - log_density_of(proposal, draw)
         if self.num_particles == 1:
             return log_p - own
@@ -99,9 +104,6 @@ class SIR:
 
         others = iid(once, self.num_particles - 1).log_mean_exp()
         return log_p - apply(with_others(self.num_particles), own, others)
-
-    def _proposal(self, program: Program) -> Program:
-        return replace(program, fn=self.proposal, role=f"{program.role} {self.part}", summed=())
 
 
 def check_proposal(algorithm: str, proposal: Any) -> None:

@@ -16,7 +16,7 @@ from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.score import Score
 from vi_kit.language.marginal import as_constant, refuse_varied, with_others
-from vi_kit.language.normalize import check_proposal
+from vi_kit.language.normalize import check_proposal, proposal_of
 from vi_kit.language.programs import (
     Draw,
     Program,
@@ -132,21 +132,21 @@ class SMC:
     def simulate(self, program: Program, model: Program) -> Draw:
         self._check(model)
         if self.num_particles == 1:
-            return replace(draw_of(self._proposal(program)), program=program)
+            return replace(draw_of(proposal_of(self, program)), program=program)
         swarm, evidence = None, Cost(())
         while swarm is None or swarm.following:
             swarm = self._step(program, model, swarm, self.num_particles)
             evidence = evidence + self._mean(swarm)
         how = Resampling(Dropped() if self.biased else None, 1.0, held=self.biased)
         draw, _ = session().resampled(program, swarm, None, how)
-        _, more = session().advanced(self._proposal(program), draw, frozenset(draw))
+        _, more = session().advanced(proposal_of(self, program), draw, frozenset(draw))
         if more:
             raise _not_of_the_model(more, draw)
         return replace(draw, density=log_density_of(model, draw) - evidence)
 
     def at(self, program: Program, model: Program, draw: Draw) -> Cost:
         self._check(model)
-        proposal = self._proposal(program)
+        proposal = proposal_of(self, program)
         if self.num_particles == 1:
             return log_density_of(proposal, draw)
         run, evidence, swarm = session(), Cost(()), None
@@ -173,7 +173,7 @@ class SMC:
 
     def _step(self, program: Program, model: Program, before: Swarm | None, size: int) -> Swarm:
         """The particles after one more step."""
-        run, proposal = session(), self._proposal(program)
+        run, proposal = session(), proposal_of(self, program)
         axis = run.new_replicate_axis(size)
         made: list[tuple[Draw, frozenset[str], str]] = []
 
@@ -216,9 +216,6 @@ class SMC:
 
     def _mean(self, swarm: Swarm) -> Cost:
         return Replicates((swarm.log_weights,), swarm.axis).log_mean_exp(_names(swarm))
-
-    def _proposal(self, program: Program) -> Program:
-        return replace(program, fn=self.proposal, role=f"{program.role} {self.part}", summed=())
 
     def _check_jumps(self, draw: Draw) -> None:
         """Refuse resampling at times that parameters move, for values that lie on a continuum."""
