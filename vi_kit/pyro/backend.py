@@ -25,7 +25,6 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from vi_kit.analysis.blocked import Blocked, settled
 from vi_kit.base.errors import EstimatorError, message
@@ -52,15 +51,26 @@ from vi_kit.engine.statements import (
 from vi_kit.engine.unbounded import Unbounded
 from vi_kit.language.programs import Draw, Program, Start, Statement, with_replaced
 from vi_kit.pyro.annealing import declared
-from vi_kit.pyro.degrees import TELLING
 from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, random_value, sampled
 from vi_kit.pyro.frames import Origins, caller, is_validation, line_of
 from vi_kit.pyro.front import Recorded
 from vi_kit.pyro.in_turn import Turns
-from vi_kit.pyro.leak_probe import LeakProbe, is_apart
+from vi_kit.pyro.leak_probe import LeakProbe
+from vi_kit.pyro.leaks import (
+    CASTS,
+    INERT,
+    LIKE,
+    MAKERS,
+    SHAPES,
+    TELLING,
+    call_tells,
+    is_apart,
+    tensors_in,
+    writes_in_place,
+)
 from vi_kit.pyro.leaves import described, reached
-from vi_kit.pyro.mixing import SHAPES, Reader
+from vi_kit.pyro.mixing import Reader
 from vi_kit.pyro.noise import Noise
 
 
@@ -566,30 +576,6 @@ class _Leaks(TorchFunctionMode):
     shapes that depend on values, tensors made from values, writes into untracked tensors. Whatever comes
     later is then taken to depend on them."""
 
-    MAKERS = frozenset(
-        "tensor as_tensor asarray full full_like new_tensor new_full scalar_tensor".split()
-    )
-    """Make a tensor of what they are given, without its provenance."""
-
-    LIKE = frozenset(("full_like", "new_tensor", "new_full"))
-    """Take no more than shape and type of their first argument."""
-
-    CASTS = frozenset(("as_tensor", "asarray"))
-    """Make a tensor of a tensor."""
-
-    SHAPED_BY_VALUES = frozenset(
-        "nonzero argwhere masked_select unique unique_consecutive bincount repeat_interleave"
-        " histc histogram".split()
-    )
-
-    INERT = frozenset(
-        "__get__ __len__ __hash__ __iter__ size dim ndimension numel nelement element_size"
-        " stride storage_offset is_floating_point is_complex is_signed is_contiguous get_device"
-        " is_cuda has_names is_conj is_neg is_inference type is_set_to requires_grad_ backward"
-        " register_hook retain_grad result_type can_cast broadcast_tensors split unbind chunk".split()
-    )
-    """Tell nothing of values, only of shapes and types."""
-
     def __init__(self, backend: PyroBackend):
         super().__init__()
         self.backend = backend
@@ -615,49 +601,39 @@ class _Leaks(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if ProvenanceTensor not in types:
-            if name in self.CASTS and args and isinstance(args[0], ProvenanceTensor):
+            if name in CASTS and args and isinstance(args[0], ProvenanceTensor):
                 made = func(detach_provenance(args[0]), *args[1:], **kwargs)
                 return track_provenance(made, get_provenance(args[0]))
-            if name in self.MAKERS:
+            if name in MAKERS:
                 self.backend.leaked |= get_provenance((args, kwargs))
             return func(*args, **kwargs)
         if func in SHAPES:  # a torch.Size, of which provenance makes a tuple
             return func(detach_provenance(args[0]), *args[1:], **kwargs)
         known = get_provenance((args, kwargs))
         result = func(*detach_provenance(args), **detach_provenance(kwargs))
-        if any(isinstance(x, torch.Tensor) and is_apart(x) for x in tree_leaves(result)):
+        if any(map(is_apart, tensors_in(result))):
             self.backend.leaked |= known
             return result
         result = track_provenance(result, known)
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if func in TELLING:
             self.backend.leaked |= frozenset() if self._is_harmless(caller()) else known
-        elif in_place:
+        elif writes_in_place(name):
             written = args[0] if args[0]._base is None else None
             known = get_provenance(written) if written is not None else frozenset()
             self.backend.leaked |= get_provenance((args, kwargs)) - known
         elif name == "__set__":
             self.backend.leaked |= get_provenance(args[1:])
-        elif name in self.INERT:
+        elif name in INERT:
             pass
-        elif "out" in kwargs or name in self.MAKERS or self._tells_values(name, args, result):
+        elif "out" in kwargs or name in MAKERS or call_tells(name, args, result):
             frame = caller()
             if not (name == "__bool__" and is_validation(frame)) and not self._is_harmless(frame):
-                given = args[1:] if name in self.LIKE and "out" not in kwargs else args
+                given = args[1:] if name in LIKE and "out" not in kwargs else args
                 self.backend.leaked |= get_provenance((given, kwargs))
         return result
 
     def _is_harmless(self, frame: Any) -> bool:
         return bool(self.backend.harmless) and line_of(frame) in self.backend.harmless
-
-    def _tells_values(self, name: str, args: Any, result: Any) -> bool:
-        """Whether a result, or its shape, holds values without their provenance."""
-        if name in self.SHAPED_BY_VALUES or (name == "where" and len(args) == 1):
-            return True
-        if name == "__getitem__":
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            return any(isinstance(i, ProvenanceTensor) and i.dtype == torch.bool for i in index)
-        return not isinstance(result, torch.Tensor | tuple | list | type(None))
 
 
 class _Handler:

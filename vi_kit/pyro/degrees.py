@@ -59,6 +59,7 @@ from vi_kit.analysis.jumps import (
 from vi_kit.base.demands import Demand
 from vi_kit.engine.plan import Plan
 from vi_kit.pyro.frames import LIBRARIES, caller, is_own, line_of, origin
+from vi_kit.pyro.leaks import ARRAY, DETACHING, NUMBER, TELLING, UNSEEN, listed, tells_number
 from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.operations import KIND, KINDS, name_of, rule_for
 
@@ -224,10 +225,6 @@ class Reading(Drawing):
         return values
 
 
-NUMBER, ARRAY = "a value that became a Python number", "a value that became an array of NumPy"
-UNSEEN = "a value that left torch"
-
-
 class Traced(torch.Tensor):
     """A tensor that knows what it is in each site.
 
@@ -321,7 +318,7 @@ class Traced(torch.Tensor):
         whole = stepped(degrees, cut, is_known)
         if steps:
             degrees = stepped(degrees, cut, by_distribution)
-        if not any(isinstance(x, torch.Tensor) for x in tree_iter(result)):
+        if tells_number(result):
             if not by_distribution:
                 _told(reading, degrees, replace(cut, name=NUMBER), traced[0])
             return result
@@ -505,7 +502,7 @@ class Watch(TorchDispatchMode):
         whole = any(isinstance(x, torch.Tensor) and not _is_inexact(x) for x in made)
         operand = pole(name, args)
         divides = operand is not None and isinstance(args[operand], torch.Tensor)
-        tells = name == "local_scalar_dense"
+        tells = tells_number(result)
         stops = not torch.is_grad_enabled() and not is_own(caller())
         steps = name in JUMPS or name in SIDES or name in GAPS
         if steps or divides or whole or tells or stops:
@@ -543,39 +540,17 @@ class Reads(TorchFunctionMode):
         if func is torch.Tensor.__deepcopy__ and args[0].is_leaf:
             func = _deeply_copied
         self.detaches |= func in DETACHING and not is_own(frame)
-        if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
-            listed = [x for x in tree_iter(args[0]) if isinstance(x, torch.Tensor)]
-            self.found += [(x, line_of(frame)) for x in listed]
-            if any(isinstance(x, Traced) for x in listed):
-                kwargs = {"dtype": listed[0].dtype, **kwargs}
-                args = (tree_map(functools.partial(_listed, frame), args[0]), *args[1:])
+        of_list = listed(func, args)
+        self.found += [(x, line_of(frame)) for x in of_list]
+        if any(isinstance(x, Traced) for x in of_list):
+            kwargs = {"dtype": of_list[0].dtype, **kwargs}
+            args = (tree_map(functools.partial(_listed, frame), args[0]), *args[1:])
         is_counted = len(args) > 1 or "num_classes" in kwargs
         self.is_checking = func is torch.nn.functional.one_hot and is_counted
         try:
             return func(*args, **kwargs)
         finally:
             self.is_checking = False
-
-
-TELLING: Mapping[Any, str] = {
-    torch.Tensor.tolist: NUMBER,
-    torch.Tensor.numpy: ARRAY,
-    torch.Tensor.__array__: ARRAY,
-    **{
-        getattr(torch.Tensor, name): UNSEEN
-        for name in "__repr__ __format__ __reduce_ex__ __dlpack__ storage untyped_storage"
-        " data_ptr const_data_ptr share_memory_ apply_ map_ map2_".split()
-    },
-    torch.Tensor.__cuda_array_interface__.__get__: UNSEEN,  # type: ignore[attr-defined]
-}
-"""Bring values out of the reach of torch's operations: as what."""
-
-DETACHING = (
-    torch.detach,
-    torch.Tensor.detach,
-    torch.Tensor.detach_,
-    torch.Tensor.data.__get__,  # type: ignore[attr-defined]
-)
 
 
 def _listed(frame: Any, x: Any) -> Any:

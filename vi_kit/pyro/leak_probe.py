@@ -8,15 +8,11 @@ from typing import Any
 import torch
 from pyro.ops import provenance
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vi_kit.base.layouts import is_support
 from vi_kit.costs.terms import Site
 from vi_kit.pyro.frames import LIBRARIES, caller, is_validation
-
-aten = torch.ops.aten
-READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal}
-"""Make Python values of tensors."""
+from vi_kit.pyro.leaks import is_apart, tells, tensors_in
 
 AROUND = tuple(
     str(Path(torch.__file__).parent / name) for name in ("_compile", "_dynamo", "utils/_device")
@@ -72,27 +68,16 @@ class LeakProbe(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sites = frozenset[Site]().union(*map(self._found, _tensors((args, kwargs))))
+        sites = frozenset[Site]().union(*map(self._found, tensors_in((args, kwargs))))
         with torch._C.DisableTorchFunction():  # or provenance would be followed here, too
             result = func(*args, **kwargs)
         if sites:
-            made = _tensors(result)
-            is_read = func.overloadpacket in READS
             frame = _reading()
-            if (is_read or any(map(is_apart, made))) and not _is_known_read(frame):
-                self._report(sites, is_read and _is_script(frame))
-            for x in made:
+            if tells(func, args, result) and not _is_known_read(frame):
+                self._report(sites, _is_script(frame))
+            for x in tensors_in(result):
                 self._add(x, sites)
         return result
-
-
-def is_apart(value: torch.Tensor) -> bool:
-    """Whether a tensor, as a sparse one, has no memory to be known by, nor can be marked."""
-    return value.layout is not torch.strided
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def _memory(value: torch.Tensor) -> int:

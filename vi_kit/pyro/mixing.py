@@ -17,7 +17,7 @@ import torch
 from pyro.ops.provenance import detach_provenance, get_provenance
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from vi_kit.analysis.mixing import (
     NOTHING,
@@ -37,7 +37,7 @@ from vi_kit.engine.run import Run
 from vi_kit.pyro.degrees import Drawing, Reads
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
-from vi_kit.pyro.leak_probe import is_apart
+from vi_kit.pyro.leaks import COUNTED, SHAPES, is_apart, tells, tensors_in
 from vi_kit.pyro.operations import KIND, name_of, rule_for
 
 aten = torch.ops.aten
@@ -81,18 +81,12 @@ class Spot:
         return storage.as_strided(self.shape, self.strides, self.offset)
 
 
-SHAPES = (torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
-"""Give the shape of a tensor."""
-
-
 class Shapes(TorchFunctionMode):
     """Notices where a program counts dims, or elements, of tensors that have more of them than it would have alone.
 
     Args:
         reader: knows those tensors.
     """
-
-    COUNTED = (torch.Tensor.__len__, torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
 
     def __init__(self, reader: Reader) -> None:
         super().__init__()
@@ -101,7 +95,7 @@ class Shapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         frame = caller()
-        if func not in (*self.COUNTED, *SHAPES) or is_own(frame, LIBRARIES):
+        if func not in (*COUNTED, *SHAPES) or is_own(frame, LIBRARIES):
             return result
         places = self.reader.places(detach_provenance(args[0]))
         in_front = {n for n, p in places.items() if self.reader.lies_apart(n, p)}
@@ -113,7 +107,7 @@ class Shapes(TorchFunctionMode):
 
         if func in SHAPES and len(args) == 1 and not kwargs:
             return Shape(result, told)
-        if func in self.COUNTED or _dim(args, kwargs) >= 0:
+        if func in COUNTED or _dim(args, kwargs) >= 0:
             told()
         return result
 
@@ -354,17 +348,6 @@ class Reader(Drawing, TorchDispatchMode):
         return results
 
 
-def tells(func: Any, args: Any, result: Any) -> bool:
-    """Whether the program is told a value: as a number, by how large a result is, or as numbers out of reach."""
-    made = [x for x in tree_leaves(result) if x is not None]
-    if len(_tensors(made)) < len(made):
-        return True
-    masks = (x for x in tree_leaves(args[1:2]) if isinstance(x, torch.Tensor))
-    if func.overloadpacket is aten.index:
-        return any(x.dtype in (torch.bool, torch.uint8) for x in masks)
-    return torch.Tag.dynamic_output_shape in func.tags
-
-
 def _is_whole(place: Along, count: int) -> bool:
     """Whether an array has all elements in their order, each as often in a row as the others; or none."""
     if place.dim == NOWHERE:
@@ -383,8 +366,7 @@ def _checked(place: Place, shape: Sequence[int]) -> Place:
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     """Those that have memory to be known by."""
-    leaves = (x for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
-    return [x for x in leaves if not is_apart(x)]
+    return [x for x in tensors_in(tree) if not is_apart(x)]
 
 
 def _memory(value: torch.Tensor) -> int:

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from vi_kit.engine.dry_run import DryRun
 from vi_kit.engine.plan import Plan
 from vi_kit.engine.run import Run
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.degrees import TELLING, moved_a_little
+from vi_kit.pyro.degrees import moved_a_little
 from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
-from vi_kit.pyro.mixing import tells
+from vi_kit.pyro.leaks import CHANGED, TELLING, listed, tells, tensors_in
 from vi_kit.pyro.noise import Generators
 
 MOST_LINES = 6
@@ -56,12 +56,6 @@ NUM_DRAWS = 3
 
 NUM_SPREAD = 3
 """At how many more it is seen how far numbers lie apart."""
-
-CHANGED = tuple(
-    getattr(torch.Tensor, name)
-    for name in "tolist numpy __array__ __repr__ __format__ __reduce_ex__ __dlpack__".split()
-)
-"""Those of `TELLING` that may be given another tensor."""
 
 
 def harmless_lines(plan: Plan, execute: Callable[[Run], None]) -> frozenset[str]:
@@ -182,12 +176,11 @@ class _Calls(TorchFunctionMode):
         self.told, self.is_inside = told, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        frame, is_list = caller(), func in (torch.tensor, torch.as_tensor)
-        is_list = is_list and isinstance(args[0], list | tuple)
-        if not (func in TELLING or is_list) or is_own(frame):
+        frame, of_list = caller(), listed(func, args)
+        if not (func in TELLING or of_list) or is_own(frame):
             return func(*args, **(kwargs or {}))
-        values = [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
-        may = (is_list or func in CHANGED) and not any(_is_whole(x.detach()) for x in values)
+        values = tensors_in(args)
+        may = (bool(of_list) or func in CHANGED) and not any(_is_whole(x.detach()) for x in values)
         if self.told.is_here(frame, values, may):
             args = tree_map(self._instead, args)
         outside, self.is_inside = self.is_inside, True
