@@ -10,7 +10,7 @@ from vi_kit.base.context import Arrays
 from vi_kit.base.named import Array, Axis, Named
 from vi_kit.base.protocols import Distribution, Moments
 from vi_kit.costs.terms import Site, Term
-from vi_kit.language.programs import Draw, Program, Start, Statement
+from vi_kit.language.programs import Draw, Program, Resampling, Start, Statement
 
 R = TypeVar("R", contravariant=True)
 
@@ -41,10 +41,10 @@ class Backend(Arrays, Protocol[R]):
         ...
 
     def map_copies(
-        self, run: R, once: Callable[[Any], list[Array]], num_copies: int
+        self, run: R, once: Callable[[Any], list[Array]], axis: Axis
     ) -> list[Array] | None:
-        """Call `once` for each copy, with its number and noise of its own; or once for all, and return its arrays with
-        one more dim in front."""
+        """Call `once` for each copy along an axis, with its number and noise of its own; or once for all, and return
+        its arrays with one more dim in front."""
         ...
 
     def merge_copies(self, kept: Mapping[Site, Site]) -> None:
@@ -88,6 +88,20 @@ class Backend(Arrays, Protocol[R]):
         self, run: R, program: Program, draw: Draw, before: frozenset[str]
     ) -> tuple[Any, str]:
         """See `Session.advanced`."""
+        ...
+
+    def filtered(
+        self,
+        run: R,
+        program: Program,
+        target: Program,
+        given: Draw,
+        axis: Axis,
+        how: Resampling,
+        weight: Array,
+        first: Draw | None,
+    ) -> tuple[Draw, Array | None, frozenset[str]]:
+        """See `Session.filtered`; the log weights in all steps, `None` if the program does not sample there."""
         ...
 
     def draw_apart(

@@ -84,6 +84,8 @@ def _value(run: Particles, draw: Draw, name: str) -> Term:
     sizes = tuple(statement.dist.event_shape)
     events = [Axis(EVENT, len(sizes) - i, f"event {i}", n) for i, n in enumerate(sizes)]
     layout = {dim - len(sizes): a for dim, a in run.layout(statement.axes, (), what).items()}
+    if name in run.repeated:  # a dim for the steps lies left of the plates
+        layout[-value.ndim] = _steps(name, value.ndim - len(sizes), value.shape[0])
     layout |= {i - len(sizes): a for i, a in enumerate(events)}
     named = from_layout(value, layout, (*statement.axes, *events))
     if any(a.kind in (WORLD, SLOT) for a in named.axes):
@@ -91,6 +93,11 @@ def _value(run: Particles, draw: Draw, name: str) -> Term:
             _several(what, [a.name for a in named.axes if a.kind in (WORLD, SLOT)])
         )
     return Term(named, label=what, statement=name)
+
+
+def _steps(name: str, order: int, num: int) -> Axis:
+    """The axis of the steps that a library takes by itself."""
+    return Axis(PLATE, order, f"steps of {name}", num)
 
 
 def _several(what: str, got: Any) -> str:
@@ -171,8 +178,45 @@ LOWEST = -1e30
 """The log weight of what is never drawn (nats): finite, as distributions ask for."""
 
 
+def filtered(
+    run: Particles,
+    program: Program,
+    target: Program,
+    given: Draw,
+    weight: Cost,
+    axis: Axis,
+    how: Resampling,
+    first: Draw | None,
+) -> tuple[Draw, Cost, Cost, frozenset[str]]:
+    """See `Session.filtered`."""
+    before = _weighed(run, weight, frozenset()).base.array if weight.terms else 0.0
+    drawn, weights, met = run.backend.filtered(
+        run, program, target, given, axis, how, before, first
+    )
+    if weights is None:
+        return drawn, Cost(()), Cost(()), met
+    steps = _steps(next(iter(drawn.keys() - given.keys())), 1, weights.shape[0])
+    what = f"{target.role}: weight in the {steps.name}"
+    term = run.term(weights, (steps,), what, constants=drawn.constants)
+    earlier = replace(steps, size=steps.size - 1)
+    base = Named(term.base.array[:-1], (earlier,))
+    of_last = replace(term, base=term.base.index(steps, -1), pending=frozenset())
+    return (
+        drawn,
+        Cost([replace(term, base=base, pending=frozenset([earlier]))] if earlier.size else ()),
+        Cost([of_last]),
+        met,
+    )
+
+
 def resampled(
-    run: Particles, program: Program, swarm: Swarm, into: Axis | None, how: Resampling
+    run: Particles,
+    program: Program,
+    swarm: Swarm,
+    into: Axis | None,
+    how: Resampling,
+    *,
+    keeps_first: bool = False,
 ) -> tuple[Draw, Cost]:
     """See `Session.resampled`. The number of the draw that is taken is a site."""
     backend, axis = run.backend, swarm.axis
@@ -187,6 +231,11 @@ def resampled(
         own = combine(operator.eq, numbers, run.number(into))
         kept = Named(xp.where(own.array, 0.0, LOWEST), own.axes)
         logits = combine(xp.where, is_due, logits, kept)
+    if keeps_first:
+        assert into is not None
+        is_first = combine(lambda number: number == 0, run.number(into))
+        kept = Named(xp.where(xp.arange(event.size) == 0, 0.0, LOWEST), (event,))
+        logits = combine(xp.where, is_first, kept, logits)
     axes = (*swarm.plates, *run.open_replicates)
 
     def tracked(value: Any, sites: Iterable[Site]) -> Any:

@@ -30,7 +30,7 @@ from vi_kit.costs.nonlinear import shared_plates
 from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
 from vi_kit.engine.backend import Backend
 from vi_kit.engine.chains import gradients, of_elements, single
-from vi_kit.engine.particles import chosen, first_left, resampled, values_of, with_first
+from vi_kit.engine.particles import chosen, filtered, first_left, resampled, values_of, with_first
 from vi_kit.engine.plan import Plan, Replan
 from vi_kit.engine.refusals import (
     reason_against,
@@ -219,9 +219,27 @@ class Run:
         return draw
 
     def resampled(
-        self, program: Program, swarm: Swarm, into: Axis | None, how: Resampling
+        self,
+        program: Program,
+        swarm: Swarm,
+        into: Axis | None,
+        how: Resampling,
+        *,
+        keeps_first: bool = False,
     ) -> tuple[Draw, Cost]:
-        return resampled(self, program, swarm, into, how)
+        return resampled(self, program, swarm, into, how, keeps_first=keeps_first)
+
+    def filtered(
+        self,
+        program: Program,
+        target: Program,
+        given: Draw,
+        weight: Cost,
+        axis: Axis,
+        how: Resampling,
+        first: Draw | None,
+    ) -> tuple[Draw, Cost, Cost, frozenset[str]]:
+        return filtered(self, program, target, given, weight, axis, how, first)
 
     def with_first(self, swarm: Swarm, draw: Draw, log_weight: Cost) -> Swarm:
         return with_first(self, swarm, draw, log_weight)
@@ -408,7 +426,7 @@ class Run:
             copies.append(copy.hollow() if self.backend.maps_values else copy)
             return arrays
 
-        arrays = self.backend.map_copies(self, once, axis.size)
+        arrays = self.backend.map_copies(self, once, axis)
         costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
         self.sites[start:] = dict.fromkeys(kept.values())
         self.num_sites = max([num_sites, *(s.order + 1 for s in kept.values())])

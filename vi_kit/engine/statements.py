@@ -269,6 +269,8 @@ class Conditioned(Simulation, AtDraw):
 
     def latent_inside(self, statement: Statement) -> Array | None:
         """See `Simulation.latent_inside`."""
+        if self.only in self.sites:
+            raise Stop
         if self.only:
             raise _many_steps(self.program, statement.name)
         if not self.draws(statement.name):
@@ -592,10 +594,12 @@ class Advance(Replay):
     Attributes:
         before: statements of which the log density is not asked for.
         following: that site; empty if the program has ended.
+        scan: the library's control flow in whose body it is, if it is in one.
     """
 
     before: frozenset[str] = frozenset()
     following: str = ""
+    scan: Any = None
 
     def latent(self, statement: Statement) -> Array | None:
         """The value of a latent site."""

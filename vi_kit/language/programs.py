@@ -262,6 +262,8 @@ class Swarm:
         plates: whose elements are weighted apart.
         met: the statements of the target so far.
         following: its next latent site; empty if it has ended.
+        has_data: whether the weights have changed by data since the last site was sampled.
+        evidence: the log of the estimated evidence up to these weights (nats), where several steps were taken.
     """
 
     draw: Draw
@@ -271,6 +273,8 @@ class Swarm:
     plates: frozenset[Axis]
     met: frozenset[str]
     following: str
+    has_data: bool
+    evidence: Cost
 
 
 THE_DRAW = "the draw"
@@ -425,8 +429,42 @@ class Session(CostContext, Protocol):
         """
         ...
 
+    def filtered(
+        self,
+        program: Program,
+        target: Program,
+        given: Draw,
+        weight: Cost,
+        axis: Axis,
+        how: Resampling,
+        first: Draw | None,
+    ) -> tuple[Draw, Cost, Cost, frozenset[str]]:
+        """Inside replicates: draws of sites that a library samples in steps of its own, resampled before each.
+
+        Args:
+            program: from which they are drawn.
+            target: the program that weighs them.
+            given: what was drawn before.
+            weight: of each then (nats).
+            axis: of the replicates.
+            how: by what estimator, and when.
+            first: what the first of them is; `None` if it is drawn.
+
+        Returns:
+            All that was drawn, one of which is empty of sites if the program samples others; the log weights in all
+            steps but the last, along an axis of their own, and in the last; and the statements of the target that
+            were met.
+        """
+        ...
+
     def resampled(
-        self, program: Program, swarm: Swarm, into: Axis | None, how: Resampling
+        self,
+        program: Program,
+        swarm: Swarm,
+        into: Axis | None,
+        how: Resampling,
+        *,
+        keeps_first: bool = False,
     ) -> tuple[Draw, Cost]:
         """Inside replicates: for each of them one of several draws, in proportion to their weights.
 
@@ -435,6 +473,7 @@ class Session(CostContext, Protocol):
             swarm: the draws.
             into: the axis of the replicates; `None` for one draw of all.
             how: by what estimator, and when.
+            keeps_first: whether the first of them is the first.
 
         Returns:
             The draw, and the log of the weight that it still has (nats).

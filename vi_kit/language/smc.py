@@ -136,7 +136,7 @@ class SMC:
         swarm, evidence = None, Cost(())
         while swarm is None or swarm.following:
             swarm = self._step(program, model, swarm, self.num_particles)
-            evidence = evidence + self._mean(swarm)
+            evidence = evidence + swarm.evidence + self._mean(swarm)
         how = Resampling(Dropped() if self.biased else None, 1.0, held=self.biased)
         draw, _ = session().resampled(program, swarm, None, how)
         _, more = session().advanced(proposal_of(self, program), draw, frozenset(draw))
@@ -153,6 +153,12 @@ class SMC:
         draw = as_constant(draw) if draw.held else draw
         met, drawn = frozenset[str](), frozenset[str]()
         while swarm is None or swarm.following:
+            if self._is_scanned(model, swarm):
+                swarm = self._step(program, model, swarm, self.num_particles, first=draw)
+                evidence = evidence + swarm.evidence + self._mean(swarm)
+                drawn = frozenset(swarm.draw)
+                met = swarm.met
+                continue
             others = self._step(program, model, swarm, self.num_particles - 1)
             own = draw.restricted([n for n in draw if n in others.draw])
             log_p, _ = run.advanced(model, own, met)
@@ -171,24 +177,60 @@ class SMC:
             swarm = run.with_first(others, own, log_weight)
         return log_density_of(model, draw) - evidence
 
-    def _step(self, program: Program, model: Program, before: Swarm | None, size: int) -> Swarm:
-        """The particles after one more step."""
+    def _is_scanned(self, model: Program, before: Swarm | None) -> bool:
+        """Whether the next site is one that the library samples in steps of its own."""
+        if before is not None:
+            return before.following in session().repeated
+        return self._opened(model)[2] in session().repeated
+
+    def _opened(self, model: Program) -> tuple[Draw, Cost, str]:
+        """Nothing drawn, the log density of the data before the first latent site, and its name."""
+        given = _nothing(model)
+        log_p, following = session().advanced(model, given, frozenset())
+        if not following:
+            raise _without_sites(model)
+        return given, log_p, following
+
+    def _step(
+        self,
+        program: Program,
+        model: Program,
+        before: Swarm | None,
+        size: int,
+        first: Draw | None = None,
+    ) -> Swarm:
+        """The particles after one more step, or after all that the library takes by itself.
+
+        Args:
+            program: the posterior.
+            model: its target.
+            before: the particles before.
+            size: how many are to be drawn.
+            first: what the first of them is, where the library takes the steps; `None` if it is drawn.
+        """
         run, proposal = session(), proposal_of(self, program)
         axis = run.new_replicate_axis(size)
-        made: list[tuple[Draw, frozenset[str], str]] = []
+        made: list[Swarm] = []
+        none = Swarm(_nothing(proposal), axis, Cost(()), (), frozenset(), frozenset(), "", False, Cost(()))
 
         def once() -> tuple[Cost, ...]:
-            weight = Cost(())
             if before is None:
-                given, met = Draw(proposal, {}, {}, Cost(()), {}), frozenset[str]()
-                _, following = run.advanced(model, given, met)
-                if not following:
-                    raise _without_sites(model)
+                given, weight, following = self._opened(model)
+                given, met = replace(given, program=proposal), frozenset[str]()
             else:
-                self._check_jumps(before.draw)
-                given, weight = run.resampled(proposal, before, axis, self._how)
-                met, following = before.met, before.following
-            while following:
+                how, met, following = self._how, before.met, before.following
+                if following in run.repeated and not before.has_data:
+                    how = replace(how, ess_threshold=0.0)
+                else:
+                    self._check_jumps(before.draw)
+                given, weight = run.resampled(
+                    proposal, before, axis, how, keeps_first=first is not None
+                )
+            if following in run.repeated:
+                return scanned(given, weight, met)
+            weight = Cost(()) if before is None else weight  # it is evaluated again
+            has_data = False
+            while following and following not in run.repeated:
                 drawn = run.conditioned(proposal, given, only=following)
                 refuse_varied(proposal, drawn)
                 if following not in drawn:
@@ -198,16 +240,32 @@ class SMC:
                 weight = weight + log_p - drawn.density
                 new = {t.statement for t in log_p.terms}
                 met |= new
-                if not new <= given.keys():
+                has_data = not new <= given.keys()
+                if has_data:
                     break
-            made.append((given, met, following))
+            made.append(replace(none, draw=given, met=met, following=following, has_data=has_data))
             return weight, *run.values_of(given)
 
+        def scanned(given: Draw, weight: Cost, met: frozenset[str]) -> tuple[Cost, ...]:
+            drawn, earlier, last, new = run.filtered(
+                proposal, model, given, weight, axis, self._how, first
+            )
+            if not new:
+                raise _other_order(self._opened(model)[2], given)
+            refuse_varied(proposal, drawn)
+            self._check_jumps(drawn)
+            after, following = run.advanced(model, drawn, met | new)
+            met |= new | {t.statement for t in after.terms}
+            made.append(replace(none, draw=drawn, met=met, following=following, has_data=True))
+            return last + after, *run.values_of(drawn), earlier
+
         log_weights, *values = run.replicate(once, axis)
-        draw, met, following = made[0]
-        plates = frozenset(a for a in shared_plates(log_weights.terms) if a.order)
-        plates = plates if before is None else plates & before.plates
-        return Swarm(draw, axis, log_weights, tuple(values), plates, met, following)
+        swarm = made[0]
+        if len(values) == len(swarm.draw):
+            plates = frozenset(a for a in shared_plates(log_weights.terms) if a.order)
+            plates = plates if before is None else plates & before.plates
+            return replace(swarm, log_weights=log_weights, values=tuple(values), plates=plates)
+        return _after_scan(replace(swarm, log_weights=log_weights, values=tuple(values)))
 
     @property
     def _how(self) -> Resampling:
@@ -242,6 +300,37 @@ class SMC:
                     fix="vi.SIR(proposal, num_particles)",
                 )
             )
+
+
+def _nothing(program: Program) -> Draw:
+    """A draw without sites."""
+    return Draw(program, {}, {}, Cost(()), {})
+
+
+def _after_scan(swarm: Swarm) -> Swarm:
+    """Particles that have taken steps together, the weights in all but the last of which come after their values.
+
+    The axis along which they end is not that of their sites: any particle may descend from any draw."""
+    axis = session().new_replicate_axis(swarm.axis.size)
+
+    def moved(cost: Cost) -> Cost:
+        bases = [t.base.renamed(swarm.axis, axis) for t in cost.terms]
+        return Cost(replace(t, base=b) for t, b in zip(cost.terms, bases, strict=True))
+
+    log_weights, *values, earlier = map(moved, (swarm.log_weights, *swarm.values))
+    details = {
+        n: replace(d, axes=tuple(axis if a == swarm.axis else a for a in d.axes))
+        for n, d in swarm.draw.details.items()
+    }
+    steps = [a.name for t in earlier.terms for a in t.pending]
+    return replace(
+        swarm,
+        draw=replace(swarm.draw, details=details),
+        axis=axis,
+        log_weights=log_weights,
+        values=tuple(values),
+        evidence=Replicates((earlier,), axis).log_mean_exp(steps) if steps else earlier,
+    )
 
 
 def _names(swarm: Swarm) -> list[str]:

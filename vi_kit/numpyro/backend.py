@@ -48,7 +48,7 @@ from vi_kit.engine.statements import (
     no_density,
 )
 from vi_kit.engine.unbounded import Unbounded
-from vi_kit.language.programs import Draw, Program, Start, Statement
+from vi_kit.language.programs import Draw, Program, Resampling, Start, Statement
 from vi_kit.numpyro.annealing import declared
 from vi_kit.numpyro.degrees import invented, is_known
 from vi_kit.numpyro.dependence import GRADIENT, PARAMS, Provenance, Sight
@@ -56,7 +56,8 @@ from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, 
 from vi_kit.numpyro.expectations import own_log_prob, random_value, term_p
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 from vi_kit.numpyro.markers import apart_p, site_p
-from vi_kit.numpyro.scan import FiniteSite, SummedScan, finite_size
+from vi_kit.numpyro.filter import Filtering
+from vi_kit.numpyro.scan import OpenSite, ScanAtDraw, SummedScan, finite_size, is_open
 
 
 class NumPyroBackend:
@@ -306,10 +307,10 @@ class NumPyroBackend:
         yield
 
     def map_copies(
-        self, run: Run, once: Callable[[Any], list[jax.Array]], num_copies: int
+        self, run: Run, once: Callable[[Any], list[jax.Array]], axis: Axis
     ) -> list[jax.Array]:
         minibatches, first_term = dict(run.subsamples), len(run.terms)
-        kept, keys = self.key, random.split(self.new_key(), num_copies)
+        kept, keys = self.key, random.split(self.new_key(), axis.size)
 
         def copy(key: jax.Array, number: jax.Array) -> list[jax.Array]:
             self.key = key
@@ -322,9 +323,9 @@ class NumPyroBackend:
                     # made inside the loop; outside they are made again, the same
                     run.subsamples = dict(minibatches)
 
-        copies = keys, jnp.arange(num_copies)
+        copies = keys, jnp.arange(axis.size)
         if run.plan.vectorize:
-            return jax.vmap(copy)(*copies)
+            return jax.vmap(copy, axis_name=axis.name)(*copies)
         return lax.map(lambda numbered: copy(*numbered), copies)
 
     def merge_copies(self, kept: Mapping[Site, Site]) -> None:
@@ -377,6 +378,52 @@ class NumPyroBackend:
     ) -> tuple[Cost, str]:
         reading = Advance(run, program, draw, before=before)
         return self._run(reading), reading.following
+
+    def filtered(
+        self,
+        run: Run,
+        program: Program,
+        target: Program,
+        given: Draw,
+        axis: Axis,
+        how: Resampling,
+        weight: jax.Array,
+        first: Draw | None,
+    ) -> tuple[Draw, Any, frozenset[str]]:
+        def opened(program: Program, draw: Draw) -> ScanAtDraw:
+            reading = Advance(run, program, draw)
+            with run.aside(), handlers.block(), _Outermost(self):
+                self._once(reading, 0)
+            return reading.scan
+
+        reading = Filtering(
+            run=run,
+            program=program,
+            draw=given,
+            axis=axis,
+            how=how,
+            opened=opened,
+            model=target,
+            weight=weight,
+            first=first,
+        )
+        self._once(reading, 0)
+        drawn = reading.result()
+        if reading.log_weights is None:
+            return drawn, None, frozenset()
+        site = drawn.sites[reading.ancestor]
+        drawn = drawn.restricted(drawn.keys() - {reading.ancestor})
+        others = [*given.others, site]
+        if first is not None:
+            others += [*first.sites.values(), *first.others]
+        drawn = replace(
+            given.joined(drawn),
+            by_name={**reading.own, **reading.descent(drawn.by_name)},
+            others=tuple(dict.fromkeys(others)),
+            constants=reading.constants,
+        )
+        weights = reading.log_weights
+        return drawn, jnp.flip(weights) if reading.steps[1] else weights, reading.statements
 
     def draw_apart(
         self, run: Run, statement: Statement, role: str, constants: frozenset[Site]
@@ -680,8 +727,11 @@ class _Handler:
                 msg["value"] = self.run.subsamples.get(_plate_key(msg))
         elif kind == "control_flow":
             _reach_bodies(msg, self)
-            if isinstance(self.reading, Replay) and callable(msg["args"][0]):
+            is_scan, reading = callable(msg["args"][0]), self.reading
+            if is_scan and isinstance(reading, Replay):
                 msg["fn"] = partial(self.run_scan, msg["fn"])
+            elif is_scan and isinstance(reading, Filtering):
+                msg["fn"] = partial(self.run_filter, msg["fn"])
             else:
                 is_replay = isinstance(self.reading, Replay)
                 inside = self.replayed if is_replay else self.inside
@@ -842,7 +892,8 @@ class _Handler:
         return draw.replayed(msg["name"]) if msg["name"] in draw else None
 
     def run_scan(self, scan: Any, *args: Any, substitute_stack: Any, **kwargs: Any) -> Any:
-        """Run a scan in a replay; where its body has finite sites that the draw lacks, they are summed out."""
+        """Run a scan in a replay; where its body has finite sites that the draw lacks, they are summed out. One that
+        is to be taken step by step is not run."""
         assert isinstance(self.reading, Replay)
         reading, is_reversed = self.reading, args[4]
 
@@ -853,15 +904,27 @@ class _Handler:
             return jnp.flip(value, 0)  # NumPyro counts steps in the order in which it takes them
 
         def inside(msg: Any) -> jax.Array | None:
-            if finite_size(reading, msg) is not None:
-                raise FiniteSite
+            is_sought = is_open(reading, msg) and isinstance(reading, Advance)
+            if is_sought or finite_size(reading, msg) is not None:
+                raise OpenSite
             return replayed(msg)
 
         try:
             stack = [*substitute_stack, ("substitute", inside)]
             return scan(*args, substitute_stack=stack, **kwargs)
-        except FiniteSite:
-            return SummedScan(self, scan, args, kwargs, substitute_stack, replayed).result()
+        except OpenSite:
+            parts = self, scan, args, kwargs, substitute_stack, replayed
+            if not isinstance(reading, Advance):
+                return SummedScan(*parts).result()
+            reading.scan = ScanAtDraw(*parts)
+            reading.following = next(iter(reading.scan.open))
+            self.run.repeated.add(reading.following)
+            raise Stop from None
+
+    def run_filter(self, scan: Any, *args: Any, substitute_stack: Any, **kwargs: Any) -> Any:
+        """Run the scan of a proposal together with the model's."""
+        assert isinstance(self.reading, Filtering)
+        return self.reading.result_of(self, scan, args, kwargs, substitute_stack)
 
     def left(self, result: Any) -> None:
         """Note which sites a scan brought back."""

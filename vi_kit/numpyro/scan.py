@@ -41,12 +41,12 @@ from vi_kit.numpyro.lanes import Lanes, evaluate, worlds_p
 Names = frozenset[str]
 
 
-class FiniteSite(Exception):
-    """The body of a scan has a finite site that the draw lacks."""
+class OpenSite(Exception):
+    """The body of a scan has a site that the draw lacks, and that is to be summed out, or drawn step by step."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Met:
+class Met:
     """A sample statement of the body.
 
     Attributes:
@@ -104,7 +104,7 @@ class _Body(Messenger):
     def __init__(self, scan: SummedScan, step: Any, value_of: Callable[[Statement], Any]):
         super().__init__()
         self.scan, self.step, self.value_of = scan, step, value_of
-        self.met: list[_Met] = []
+        self.met: list[Met] = []
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and msg.get("_control_flow_done"):
@@ -117,7 +117,7 @@ class _Body(Messenger):
             msg["kwargs"]["sample_shape"] = ()
         if handler.is_left_out(msg):
             msg["value"] = jnp.zeros(msg["fn"].shape())
-        elif msg["name"] in self.scan.rules:
+        elif msg["name"] in self.scan.open:
             dist = NumPyroDistribution(msg["fn"], msg["kwargs"]["rng_key"])
             infer = self.scan.around[msg["name"]].infer
             msg["value"] = self.value_of(
@@ -143,11 +143,11 @@ class _Body(Messenger):
         else:
             log_prob = made.density
         scale = made.scale if is_number else np.ones(())
-        self.met.append(_Met(name, made.axes, log_prob, scale, msg["fn"], not msg["is_observed"]))
+        self.met.append(Met(name, made.axes, log_prob, scale, msg["fn"], not msg["is_observed"]))
 
 
-class SummedScan:
-    """A scan in the replay of a program at a draw that lacks finite sites of its body.
+class ScanAtDraw:
+    """A scan in the replay of a program at a draw that lacks sites of its body.
 
     Args:
         handler: of the program.
@@ -158,11 +158,9 @@ class SummedScan:
         replayed: those of the draw.
 
     Attributes:
-        rules: by which each site of the body is summed out.
+        open: the sites that the draw lacks, and how many values each has, if they are finitely many.
+        rules: by which sites of the body are summed out.
         around: what handlers around the scan say of each statement.
-        met: the statements, without their arrays.
-        fresh: for each leaf of the carry after a step, on which summed sites of this step it depends.
-        depends: for each statement, on which summed sites of its step, and of the one before.
     """
 
     def __init__(
@@ -179,12 +177,12 @@ class SummedScan:
         self.fn, init, self.xs, length, self.reverse = args
         self.length = jnp.shape(jax.tree.leaves(self.xs)[0])[0] if length is None else length
         self.start = jnp.asarray(0), kwargs["rng_key"]
-        self.finite: dict[str, int] = {}
+        self.open: dict[str, int | None] = {}
+        self.rules: dict[str, str] = {}
 
         def noted(msg: Any) -> Any:
-            size = finite_size(self.reading, msg)
-            if size is not None:
-                self.finite[msg["name"]] = size
+            if is_open(self.reading, msg):
+                self.open[msg["name"]] = finite_size(self.reading, msg)
             return replayed(msg)
 
         def plain(of_draw: Callable[[Any], Any]) -> Any:
@@ -199,12 +197,6 @@ class SummedScan:
         self.init = [_like(x, s) for x, s in zip(leaves, self.shapes, strict=True)]
         statements = {n: m for n, m in trace.trace.items() if m["type"] == "sample"}
         self.around = {name: self._around(msg) for name, msg in statements.items()}
-        infer = {name: self.around[name] for name in self.finite}
-        rules = {n: self.reading.program.sums(a.name, a.infer) for n, a in infer.items()}
-        self.rules = {name: rule for name, rule in rules.items() if rule}
-        self.met: list[_Met] = []
-        self.fresh: list[Names] = []
-        self.depends: dict[str, tuple[Names, Names]] = {}
 
     # The body
 
@@ -252,7 +244,7 @@ class SummedScan:
         leaves: Sequence[Any],
         x: Any,
         value_of: Callable[[Statement], Any],
-    ) -> tuple[list[Any], Any, list[_Met]]:
+    ) -> tuple[list[Any], Any, list[Met]]:
         """One step.
 
         Args:
@@ -284,6 +276,30 @@ class SummedScan:
     def first(self) -> Any:
         """What the scan sees of `xs` in its first step."""
         return jax.tree.map(lambda x: self.at(x, 0), self.xs)
+
+    def _refuse(self, headline: str, **parts: str) -> None:
+        self.run.refuse(message(headline, **parts), of_estimator=False)
+
+
+class SummedScan(ScanAtDraw):
+    """A scan whose sites that the draw lacks are finite, and are summed out.
+
+    Attributes:
+        met: the statements, without their arrays.
+        fresh: for each leaf of the carry after a step, on which summed sites of this step it depends.
+        depends: for each statement, on which summed sites of its step, and of the one before.
+    """
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.finite = {name: size for name, size in self.open.items() if size is not None}
+        infer = {name: self.around[name] for name in self.finite}
+        rules = {n: self.reading.program.sums(a.name, a.infer) for n, a in infer.items()}
+        self.rules = {name: rule for name, rule in rules.items() if rule}
+        self.open = {name: self.finite[name] for name in self.rules}
+        self.met: list[Met] = []
+        self.fresh: list[Names] = []
+        self.depends: dict[str, tuple[Names, Names]] = {}
 
     def first_value(self, statement: Statement) -> Any:
         return whole(statement.dist.support(), statement.dist)[0]
@@ -393,9 +409,6 @@ class SummedScan:
                     fix=f"{name!r}, or another of these, in the guide too",
                 )
 
-    def _refuse(self, headline: str, **parts: str) -> None:
-        self.run.refuse(message(headline, **parts), of_estimator=False)
-
     # The scans
 
     def result(self) -> Any:
@@ -444,7 +457,7 @@ class SummedScan:
         self,
         group: Names,
         value_of: Callable[[Statement], Any],
-        wanted: Callable[[Any, list[_Met]], list[Any]],
+        wanted: Callable[[Any, list[Met]], list[Any]],
     ) -> tuple[list[Any], list[Any]]:
         """A scan for what depends on some of the sites only, each of which has one value.
 
@@ -488,7 +501,7 @@ class SummedScan:
         trees: dict[str, Any] = {}
         free = [n for n, (now, before) in self.depends.items() if not now | before]
 
-        def wanted(ys: Any, met: list[_Met]) -> list[Any]:
+        def wanted(ys: Any, met: list[Met]) -> list[Any]:
             fns = {m.name: m.fn for m in met if m.is_latent and m.name not in self.rules}
             flat = [jax.tree.flatten(fn) for fn in fns.values()]
             of_ys, trees["ys"] = jax.tree.flatten(ys)
@@ -591,7 +604,7 @@ class SummedScan:
             in_front, after = union(worlds[n] for n in carried), after + sums[carried[0]]
             found[carried[0]] = self._spread(_laid_out(after, plates, in_front), in_front)
 
-    def _named(self, met: _Met) -> Named:
+    def _named(self, met: Met) -> Named:
         what = self.reading.program.what(met.name)
         return self.run.named(met.log_prob, met.axes, (), what)
 
@@ -602,12 +615,15 @@ class SummedScan:
         return array
 
 
+def is_open(reading: Replay, msg: Any) -> bool:
+    """Whether a message is about a latent site of the body that the draw lacks."""
+    is_latent = msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None
+    return is_latent and msg["name"] not in reading.draw
+
+
 def finite_size(reading: Replay, msg: Any) -> int | None:
     """How many values a site of the body has that the draw lacks; `None` if they are not finitely many."""
-    is_open = msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None
-    if not is_open or msg["name"] in reading.draw:
-        return None
-    return NumPyroDistribution(msg["fn"]).support_size()
+    return NumPyroDistribution(msg["fn"]).support_size() if is_open(reading, msg) else None
 
 
 def _leaf(number: int) -> tuple[str, int]:
@@ -627,7 +643,7 @@ def refuse_nested(name: str) -> ObjectiveError:
     )
 
 
-def _density(name: str, met: _Met, log_prob: Any) -> LogDensity:
+def _density(name: str, met: Met, log_prob: Any) -> LogDensity:
     """What a statement adds in all steps together."""
 
     def factor() -> Any:

@@ -314,10 +314,10 @@ class PyroBackend:
             yield
 
     def map_copies(
-        self, run: Run, once: Callable[[Any], list[torch.Tensor]], num_copies: int
+        self, run: Run, once: Callable[[Any], list[torch.Tensor]], axis: Axis
     ) -> None:
         before, leaked = self.leaked, self.leaked
-        for number in range(num_copies):
+        for number in range(axis.size):
             self.leaked = before  # the sites of other copies are others
             once(number)
             leaked |= self.leaked
@@ -385,6 +385,9 @@ class PyroBackend:
     ) -> tuple[Cost, str]:
         reading = Advance(run, program, draw, before=before)
         return self._run(reading), reading.following
+
+    def filtered(self, run: Run, *args: Any) -> Any:
+        raise NotImplementedError("there is no control flow that takes steps by itself")
 
     def draw_apart(
         self, run: Run, statement: Statement, role: str, constants: frozenset[Site]

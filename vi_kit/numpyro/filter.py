@@ -1,0 +1,278 @@
+"""Particle filters in NumPyro's `scan`: the bodies of model and proposal in one, with the resampling before them.
+
+All particles take the scan together, inside the map over their copies; a copy sees the others by `all_gather`. The
+statements of the proposal's body stand for all steps, as in any scan, and so does the one site that says which
+ancestors are taken. What the particles at the end descend from is traced back by a second scan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import lax
+from numpyro import handlers
+from numpyro.distributions import Categorical
+
+from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.base.named import PLATE, Axis
+from vi_kit.costs.terms import Site
+from vi_kit.engine.density import LogDensity
+from vi_kit.engine.particles import LOWEST
+from vi_kit.engine.statements import Conditioned, Stop
+from vi_kit.language.programs import Draw, Program, Resampling, Statement, ancestor_of
+from vi_kit.numpyro.scan import ScanAtDraw
+
+ALGORITHM = "_vi_kit_algorithm"
+"""Notes in the annotations of a site what draws it."""
+
+Opened = Callable[[Program, Draw], ScanAtDraw]
+
+
+@dataclass(eq=False, kw_only=True)
+class Filtering(Conditioned):
+    """Runs a proposal whose next site is in a scan up to the end of that scan, and the model's scan with it.
+
+    Attributes:
+        axis: of the particles.
+        how: they are resampled.
+        opened: finds the scan of a program at a draw that samples what the draw lacks.
+        model: whose scan goes with the proposal's.
+        weight: of the particle before the first step (nats).
+        first: what the first particle is, if it is not drawn.
+        own: what the draw that is given has become by resampling.
+        statements: of the model's body.
+        ancestor: the site that says which are taken.
+        ancestors: in each step.
+        log_weights: in each step (nats).
+        steps: how many there are, and whether the last comes first.
+    """
+
+    axis: Axis
+    how: Resampling
+    opened: Opened
+    model: Program
+    weight: Any
+    first: Draw | None = None
+    own: dict[str, Any] = field(default_factory=dict)
+    statements: frozenset[str] = frozenset()
+    ancestor: str = ""
+    ancestors: Any = None
+    log_weights: Any = None
+    steps: tuple[int, bool] = (0, False)
+    inner: set[str] = field(default_factory=set)
+    step: Any = None
+
+    # What a handler asks
+
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
+        """See `Simulation.stops_at`: at all that is sampled neither before nor in the scan."""
+        return name not in self.draw
+
+    def wants(self, name: str) -> bool:
+        """See `Simulation.wants`."""
+        return name in self.inner
+
+    def latent_inside(self, statement: Statement) -> Any:
+        """See `Simulation.latent_inside`."""
+        how = statement.infer.get(ALGORITHM)
+        if how is not None:
+            statement = replace(statement, algorithm=how, infer={})
+        value = super().latent_inside(statement)
+        if self.first is None:
+            return value
+        value = statement.dist.rsample() if value is None else value
+        kept = 0 if how is not None else self.first.replayed(statement.name)[self.step]
+        return jnp.where(self.number == 0, kept, value)
+
+    def record(self, made: LogDensity) -> None:
+        """See `Simulation.record`: nothing is drawn of the first particle, if that is given."""
+        if self.first is not None:
+            made = replace(made, plain=jnp.where(self.number == 0, 0.0, made.plain))
+        super().record(made)
+
+    @property
+    def constants(self) -> frozenset[Site]:
+        """See `Simulation.constants`."""
+        return super().constants | (frozenset() if self.first is None else self.first.constants)
+
+    # The scan
+
+    @property
+    def number(self) -> Any:
+        """Which particle it is; in a dry run one that is drawn."""
+        return jnp.asarray(1) if self.run.is_dry else self.run.number(self.axis).array
+
+    def result_of(self, handler: Any, scan: Any, args: Any, kwargs: Any, stack: list[Any]) -> Any:
+        """What NumPyro's scan returns.
+
+        Args:
+            handler: of the proposal.
+            scan: as NumPyro runs it.
+            args: of the scan.
+            kwargs: of the scan, but for what follows.
+            stack: values for sites of its body, as handlers around it put them there.
+        """
+        if self.log_weights is not None:
+            raise Stop
+        ours = ScanAtDraw(handler, scan, args, kwargs, stack, lambda _: None)
+        if not ours.open:
+            return ours.plain()
+        theirs = self.opened(self.model, self.draw)
+        self._check(ours, theirs)
+        self.statements = frozenset(a.name for a in theirs.around.values())
+        self.ancestor = ancestor_of(theirs.around[next(iter(theirs.open))].name)
+
+        def step(state: Any, xs: Any) -> Any:
+            number, of_q, of_p, own, log_weight = state
+            logits, left = self._resampled(number, log_weight)
+            self.step = theirs.length - 1 - number if theirs.reverse else number
+            infer = {ALGORITHM: self.how}
+            index: Any = numpyro.sample(self.ancestor, Categorical(logits=logits), infer=infer)
+            of_q, of_p, own = self._taken((of_q, of_p, own), index)
+            here, (x_q, x_p), body = theirs, xs, ours.fn
+            if own:  # on which the bodies may depend, and what they scan over
+                draw = replace(self.draw, by_name=own)
+                here, there = self.opened(self.model, draw), self.opened(self.program, draw)
+                x_q, x_p = (
+                    jax.tree.map(lambda x, s=s: s.at(x, number), s.xs) for s in (there, here)
+                )
+                body = there.fn
+            with handlers.trace() as trace:
+                of_q, _ = body(of_q, x_q)
+            sites = {n: m for n, m in trace.items() if m["type"] == "sample"}
+            log_q = sum(_total(handler.density(m), self) for m in sites.values())
+            met = here.body(
+                number, here.start[1], of_p, x_p, lambda s: _value(sites, s.name, self)
+            )
+            of_p, _, statements = met
+            log_p = sum(jnp.sum(m.scale * m.log_prob) for m in statements)
+            log_weight = left(index) + log_p - log_q
+            return (number + 1, of_q, of_p, own, log_weight), (index, log_weight)
+
+        weight = jnp.asarray(self.weight, jnp.result_type(float))
+        start = (jnp.asarray(0), args[1], theirs.init, dict(self.draw.by_name), weight)
+        inside = [*stack, ("substitute", handler.inside)]
+        last, (trace, ys) = scan(
+            step,
+            start,
+            (ours.xs, theirs.xs),
+            ours.length,
+            ours.reverse,
+            substitute_stack=inside,
+            **kwargs,
+        )
+        number, key, (_, of_q, _, self.own, _) = last
+        self.ancestors, self.log_weights = ys
+        self.inner, self.steps = set(trace.trace), (ours.length, ours.reverse)
+        return (number, key, of_q), (trace, ours.ys)
+
+    def _check(self, ours: ScanAtDraw, theirs: ScanAtDraw) -> None:
+        """Refuse scans that cannot be taken together."""
+        steps = [(s.length, s.reverse) for s in (ours, theirs)]
+        if steps[0] != steps[1]:
+            self.run.refuse(
+                message(
+                    "SMC: the scans of model and proposal do not take the same steps",
+                    got="; ".join(
+                        f"{who} {length} steps{', the last first' * reverse}"
+                        for who, (length, reverse) in zip(("proposal", "model"), steps, strict=True)
+                    ),
+                    expected="one scan in each, over the same steps",
+                    fix="the same length and direction in both",
+                ),
+                of_estimator=False,
+            )
+            raise Stop
+        masked = sorted(a.name for a in ours.around.values() if a.masks or a.scale is not None)
+        if masked:
+            self.run.refuse(
+                message(
+                    f"SMC: proposal sites {masked} have a mask or a scale around their scan",
+                    got="draws of which the density is not all counted",
+                    expected="a proposal without",
+                    fix="the mask or the scale around the model's scan only, or inside the bodies",
+                ),
+                of_estimator=False,
+            )
+
+    def _gathered(self, tree: Any) -> Any:
+        """What all particles have, in front."""
+        size, name = self.axis.size, self.axis.name
+        if self.run.is_dry:  # there is one
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x))), tree)
+        return jax.tree.map(lambda x: lax.all_gather(x, name), tree)
+
+    def _taken(self, tree: Any, index: Any) -> Any:
+        """What the particle of a number has."""
+        return jax.tree.map(lambda x: x[index], self._gathered(tree))
+
+    def _resampled(self, number: Any, log_weight: Any) -> Any:
+        """The logits of the ancestor of a particle, and what it still weighs then (nats)."""
+        size, is_later = self.axis.size, number > 0
+        logits = self._gathered(log_weight)
+        norm = jax.nn.logsumexp(logits)
+        possible = norm > -math.inf  # where none is, all are alike
+        logits = jnp.where(possible, logits, 0.0) - jnp.where(possible, norm, 0.0)
+        is_due = is_later
+        if self.how.ess_threshold < 1.0:
+            log_inverse = jax.nn.logsumexp(2.0 * lax.stop_gradient(logits))
+            is_due &= jnp.exp(-log_inverse) < self.how.ess_threshold * size
+
+        def left(index: Any) -> Any:
+            kept = jnp.where(is_later, logits[index] + math.log(size), log_weight)
+            return jnp.where(is_due, 0.0, kept)
+
+        own = jnp.where(jnp.arange(size) == self.number, 0.0, LOWEST)
+        held = lax.stop_gradient(logits) if self.how.held else logits
+        return jnp.where(is_due, held, own), left
+
+    def descent(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values of all steps: those of which the particle at the end descends."""
+
+        def back(index: Any, x: Any) -> Any:
+            values, ancestor = self._taken(x, index)
+            return ancestor, values
+
+        _, is_reversed = self.steps
+        xs = (values, self.ancestors)
+        return lax.scan(back, self.number, xs, reverse=not is_reversed)[1]
+
+
+def _total(made: LogDensity, reading: Filtering) -> Any:
+    """The log density of a statement in one step."""
+    _refuse_minibatch(made.name, made.axes, reading)
+    return jnp.sum(made.density)
+
+
+def _refuse_minibatch(name: str, axes: tuple[Axis, ...], reading: Filtering) -> None:
+    plates = sorted(a.name for a in axes if a.kind == PLATE and a.scale != 1.0)
+    if plates:
+        reading.run.refuse(
+            message(
+                f"SMC: site {name!r} is in a scan and in a minibatch of {plates}",
+                got="weights of particles that stand for the whole data",
+                expected="plates of all data inside a scan",
+                fix="the plates without subsample_size, or a Python loop over the steps",
+            ),
+            of_estimator=False,
+        )
+
+
+def _value(sites: dict[str, Any], name: str, reading: Filtering) -> Any:
+    """What the proposal has drawn for a site of the model's body."""
+    if name not in sites:
+        raise ObjectiveError(
+            message(
+                f"SMC: the proposal does not draw {name!r} in its scan",
+                got=f"sites of its body: {sorted(sites)}",
+                expected="the latent sites of the model's body",
+                fix=f"sample({name!r}, ...) in the body of the {reading.program.role}",
+            )
+        )
+    return sites[name]["value"]
