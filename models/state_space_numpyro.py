@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from models.state_space import MEAN, NOISE, OBS_NOISE, PERSISTENCE, STAY, VOLATILITY
@@ -19,18 +20,22 @@ def linear(data: jax.Array) -> Programs:
     """The linear-Gaussian model, and a proposal that goes part of the way from the prediction to the datum."""
 
     def model() -> None:
-        state = jnp.array(0.0)
-        for t, datum in enumerate(data):
-            state = numpyro.sample(f"z{t}", dist.Normal(STAY * state, NOISE))
-            numpyro.sample(f"x{t}", dist.Normal(state, OBS_NOISE), obs=datum)
+        def step(state: jax.Array, datum: jax.Array) -> tuple[jax.Array, None]:
+            state = numpyro.sample("z", dist.Normal(STAY * state, NOISE))
+            numpyro.sample("x", dist.Normal(state, OBS_NOISE), obs=datum)
+            return state, None
+
+        scan(step, jnp.array(0.0), data)
 
     def proposal() -> None:
         gain = numpyro.param("gain", jnp.array(0.5), constraint=constraints.unit_interval)
         scale = numpyro.param("scale", jnp.array(0.7), constraint=constraints.positive)
-        state = jnp.array(0.0)
-        for t, datum in enumerate(data):
+
+        def step(state: jax.Array, datum: jax.Array) -> tuple[jax.Array, None]:
             ahead = STAY * state
-            state = numpyro.sample(f"z{t}", dist.Normal(ahead + gain * (datum - ahead), scale))
+            return numpyro.sample("z", dist.Normal(ahead + gain * (datum - ahead), scale)), None
+
+        scan(step, jnp.array(0.0), data)
 
     return model, proposal
 
@@ -39,19 +44,24 @@ def stochastic_volatility(data: jax.Array) -> Programs:
     """Returns whose log variance is an autoregression; the proposal shifts the prediction by what a return says."""
 
     def model() -> None:
-        state = jnp.array(MEAN)
-        for t, datum in enumerate(data):
+        def step(state: jax.Array, datum: jax.Array) -> tuple[jax.Array, None]:
             ahead = MEAN + PERSISTENCE * (state - MEAN)
-            state = numpyro.sample(f"h{t}", dist.Normal(ahead, VOLATILITY))
-            numpyro.sample(f"y{t}", dist.Normal(0.0, jnp.exp(0.5 * state)), obs=datum)
+            state = numpyro.sample("h", dist.Normal(ahead, VOLATILITY))
+            numpyro.sample("y", dist.Normal(0.0, jnp.exp(0.5 * state)), obs=datum)
+            return state, None
+
+        scan(step, jnp.array(MEAN), data)
 
     def proposal() -> None:
         slope = numpyro.param("slope", jnp.array(0.0))
         scale = numpyro.param("scale", jnp.array(VOLATILITY), constraint=constraints.positive)
-        state = jnp.array(MEAN)
-        for t, datum in enumerate(data):
+
+        def step(state: jax.Array, datum: jax.Array) -> tuple[jax.Array, None]:
             ahead = MEAN + PERSISTENCE * (state - MEAN)
             surprise = datum**2 * jnp.exp(-ahead) - 1.0
-            state = numpyro.sample(f"h{t}", dist.Normal(ahead + slope * jnp.tanh(surprise), scale))
+            shift = slope * jnp.tanh(surprise)
+            return numpyro.sample("h", dist.Normal(ahead + shift, scale)), None
+
+        scan(step, jnp.array(MEAN), data)
 
     return model, proposal

@@ -41,10 +41,10 @@ class Backend(Arrays, Protocol[R]):
         ...
 
     def map_copies(
-        self, run: R, once: Callable[[Any], list[Array]], axis: Axis
+        self, run: R, once: Callable[[Any], list[Array]], axis: Axis, together: bool
     ) -> list[Array] | None:
         """Call `once` for each copy along an axis, with its number and noise of its own; or once for all, and return
-        its arrays with one more dim in front."""
+        its arrays with one more dim in front. If they are made `together`, they see each other."""
         ...
 
     def merge_copies(self, kept: Mapping[Site, Site]) -> None:

@@ -61,7 +61,7 @@ class DryRun(Run):
         self.findings.states[term.label] = needed  # all dependence is followed
         return needed
 
-    def copies(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+    def copies(self, fn: Callable[[], Any], axis: Axis, together: bool) -> tuple[Cost, ...]:
         self.numbers[axis] = 0
         return costs_of(fn())
 

@@ -66,6 +66,17 @@ class Particles(Session, Protocol):
         """Name the dims of an array that the program made at a site inside `axes`."""
         ...
 
+    def term(
+        self,
+        log_prob: Any,
+        axes: Sequence[Axis],
+        what: str,
+        *,
+        constants: frozenset[Site] = frozenset(),
+    ) -> Term:
+        """A term from log densities."""
+        ...
+
     def note_particles(self, site: Site) -> None:
         """Give a site its worlds, or note that it has them."""
         ...
@@ -84,10 +95,12 @@ def _value(run: Particles, draw: Draw, name: str) -> Term:
     sizes = tuple(statement.dist.event_shape)
     events = [Axis(EVENT, len(sizes) - i, f"event {i}", n) for i, n in enumerate(sizes)]
     layout = {dim - len(sizes): a for dim, a in run.layout(statement.axes, (), what).items()}
-    if name in run.repeated:  # a dim for the steps lies left of the plates
-        layout[-value.ndim] = _steps(name, value.ndim - len(sizes), value.shape[0])
     layout |= {i - len(sizes): a for i, a in enumerate(events)}
-    named = from_layout(value, layout, (*statement.axes, *events))
+    required = [*statement.axes, *events]
+    if name in run.repeated:  # a dim for the steps lies left of the plates
+        layout[-value.ndim] = steps = _steps(name, value.ndim - len(sizes), value.shape[0])
+        required.append(steps)
+    named = from_layout(value, layout, required)
     if any(a.kind in (WORLD, SLOT) for a in named.axes):
         raise EstimatorError(
             _several(what, [a.name for a in named.axes if a.kind in (WORLD, SLOT)])

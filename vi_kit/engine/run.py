@@ -388,8 +388,10 @@ class Run:
         self._replicates += 1
         return Axis(REPLICATE, self._replicates, f"iid_{self._replicates}", size)
 
-    def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
-        """Run `fn` for all copies along `axis`: costs, as a tuple."""
+    def replicate(
+        self, fn: Callable[[], Any], axis: Axis, *, together: bool = False
+    ) -> tuple[Cost, ...]:
+        """See `Session.replicate`."""
         opened, apart = self.open_replicates, self.apart
         self.note_replicates((*opened, *apart, axis))
         dims, free = dict(self.dims), self._free_dim
@@ -399,12 +401,12 @@ class Run:
                 with self.backend.replicated(self, axis):
                     return costs_of(fn())
             self.apart = apart | {axis}
-            return self.copies(fn, axis)
+            return self.copies(fn, axis, together)
         finally:
             self.open_replicates, self.apart = opened, apart
             self.dims, self._free_dim = dims, free
 
-    def copies(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
+    def copies(self, fn: Callable[[], Any], axis: Axis, together: bool) -> tuple[Cost, ...]:
         """Run `fn` apart for each copy, and bring what the copies made under the axis."""
         start, dims = len(self.sites), dict(self.dims)
         counts = (self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim)
@@ -426,7 +428,7 @@ class Run:
             copies.append(copy.hollow() if self.backend.maps_values else copy)
             return arrays
 
-        arrays = self.backend.map_copies(self, once, axis)
+        arrays = self.backend.map_copies(self, once, axis, together)
         costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
         self.sites[start:] = dict.fromkeys(kept.values())
         self.num_sites = max([num_sites, *(s.order + 1 for s in kept.values())])

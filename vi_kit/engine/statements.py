@@ -273,13 +273,6 @@ class Conditioned(Simulation, AtDraw):
             raise Stop
         if self.only:
             raise _many_steps(self.program, statement.name)
-        if not self.draws(statement.name):
-            self.problem(
-                f"{self.program.role} site {statement.name!r}: its value is given, and it is in a scan or cond",
-                got="a site of which one value for each step would be given",
-                expected="a program whose other sites are drawn by a proposal",
-                fix="vi.ImportanceSampling(num_particles, proposal)",
-            )
         return super().latent_inside(statement)
 
     def draws(self, name: str) -> bool:
@@ -575,10 +568,10 @@ def _many_steps(program: Program, name: str) -> ObjectiveError:
     """The error about a site of which the values for all steps come at once, where steps are taken one by one."""
     return ObjectiveError(
         message(
-            f"SMC: {program.role} site {name!r} is in the body of a scan or cond, whose steps come all at once",
-            got="control flow of the library",
-            expected="latent sites and data in the program itself, by a Python loop over the steps",
-            fix="for t in range(num_steps): ...; or vi.SIR(proposal, num_particles), which takes all steps as one",
+            f"SMC: {program.role} site {name!r} is in the body of a scan or cond that cannot be taken step by step",
+            got="a cond, or a scan in one of model and proposal only",
+            expected="latent sites in the program itself, or in one scan of the model and one of the proposal",
+            fix="jnp.where in the place of the cond; or vi.SIR(proposal, num_particles), which takes all steps as one",
         )
     )
 

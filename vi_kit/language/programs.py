@@ -503,8 +503,16 @@ class Session(CostContext, Protocol):
         ...
 
     def new_replicate_axis(self, size: int) -> Axis: ...
-    def replicate(self, fn: Callable[[], Any], axis: Axis) -> tuple[Cost, ...]:
-        """Run `fn` for all copies along `axis`: costs, as a tuple."""
+    def replicate(
+        self, fn: Callable[[], Any], axis: Axis, *, together: bool = False
+    ) -> tuple[Cost, ...]:
+        """Run `fn` for all copies along `axis`: costs, as a tuple.
+
+        Args:
+            fn: makes them.
+            axis: of the copies.
+            together: whether they see each other, and cannot be made one after the other.
+        """
         ...
 
 

@@ -70,7 +70,9 @@ class SMC:
     conditional SMC. With `vi.elbo()` the bound is that of FIVO, which unlike `vi.iwae(n)` stays tight for long series.
 
     The numbers of the particles taken are sites (`ancestor of z_2`), drawn independently (multinomial resampling).
-    Plates that everything is inside of, such as one of several series, are resampled for each element.
+    Plates that everything is inside of, such as one of several series, are resampled for each element. In NumPyro the
+    latent sites may be in the body of a `scan`, in the model and in the proposal over the same steps; elements of
+    plates are resampled together there, and all ancestors are one site (`ancestor of z`).
     Sites of the proposal need single draws (`Reparam`, `Score`), which the default rule gives them.
 
     Args:
@@ -133,9 +135,12 @@ class SMC:
         self._check(model)
         if self.num_particles == 1:
             return replace(draw_of(proposal_of(self, program)), program=program)
-        swarm, evidence = None, Cost(())
-        while swarm is None or swarm.following:
-            swarm = self._step(program, model, swarm, self.num_particles)
+        swarm, evidence = self._opened(model), Cost(())
+        while swarm.following:
+            if swarm.following in session().repeated:
+                swarm = self._all_steps(program, model, swarm)
+            else:
+                swarm = self._step(program, model, swarm, self.num_particles)
             evidence = evidence + swarm.evidence + self._mean(swarm)
         how = Resampling(Dropped() if self.biased else None, 1.0, held=self.biased)
         draw, _ = session().resampled(program, swarm, None, how)
@@ -149,26 +154,23 @@ class SMC:
         proposal = proposal_of(self, program)
         if self.num_particles == 1:
             return log_density_of(proposal, draw)
-        run, evidence, swarm = session(), Cost(()), None
+        run, evidence, swarm = session(), Cost(()), self._opened(model)
         draw = as_constant(draw) if draw.held else draw
-        met, drawn = frozenset[str](), frozenset[str]()
-        while swarm is None or swarm.following:
-            if self._is_scanned(model, swarm):
-                swarm = self._step(program, model, swarm, self.num_particles, first=draw)
+        while swarm.following:
+            if swarm.following in run.repeated:
+                swarm = self._all_steps(program, model, swarm, first=draw)
                 evidence = evidence + swarm.evidence + self._mean(swarm)
-                drawn = frozenset(swarm.draw)
-                met = swarm.met
                 continue
             others = self._step(program, model, swarm, self.num_particles - 1)
             own = draw.restricted([n for n in draw if n in others.draw])
-            log_p, _ = run.advanced(model, own, met)
+            drawn = frozenset(swarm.draw)
+            log_p, _ = run.advanced(model, own, swarm.met)
             log_q, _ = run.advanced(proposal, own, drawn)
             unmet = own.keys() - drawn - {t.statement for t in log_q.terms}
             if unmet:
                 raise _unknown_density(sorted(unmet))
-            met, drawn = others.met, frozenset(own)
             log_weight = log_p - log_q
-            if swarm is not None:
+            if drawn:
                 log_weight = log_weight + run.first_left(swarm, self._how)
             others_mean = self._mean(others)
             evidence = evidence + apply(
@@ -177,60 +179,28 @@ class SMC:
             swarm = run.with_first(others, own, log_weight)
         return log_density_of(model, draw) - evidence
 
-    def _is_scanned(self, model: Program, before: Swarm | None) -> bool:
-        """Whether the next site is one that the library samples in steps of its own."""
-        if before is not None:
-            return before.following in session().repeated
-        return self._opened(model)[2] in session().repeated
-
-    def _opened(self, model: Program) -> tuple[Draw, Cost, str]:
-        """Nothing drawn, the log density of the data before the first latent site, and its name."""
+    def _opened(self, model: Program) -> Swarm:
+        """The particles before the first latent site: one, with the data that come before it."""
         given = _nothing(model)
         log_p, following = session().advanced(model, given, frozenset())
         if not following:
             raise _without_sites(model)
-        return given, log_p, following
+        axis = session().new_replicate_axis(1)
+        return Swarm(given, axis, log_p, (), frozenset(), frozenset(), following, True, Cost(()))
 
-    def _step(
-        self,
-        program: Program,
-        model: Program,
-        before: Swarm | None,
-        size: int,
-        first: Draw | None = None,
-    ) -> Swarm:
-        """The particles after one more step, or after all that the library takes by itself.
-
-        Args:
-            program: the posterior.
-            model: its target.
-            before: the particles before.
-            size: how many are to be drawn.
-            first: what the first of them is, where the library takes the steps; `None` if it is drawn.
-        """
+    def _step(self, program: Program, model: Program, before: Swarm, size: int) -> Swarm:
+        """The particles after one more step."""
         run, proposal = session(), proposal_of(self, program)
         axis = run.new_replicate_axis(size)
         made: list[Swarm] = []
-        none = Swarm(_nothing(proposal), axis, Cost(()), (), frozenset(), frozenset(), "", False, Cost(()))
 
         def once() -> tuple[Cost, ...]:
-            if before is None:
-                given, weight, following = self._opened(model)
-                given, met = replace(given, program=proposal), frozenset[str]()
-            else:
-                how, met, following = self._how, before.met, before.following
-                if following in run.repeated and not before.has_data:
-                    how = replace(how, ess_threshold=0.0)
-                else:
-                    self._check_jumps(before.draw)
-                given, weight = run.resampled(
-                    proposal, before, axis, how, keeps_first=first is not None
-                )
-            if following in run.repeated:
-                return scanned(given, weight, met)
-            weight = Cost(()) if before is None else weight  # it is evaluated again
-            has_data = False
-            while following and following not in run.repeated:
+            given, weight = _nothing(proposal), Cost(())
+            if before.draw:
+                self._check_jumps(before.draw)
+                given, weight = run.resampled(proposal, before, axis, self._how)
+            met, following, has_data = before.met, before.following, False
+            while following and following not in run.repeated and not has_data:
                 drawn = run.conditioned(proposal, given, only=following)
                 refuse_varied(proposal, drawn)
                 if following not in drawn:
@@ -239,33 +209,62 @@ class SMC:
                 log_p, following = run.advanced(model, given, met)
                 weight = weight + log_p - drawn.density
                 new = {t.statement for t in log_p.terms}
-                met |= new
-                has_data = not new <= given.keys()
-                if has_data:
-                    break
-            made.append(replace(none, draw=given, met=met, following=following, has_data=has_data))
+                met, has_data = met | new, not new <= given.keys()
+            made.append(
+                replace(before, draw=given, met=met, following=following, has_data=has_data)
+            )
             return weight, *run.values_of(given)
 
-        def scanned(given: Draw, weight: Cost, met: frozenset[str]) -> tuple[Cost, ...]:
+        log_weights, *values = run.replicate(once, axis)
+        plates = frozenset(a for a in shared_plates(log_weights.terms) if a.order)
+        return replace(
+            made[0],
+            axis=axis,
+            log_weights=log_weights,
+            values=tuple(values),
+            plates=plates & before.plates if before.draw else plates,
+            evidence=Cost(()),
+        )
+
+    def _all_steps(
+        self, program: Program, model: Program, before: Swarm, first: Draw | None = None
+    ) -> Swarm:
+        """The particles after all steps that a library takes by itself.
+
+        Args:
+            program: the posterior.
+            model: its target.
+            before: the particles before.
+            first: what the first of them is; `None` if it is drawn.
+        """
+        run, proposal = session(), proposal_of(self, program)
+        axis = run.new_replicate_axis(self.num_particles)
+        made: list[Swarm] = []
+
+        def once() -> tuple[Cost, ...]:
+            given, weight = replace(before.draw, program=proposal), before.log_weights
+            if before.draw:
+                how = self._how if before.has_data else replace(self._how, ess_threshold=0.0)
+                given, weight = run.resampled(
+                    proposal, before, axis, how, keeps_first=first is not None
+                )
             drawn, earlier, last, new = run.filtered(
                 proposal, model, given, weight, axis, self._how, first
             )
             if not new:
-                raise _other_order(self._opened(model)[2], given)
+                raise _other_order(before.following, given)
             refuse_varied(proposal, drawn)
             self._check_jumps(drawn)
-            after, following = run.advanced(model, drawn, met | new)
-            met |= new | {t.statement for t in after.terms}
-            made.append(replace(none, draw=drawn, met=met, following=following, has_data=True))
-            return last + after, *run.values_of(drawn), earlier
+            met = before.met | new | {t.statement for t in before.log_weights.terms}
+            after, following = run.advanced(model, drawn, met)
+            met |= {t.statement for t in after.terms}
+            made.append(replace(before, draw=drawn, met=met, following=following, has_data=True))
+            return earlier, last + after, *run.values_of(drawn)
 
-        log_weights, *values = run.replicate(once, axis)
-        swarm = made[0]
-        if len(values) == len(swarm.draw):
-            plates = frozenset(a for a in shared_plates(log_weights.terms) if a.order)
-            plates = plates if before is None else plates & before.plates
-            return replace(swarm, log_weights=log_weights, values=tuple(values), plates=plates)
-        return _after_scan(replace(swarm, log_weights=log_weights, values=tuple(values)))
+        earlier, log_weights, *values = run.replicate(once, axis, together=True)
+        return _after_steps(
+            replace(made[0], axis=axis, log_weights=log_weights, values=tuple(values)), earlier
+        )
 
     @property
     def _how(self) -> Resampling:
@@ -307,17 +306,15 @@ def _nothing(program: Program) -> Draw:
     return Draw(program, {}, {}, Cost(()), {})
 
 
-def _after_scan(swarm: Swarm) -> Swarm:
-    """Particles that have taken steps together, the weights in all but the last of which come after their values.
+def _after_steps(swarm: Swarm, earlier: Cost) -> Swarm:
+    """Particles that have taken steps together, with the log weights in all but the last.
 
-    The axis along which they end is not that of their sites: any particle may descend from any draw."""
+    The axis along which they end is not that of their sites: any of them may descend from any draw."""
     axis = session().new_replicate_axis(swarm.axis.size)
 
     def moved(cost: Cost) -> Cost:
-        bases = [t.base.renamed(swarm.axis, axis) for t in cost.terms]
-        return Cost(replace(t, base=b) for t, b in zip(cost.terms, bases, strict=True))
+        return Cost(replace(t, base=t.base.renamed(swarm.axis, axis)) for t in cost.terms)
 
-    log_weights, *values, earlier = map(moved, (swarm.log_weights, *swarm.values))
     details = {
         n: replace(d, axes=tuple(axis if a == swarm.axis else a for a in d.axes))
         for n, d in swarm.draw.details.items()
@@ -327,9 +324,10 @@ def _after_scan(swarm: Swarm) -> Swarm:
         swarm,
         draw=replace(swarm.draw, details=details),
         axis=axis,
-        log_weights=log_weights,
-        values=tuple(values),
-        evidence=Replicates((earlier,), axis).log_mean_exp(steps) if steps else earlier,
+        log_weights=moved(swarm.log_weights),
+        values=tuple(map(moved, swarm.values)),
+        plates=frozenset(),
+        evidence=Replicates((moved(earlier),), axis).log_mean_exp(steps) if steps else earlier,
     )
 
 

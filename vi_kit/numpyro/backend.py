@@ -37,6 +37,7 @@ from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import STEP_KEY, Run
 from vi_kit.engine.statements import (
     Advance,
+    AtDraw,
     Conditioned,
     Evaluation,
     Replay,
@@ -54,9 +55,9 @@ from vi_kit.numpyro.degrees import invented, is_known
 from vi_kit.numpyro.dependence import GRADIENT, PARAMS, Provenance, Sight
 from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
 from vi_kit.numpyro.expectations import own_log_prob, random_value, term_p
+from vi_kit.numpyro.filter import Filtering
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 from vi_kit.numpyro.markers import apart_p, site_p
-from vi_kit.numpyro.filter import Filtering
 from vi_kit.numpyro.scan import OpenSite, ScanAtDraw, SummedScan, finite_size, is_open
 
 
@@ -307,7 +308,7 @@ class NumPyroBackend:
         yield
 
     def map_copies(
-        self, run: Run, once: Callable[[Any], list[jax.Array]], axis: Axis
+        self, run: Run, once: Callable[[Any], list[jax.Array]], axis: Axis, together: bool
     ) -> list[jax.Array]:
         minibatches, first_term = dict(run.subsamples), len(run.terms)
         kept, keys = self.key, random.split(self.new_key(), axis.size)
@@ -319,12 +320,12 @@ class NumPyroBackend:
             finally:  # what is traced may not outlive its trace
                 self.key = kept
                 del run.terms[first_term:]
-                if not run.plan.vectorize:
+                if not (run.plan.vectorize or together):
                     # made inside the loop; outside they are made again, the same
                     run.subsamples = dict(minibatches)
 
         copies = keys, jnp.arange(axis.size)
-        if run.plan.vectorize:
+        if run.plan.vectorize or together:
             return jax.vmap(copy, axis_name=axis.name)(*copies)
         return lax.map(lambda numbered: copy(*numbered), copies)
 
@@ -733,8 +734,9 @@ class _Handler:
             elif is_scan and isinstance(reading, Filtering):
                 msg["fn"] = partial(self.run_filter, msg["fn"])
             else:
-                is_replay = isinstance(self.reading, Replay)
-                inside = self.replayed if is_replay else self.inside
+                is_reversed = is_scan and msg["args"][4]
+                inside = self.replayed if isinstance(reading, Replay) else self.inside
+                inside = partial(inside, is_reversed=is_reversed)
                 msg["kwargs"]["substitute_stack"].append(("substitute", inside))
         elif kind == "sample" and not msg["is_observed"]:
             if msg.get("_control_flow_done"):
@@ -875,33 +877,34 @@ class _Handler:
 
     # Control flow: the statements of a body come back as one each, with a dim in front after a scan.
 
-    def inside(self, msg: Any) -> jax.Array | None:
-        """The value of a latent site in the body of a scan or cond."""
+    def inside(self, msg: Any, is_reversed: bool) -> jax.Array | None:
+        """The value of a latent site in the body of a scan or cond, of all steps in a scan if it is given."""
         assert isinstance(self.reading, Simulation)
         if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
             return None
+        if not self.reading.draws(msg["name"]):
+            return self.replayed(msg, is_reversed)
         dist = NumPyroDistribution(msg["fn"], msg["kwargs"]["rng_key"])
         return self.reading.latent_inside(
             Statement(msg["name"], dist, self.axes(msg), msg["infer"])
         )
 
-    def replayed(self, msg: Any) -> jax.Array | None:
+    def replayed(self, msg: Any, is_reversed: bool) -> jax.Array | None:
         """The value of a site of the draw in the body of a scan or cond, of all steps in a scan."""
-        assert isinstance(self.reading, Replay)
+        assert isinstance(self.reading, AtDraw)
         draw = self.reading.draw
-        return draw.replayed(msg["name"]) if msg["name"] in draw else None
+        if msg["name"] not in draw:
+            return None
+        value = draw.replayed(msg["name"])
+        if not is_reversed or value.ndim == len(msg["fn"].shape()):
+            return value
+        return jnp.flip(value, 0)  # NumPyro counts steps in the order in which it takes them
 
     def run_scan(self, scan: Any, *args: Any, substitute_stack: Any, **kwargs: Any) -> Any:
         """Run a scan in a replay; where its body has finite sites that the draw lacks, they are summed out. One that
         is to be taken step by step is not run."""
         assert isinstance(self.reading, Replay)
-        reading, is_reversed = self.reading, args[4]
-
-        def replayed(msg: Any) -> jax.Array | None:
-            value = self.replayed(msg)
-            if value is None or not is_reversed or value.ndim == len(msg["fn"].shape()):
-                return value
-            return jnp.flip(value, 0)  # NumPyro counts steps in the order in which it takes them
+        reading, replayed = self.reading, partial(self.replayed, is_reversed=args[4])
 
         def inside(msg: Any) -> jax.Array | None:
             is_sought = is_open(reading, msg) and isinstance(reading, Advance)
@@ -937,13 +940,13 @@ class _Handler:
 
     def came_out(self, msg: Any) -> None:
         name = msg["name"]
-        if isinstance(self.reading, Simulation):
+        if isinstance(self.reading, Simulation) and self.reading.draws(name):
             self.reading.came_out(name, msg["value"])
         else:
             statement = Statement(
                 name, NumPyroDistribution(msg["fn"]), self.axes(msg), msg["infer"]
             )
-            if name not in self.reading.draw and self.reading.sums(statement):
+            if self.reading.draws(name) and self.reading.sums(statement):
                 self.run.refuse(
                     message(
                         f"site {name!r} is in the body of a cond, and cannot be summed out",

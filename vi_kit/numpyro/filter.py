@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from numpyro import handlers
 from numpyro.distributions import Categorical
 
 from vi_kit.base.errors import ObjectiveError, message
-from vi_kit.base.named import PLATE, Axis
+from vi_kit.base.named import Axis
 from vi_kit.costs.terms import Site
 from vi_kit.engine.density import LogDensity
 from vi_kit.engine.particles import LOWEST
@@ -120,7 +121,9 @@ class Filtering(Conditioned):
         """
         if self.log_weights is not None:
             raise Stop
-        ours = ScanAtDraw(handler, scan, args, kwargs, stack, lambda _: None)
+        inside = partial(handler.inside, is_reversed=args[4])
+        replayed = partial(handler.replayed, is_reversed=args[4])
+        ours = ScanAtDraw(handler, scan, args, kwargs, stack, replayed)
         if not ours.open:
             return ours.plain()
         theirs = self.opened(self.model, self.draw)
@@ -132,8 +135,8 @@ class Filtering(Conditioned):
             number, of_q, of_p, own, log_weight = state
             logits, left = self._resampled(number, log_weight)
             self.step = theirs.length - 1 - number if theirs.reverse else number
-            infer = {ALGORITHM: self.how}
-            index: Any = numpyro.sample(self.ancestor, Categorical(logits=logits), infer=infer)
+            among: Any = Categorical(logits=logits)
+            index: Any = numpyro.sample(self.ancestor, among, infer={ALGORITHM: self.how})
             of_q, of_p, own = self._taken((of_q, of_p, own), index)
             here, (x_q, x_p), body = theirs, xs, ours.fn
             if own:  # on which the bodies may depend, and what they scan over
@@ -146,25 +149,24 @@ class Filtering(Conditioned):
             with handlers.trace() as trace:
                 of_q, _ = body(of_q, x_q)
             sites = {n: m for n, m in trace.items() if m["type"] == "sample"}
-            log_q = sum(_total(handler.density(m), self) for m in sites.values())
-            met = here.body(
-                number, here.start[1], of_p, x_p, lambda s: _value(sites, s.name, self)
-            )
-            of_p, _, statements = met
-            log_p = sum(jnp.sum(m.scale * m.log_prob) for m in statements)
+            log_q = sum(_total(handler.density(m)) for m in sites.values())
+            key = jax.random.fold_in(here.start[1], number)
+            of_p, _, met = here.body(number, key, of_p, x_p, lambda s: sites[s.name]["value"])
+            for m in met:
+                _refuse_minibatch(m.name, m.axes)
+            log_p = sum(jnp.sum(m.scale * m.log_prob) for m in met)
             log_weight = left(index) + log_p - log_q
             return (number + 1, of_q, of_p, own, log_weight), (index, log_weight)
 
         weight = jnp.asarray(self.weight, jnp.result_type(float))
         start = (jnp.asarray(0), args[1], theirs.init, dict(self.draw.by_name), weight)
-        inside = [*stack, ("substitute", handler.inside)]
         last, (trace, ys) = scan(
             step,
             start,
             (ours.xs, theirs.xs),
             ours.length,
             ours.reverse,
-            substitute_stack=inside,
+            substitute_stack=[*stack, ("substitute", inside)],
             **kwargs,
         )
         number, key, (_, of_q, _, self.own, _) = last
@@ -176,29 +178,31 @@ class Filtering(Conditioned):
         """Refuse scans that cannot be taken together."""
         steps = [(s.length, s.reverse) for s in (ours, theirs)]
         if steps[0] != steps[1]:
-            self.run.refuse(
-                message(
-                    "SMC: the scans of model and proposal do not take the same steps",
-                    got="; ".join(
-                        f"{who} {length} steps{', the last first' * reverse}"
-                        for who, (length, reverse) in zip(("proposal", "model"), steps, strict=True)
-                    ),
-                    expected="one scan in each, over the same steps",
-                    fix="the same length and direction in both",
-                ),
-                of_estimator=False,
+            parts = (
+                f"{who} {length} steps{', the last first' * is_reversed}"
+                for who, (length, is_reversed) in zip(("proposal", "model"), steps, strict=True)
             )
-            raise Stop
+            raise _refused(
+                "the scans of model and proposal do not take the same steps",
+                got="; ".join(parts),
+                expected="one scan in each, over the same steps",
+                fix="the same length and direction in both",
+            )
+        names = [sorted(s.around[n].name for n in s.open) for s in (ours, theirs)]
+        if names[0] != names[1]:
+            raise _refused(
+                "the scans of model and proposal do not have the same latent sites",
+                got=f"proposal {names[0]}, model {names[1]}",
+                expected="the model's latent sites in the proposal's scan, and no others",
+                fix="the same sample statements in both bodies, or vi.SIR(proposal, num_particles)",
+            )
         masked = sorted(a.name for a in ours.around.values() if a.masks or a.scale is not None)
         if masked:
-            self.run.refuse(
-                message(
-                    f"SMC: proposal sites {masked} have a mask or a scale around their scan",
-                    got="draws of which the density is not all counted",
-                    expected="a proposal without",
-                    fix="the mask or the scale around the model's scan only, or inside the bodies",
-                ),
-                of_estimator=False,
+            raise _refused(
+                f"proposal sites {masked} have a mask or a scale around their scan",
+                got="draws of which the density is not all counted",
+                expected="a proposal without",
+                fix="the mask or the scale around the model's scan only, or inside the bodies",
             )
 
     def _gathered(self, tree: Any) -> Any:
@@ -244,35 +248,22 @@ class Filtering(Conditioned):
         return lax.scan(back, self.number, xs, reverse=not is_reversed)[1]
 
 
-def _total(made: LogDensity, reading: Filtering) -> Any:
+def _total(made: LogDensity) -> Any:
     """The log density of a statement in one step."""
-    _refuse_minibatch(made.name, made.axes, reading)
+    _refuse_minibatch(made.name, made.axes)
     return jnp.sum(made.density)
 
 
-def _refuse_minibatch(name: str, axes: tuple[Axis, ...], reading: Filtering) -> None:
-    plates = sorted(a.name for a in axes if a.kind == PLATE and a.scale != 1.0)
+def _refuse_minibatch(name: str, axes: tuple[Axis, ...]) -> None:
+    plates = sorted(a.name for a in axes if a.scale != 1.0)
     if plates:
-        reading.run.refuse(
-            message(
-                f"SMC: site {name!r} is in a scan and in a minibatch of {plates}",
-                got="weights of particles that stand for the whole data",
-                expected="plates of all data inside a scan",
-                fix="the plates without subsample_size, or a Python loop over the steps",
-            ),
-            of_estimator=False,
+        raise _refused(
+            f"site {name!r} is in a scan and in a minibatch of plates {plates}",
+            got="weights of particles that would stand for the whole data",
+            expected="plates of all data inside a scan",
+            fix="plates without subsample_size, or a Python loop over the steps",
         )
 
 
-def _value(sites: dict[str, Any], name: str, reading: Filtering) -> Any:
-    """What the proposal has drawn for a site of the model's body."""
-    if name not in sites:
-        raise ObjectiveError(
-            message(
-                f"SMC: the proposal does not draw {name!r} in its scan",
-                got=f"sites of its body: {sorted(sites)}",
-                expected="the latent sites of the model's body",
-                fix=f"sample({name!r}, ...) in the body of the {reading.program.role}",
-            )
-        )
-    return sites[name]["value"]
+def _refused(headline: str, **parts: str) -> ObjectiveError:
+    return ObjectiveError(message(f"SMC: {headline}", **parts))

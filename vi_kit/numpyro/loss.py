@@ -30,6 +30,7 @@ from vi_kit.numpyro.backend import (
     predictions,
 )
 from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.filter import ALGORITHM
 from vi_kit.numpyro.planning import LossStep, of_value_zero, plan_for, total_of
 from vi_kit.numpyro.replay import NumPyroReplay
 
@@ -159,15 +160,22 @@ class Loss(CommonLoss, ELBO):
         selection = self.settings.selection
         # by the default rule a site may have to be sampled after all, which needs more state
         variants = range(1 + (selection.schedule is not None))
-        for name, (fn, infer, plates) in latents.items():
+        for name, (fn, infer, plates, _) in latents.items():
             for variant in variants:
                 own, dist = label_of(name, role, variant), NumPyroDistribution(fn)
                 choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
                 yield own, choice, dist, plates
         if isinstance(guide, Resampled):
             dist = NumPyroDistribution(Categorical(logits=jnp.zeros(2)))
-            names = [*latents, THE_DRAW][1:]
-            for name, (*_, plates) in zip(names, latents.values(), strict=True):
+            before: list[int] | None = None
+            ancestors: list[tuple[str, list[int]]] = []
+            for name, (*_, plates, in_scan) in latents.items():
+                if in_scan:  # all in plates are resampled together
+                    before = plates = []
+                if before is not None:
+                    ancestors.append((name, before))
+                before = plates
+            for name, plates in (*ancestors, (THE_DRAW, before or [])):
                 for variant in variants:
                     own = label_of(ancestor_of(name), role, variant)
                     choice = selection.of_algorithm(own, dist, (), guide.how.estimator)
@@ -203,6 +211,8 @@ class _Latents(Messenger):
         return self.found
 
     def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] == "sample" and not msg["is_observed"]:
+        is_latent = msg["type"] == "sample" and not msg["is_observed"]
+        if is_latent and ALGORITHM not in msg["infer"]:
             frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
-            self.found[msg["name"]] = (msg["fn"], msg["infer"], [int(f.size) for f in frames])
+            plates, in_scan = [int(f.size) for f in frames], "_control_flow_done" in msg
+            self.found[msg["name"]] = msg["fn"], msg["infer"], plates, in_scan

@@ -101,7 +101,7 @@ class _Body(Messenger):
         value_of: the values.
     """
 
-    def __init__(self, scan: SummedScan, step: Any, value_of: Callable[[Statement], Any]):
+    def __init__(self, scan: ScanAtDraw, step: Any, value_of: Callable[[Statement], Any]):
         super().__init__()
         self.scan, self.step, self.value_of = scan, step, value_of
         self.met: list[Met] = []
@@ -252,7 +252,7 @@ class ScanAtDraw:
             key: for what is random in it.
             leaves: of the carry.
             x: over which the scan goes.
-            value_of: gives the values of the sites that are summed out.
+            value_of: gives the values of the sites that the draw lacks.
 
         Returns:
             The leaves of the new carry, what else the body returns, and the statements.

@@ -49,7 +49,14 @@ from vi_kit.engine.statements import (
     outside_support,
 )
 from vi_kit.engine.unbounded import Unbounded
-from vi_kit.language.programs import Draw, Program, Start, Statement, with_replaced
+from vi_kit.language.programs import (
+    Draw,
+    Program,
+    Resampling,
+    Start,
+    Statement,
+    with_replaced,
+)
 from vi_kit.pyro.annealing import declared
 from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, random_value, sampled
@@ -314,7 +321,7 @@ class PyroBackend:
             yield
 
     def map_copies(
-        self, run: Run, once: Callable[[Any], list[torch.Tensor]], axis: Axis
+        self, run: Run, once: Callable[[Any], list[torch.Tensor]], axis: Axis, together: bool
     ) -> None:
         before, leaked = self.leaked, self.leaked
         for number in range(axis.size):
@@ -386,7 +393,17 @@ class PyroBackend:
         reading = Advance(run, program, draw, before=before)
         return self._run(reading), reading.following
 
-    def filtered(self, run: Run, *args: Any) -> Any:
+    def filtered(
+        self,
+        run: Run,
+        program: Program,
+        target: Program,
+        given: Draw,
+        axis: Axis,
+        how: Resampling,
+        weight: torch.Tensor,
+        first: Draw | None,
+    ) -> Any:
         raise NotImplementedError("there is no control flow that takes steps by itself")
 
     def draw_apart(
