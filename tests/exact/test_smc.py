@@ -117,7 +117,7 @@ def estimated(lib, threshold, series=None, num_samples=4000):
     model, guide = coins(lib, series)
     posterior = vi.normalize(model, vi.SMC(guide, NUM, ess_threshold=threshold))
     loss = lib.Loss(vi.elbo(), vi.Score(), num_samples=num_samples)
-    draws = -lib.estimates(loss, model, posterior, START, 8, 3)
+    draws = -lib.estimates(loss, model, posterior, START, 14, 3)
     return draws.mean(0), draws.std(0, ddof=1) / np.sqrt(len(draws))
 
 
@@ -295,8 +295,8 @@ MUTANTS = {
 }
 
 
-def with_weights(run, program, swarm, into, how):
-    given, _ = particles.resampled(run, program, swarm, into, how)
+def with_weights(run, program, swarm, into, how, **others):
+    given, _ = particles.resampled(run, program, swarm, into, how, **others)
     return given, particles.first_left(run, swarm, replace(how, ess_threshold=0.0))
 
 
