@@ -71,6 +71,13 @@ class Posterior(LocalBernoulli):
             yield log_q[np.stack(others)].sum(0), (log_q + log_w)[z] - log_mean_exp(w)
 
 
+class Filtered(Posterior):
+    """The same by a particle filter of one step: what is drawn, and with what probability, is as there."""
+
+    def program(self, model):
+        return vi.normalize(model, vi.SMC(self.guide, SIZE))
+
+
 class Hierarchical(LocalBernoulli):
     """A guide with an auxiliary value above each latent one, both in the plate, and a proposal that guesses it.
 
