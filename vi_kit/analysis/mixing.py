@@ -8,16 +8,12 @@ made. A term in whose entries several elements have met, or of which that is not
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from vi_kit.analysis.degrees import DegreeProbe
-from vi_kit.base.named import Array, Axis
-from vi_kit.base.protocols import Distribution
-from vi_kit.costs.terms import Site
-from vi_kit.estimators import Estimator
+from vi_kit.base.named import Axis
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -158,24 +154,6 @@ def is_within(place: Place, most: Along) -> bool:
 
 Joined = frozenset[tuple[str, Axis]]
 """Terms, by where they come from, and the plates of which they see several elements."""
-
-
-@dataclass(eq=False)
-class MixingProbe(DegreeProbe):
-    """What makes a dry run one in which the elements of plates can be told apart.
-
-    Attributes:
-        draw: a value of a site, whose elements are known.
-    """
-
-    draw: Callable[[Site, Any], Array] = field(kw_only=True)
-
-    def value(self, site: Site, dist: Distribution, estimator: Estimator) -> Array:
-        del estimator
-        return dist.rsample() if dist.name == "Delta" else self.draw(site, dist)
-
-    def drawn(self, label: str, dist: Distribution, log_prob: Array) -> None:
-        del label, dist, log_prob
 
 
 @dataclass(frozen=True)

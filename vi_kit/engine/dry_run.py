@@ -141,7 +141,7 @@ class DryRun(Run):
         """The value of a site for the program."""
         findings, layout = self.findings, estimator.layout(dist)
         try:
-            value = dist.rsample() if pathwise and dist.has_rsample else dist.sample()
+            value = self.drawn(site, dist, pathwise and dist.has_rsample)
         except NotImplementedError:
             findings.problem(
                 message(
@@ -161,6 +161,10 @@ class DryRun(Run):
         if is_support(layout):
             value = self.backend.untracked(value)
         return self.backend.track(value, site)
+
+    def drawn(self, site: Site, dist: Distribution, pathwise: bool) -> Array:
+        """A plain draw."""
+        return dist.rsample() if pathwise else dist.sample()
 
     def replayed(self, reading: Replay, statement: Statement, value: Array) -> Array | None:
         if reading.draw.followed:

@@ -38,8 +38,8 @@ class Planner(ABC):
     # What a library does
 
     @abstractmethod
-    def make_backend(self) -> Backend:
-        """A backend for a dry run."""
+    def dry_run(self, plan: Plan) -> DryRun:
+        """A dry run of the whole program."""
 
     @abstractmethod
     def execute(self, run: DryRun) -> None:
@@ -140,7 +140,7 @@ class Planner(ABC):
             ObjectiveError: model and guide disagree.
         """
         while True:
-            run = DryRun(self.make_backend(), plan)
+            run = self.dry_run(plan)
             self.execute(run)
             findings = run.findings
             plates = {**plan.plates, **findings.same_plates()}
@@ -193,7 +193,7 @@ class Planner(ABC):
         for _ in range(MAX_SCOUTS if run.backend.structure_varies else 0):
             if not plan.selection.unmatched(names):
                 break
-            scouting = DryRun(self.make_backend(), plan)
+            scouting = self.dry_run(plan)
             self.execute(scouting)
             scout = scouting.findings
             names |= scout.names

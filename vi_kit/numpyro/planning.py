@@ -199,6 +199,9 @@ class NumPyroPlanner(Planner):
         self.touched: dict[str, set[str]] = {}
         self.declared: Mapping[str, tuple[Any, Any]] = {}
 
+    def dry_run(self, plan: Plan) -> DryRun:
+        return DryRun(self.make_backend(), plan)
+
     def make_backend(self, provenance: Provenance | None = None) -> NumPyroBackend:
         return NumPyroBackend(self.step.key, self.step.params, provenance=provenance, dry=True)
 

@@ -77,7 +77,7 @@ from vi_kit.pyro.leaks import (
     writes_in_place,
 )
 from vi_kit.pyro.leaves import described, reached
-from vi_kit.pyro.mixing import Reader
+from vi_kit.pyro.mixing import Mixing
 from vi_kit.pyro.noise import Noise
 
 
@@ -106,7 +106,7 @@ class PyroBackend:
         self.own_params: dict[str, torch.Tensor] = {}
         self.own_modules: dict[str, torch.nn.Module] = {}
         self.recorded: list[Recorded] | None = None
-        self.reader: Reader | None = None
+        self.reader: Mixing | None = None
         self.harmless: frozenset[str] = frozenset()
 
     # Arrays
@@ -311,8 +311,9 @@ class PyroBackend:
         mode = _Leaks(self) if self.tracking else nullcontext()
         first = run.plan.analytic and (self.tracking or self.reader is not None)
         moments = CarriedMoments() if first else nullcontext()
-        reader = self.reader.modes() if self.reader is not None else nullcontext()
-        with _Outermost(self), reader, mode, moments, self.probe or nullcontext():
+        record = nullcontext() if self.probe is None else self.probe.record.modes()
+        record = record if self.reader is None else self.reader.modes()
+        with _Outermost(self), record, mode, moments:
             yield
 
     @contextmanager
@@ -417,7 +418,7 @@ class PyroBackend:
     def brought(self, run: Run, make: Callable[[], torch.Tensor], event_ndim: int) -> torch.Tensor:
         if self.reader is None:
             return make()
-        with self.reader.drawing():
+        with self.reader.record.drawing():
             value = make()
         self.reader.mark_in_front(run, value, event_ndim)
         return value
@@ -505,7 +506,7 @@ class PyroBackend:
         sure that none was missed."""
         values = [detach_provenance(v) for v in result.values()] if isinstance(result, Draw) else []
         cost = result.density if isinstance(result, Draw) else result
-        if program.held or (run.finds_leaves and self.probe is None):
+        if program.held or run.finds_leaves:
             arrays = [*values, *(t.base.array for t in cost.terms)]
             found, known = self._reached(arrays), self.params[program.owner]
             if found:
@@ -605,12 +606,12 @@ class _Leaks(TorchFunctionMode):
 
         mode = self
 
-        def shown(self: ProvenanceTensor) -> str:
+        def __repr__(self: ProvenanceTensor) -> str:
             if not mode._is_harmless(caller()):
                 mode.backend.leaked |= get_provenance(self)
             return repr(detach_provenance(self))
 
-        self.shown_before, ProvenanceTensor.__repr__ = ProvenanceTensor.__repr__, shown
+        self.shown_before, ProvenanceTensor.__repr__ = ProvenanceTensor.__repr__, __repr__
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -737,7 +738,7 @@ class _Handler:
         reader = self.run.backend.reader
         if reader is None or self.run.is_aside or not self.reading.draws(statement.name):
             return self.reading.latent(statement)
-        with reader.drawing():
+        with reader.record.drawing():
             value = self.reading.latent(statement)
         reader.mark_in_front(self.run, value, len(statement.dist.event_shape))
         return value

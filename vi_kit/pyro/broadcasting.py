@@ -30,7 +30,7 @@ from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.front import Position, Recorded, Uneven, at, fitted, in_words, with_one_of_each
-from vi_kit.pyro.mixing import Reader
+from vi_kit.pyro.mixing import Mixing
 from vi_kit.pyro.noise import noise_states
 
 
@@ -69,7 +69,10 @@ def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismat
             if found is not None:
                 return found
     reader = getattr(run.backend, "reader", None)
-    return None if reader is None else _seen_together(run, reader)
+    try:
+        return None if reader is None else _seen_together(run, reader)
+    except Exception as error:  # what cannot be followed may do anything
+        return Mismatch(in_words(error))
 
 
 def _lost(term: Term, one: Recorded) -> str | None:
@@ -81,7 +84,7 @@ def _lost(term: Term, one: Recorded) -> str | None:
     return None
 
 
-def _seen_together(run: Run, reader: Reader) -> Mismatch | None:
+def _seen_together(run: Run, reader: Mixing) -> Mismatch | None:
     """The first term that may be made of several replicates, worlds or alternatives at once."""
     slots: dict[Axis, tuple[Axis | None, range]] = {run.slot_axis: (None, range(1))}
     for term in run.terms:

@@ -15,7 +15,6 @@ import torch
 from torch.autograd import forward_ad
 from torch.distributions import biject_to
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from vi_kit.analysis.degrees import (
@@ -59,7 +58,16 @@ from vi_kit.analysis.jumps import (
 from vi_kit.base.demands import Demand
 from vi_kit.engine.plan import Plan
 from vi_kit.pyro.frames import LIBRARIES, caller, is_own, line_of, origin
-from vi_kit.pyro.leaks import ARRAY, DETACHING, NUMBER, TELLING, UNSEEN, listed, tells_number
+from vi_kit.pyro.leaks import (
+    ARRAY,
+    DETACHING,
+    NUMBER,
+    SETTING,
+    TELLING,
+    UNSEEN,
+    listed,
+    tells_number,
+)
 from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.operations import KIND, KINDS, name_of, rule_for
 
@@ -479,44 +487,42 @@ def _storage(value: torch.Tensor) -> int:
     return value.untyped_storage()._cdata
 
 
-class Watch(TorchDispatchMode):
+class Watch:
     """Notices whether a program has an operation that takes steps, or may be infinite, or reads values at all.
 
     Attributes:
         found: whether it has.
         tells: whether it is told values as Python numbers.
-        reads: to be entered, too.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.found = self.tells = False
-        self.reads = Reads()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def see(self, func: Any, args: Any, kwargs: Any, result: Any, frame: Any) -> None:
         if self.found and self.tells:
-            return result
+            return
         name = name_of(func, kwargs).strip("_")
         made = result if isinstance(result, tuple) else (result,)
         whole = any(isinstance(x, torch.Tensor) and not _is_inexact(x) for x in made)
         operand = pole(name, args)
         divides = operand is not None and isinstance(args[operand], torch.Tensor)
         tells = tells_number(result)
-        stops = not torch.is_grad_enabled() and not is_own(caller())
+        stops = not torch.is_grad_enabled() and not is_own(frame)
         steps = name in JUMPS or name in SIDES or name in GAPS
         if steps or divides or whole or tells or stops:
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             # a program that is told something may take a way that this run does not see
-            of = of or (tells and not is_own(caller(), LIBRARIES))
-            of = of and not origin(caller())[1]
+            of = of or (tells and not is_own(frame, LIBRARIES))
+            of = of and not origin(frame)[1]
             self.found, self.tells = self.found or of, self.tells or (of and tells)
-        return result
 
 
 class Reads(TorchFunctionMode):
     """Notices whether values are read without an operation, or detached. What a program makes of a list of tensors,
     it makes of a list of numbers here, and a deep copy by an operation.
+
+    Args:
+        before_set: to be done before a tensor gets the memory of another.
 
     Attributes:
         found: those that are read, and where.
@@ -524,8 +530,9 @@ class Reads(TorchFunctionMode):
         is_checking: whether an operation reads a value to check it, of which the program is not told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_set: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self.before_set = before_set
         self.found: list[tuple[torch.Tensor, str]] = []
         self.detaches = self.is_checking = False
 
@@ -537,6 +544,8 @@ class Reads(TorchFunctionMode):
                 self.found += [(x, line_of(frame)) for x in args if isinstance(x, torch.Tensor)]
             told = TELLING[func]
             args = tuple(x.read(told, frame) if isinstance(x, Traced) else x for x in args)
+        if func == SETTING:
+            self.before_set()
         if func is torch.Tensor.__deepcopy__ and args[0].is_leaf:
             func = _deeply_copied
         self.detaches |= func in DETACHING and not is_own(frame)

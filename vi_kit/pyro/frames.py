@@ -12,6 +12,7 @@ import array_api_compat
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.ops import provenance
 from torch.overrides import TorchFunctionMode
 
 import vi_kit
@@ -40,7 +41,7 @@ def is_own(frame: Any, folders: tuple[str, ...] = LIBRARIES[-1:]) -> bool:
     """Whether this library, or one of some, does something, and not a program."""
     while frame is not None:
         code = frame.f_code
-        passes_on = code.co_name in ("__torch_function__", "__torch_dispatch__")
+        passes_on = code.co_name in ("__torch_function__", "__torch_dispatch__", "__repr__")
         if not (passes_on or code.co_filename.startswith(LIBRARIES[0])):
             return code.co_filename.startswith(folders)
         frame = frame.f_back
@@ -88,3 +89,32 @@ def is_validation(frame: Any) -> bool:
         seen += frame.f_code.co_name != "__torch_function__"  # what only passes a call on
         frame = frame.f_back
     return False
+
+
+AROUND = tuple(
+    str(Path(torch.__file__).parent / name) for name in ("_compile", "_dynamo", "utils/_device")
+)
+"""What torch puts around the calls of a mode, and around all calls where a default device is set."""
+
+CALLING = tuple(str(Path(torch.__file__).parent / name) for name in ("nn/modules", "jit"))
+"""What calls a scripted module."""
+
+
+def _asking(frame: Any) -> Any:
+    """The frame in which an operation is asked for."""
+    while frame.f_code.co_filename.startswith(AROUND):
+        frame = frame.f_back
+    return frame
+
+
+def is_traced(frame: Any) -> bool:
+    """Whether provenance knows what is asked for, as it follows Python's calls of torch; or it is no matter, since a
+    distribution checks its own arguments."""
+    frame, known = _asking(frame), (*LIBRARIES[-1:], provenance.__file__)
+    return frame.f_code.co_filename.startswith(known) or is_validation(frame)
+
+
+def is_script(frame: Any) -> bool:
+    """Whether an operation is asked for by what is called there, and not by one of torch's calls."""
+    name = _asking(frame).f_code.co_filename
+    return name.startswith(CALLING) or not name.startswith(LIBRARIES)

@@ -45,6 +45,9 @@ DETACHING = (
 )
 """Calls after which a value has no derivative."""
 
+SETTING = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+"""The call that gives a tensor the memory of another."""
+
 SHAPES = (torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
 """Calls that give the shape of a tensor."""
 
@@ -113,6 +116,8 @@ def tells(func: Any, args: Any, result: Any) -> bool:
 
 def tells_number(result: Any) -> bool:
     """Whether something that an operation made is no tensor."""
+    if isinstance(result, torch.Tensor):  # soon known of almost all
+        return False
     return any(not isinstance(x, torch.Tensor | type(None)) for x in tree_leaves(result))
 
 
@@ -122,4 +127,6 @@ def is_apart(value: torch.Tensor) -> bool:
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
     return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]

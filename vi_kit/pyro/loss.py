@@ -30,9 +30,10 @@ from vi_kit.language.programs import Program
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
 from vi_kit.pyro.front import in_words
-from vi_kit.pyro.mixing import Reader
+from vi_kit.pyro.mixing import Mixing
 from vi_kit.pyro.noise import buffers_kept
 from vi_kit.pyro.planning import PyroPlanner
+from vi_kit.pyro.reader import Record
 from vi_kit.pyro.replay import PyroReplay
 
 T = TypeVar("T")
@@ -185,9 +186,8 @@ class Loss(CommonLoss, ELBO):
             run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
             backend.recorded = None if plan.settled else []
             if plan.has_front and not plan.settled:
-                backend.reader = Reader(
-                    (programs[0].args, programs[0].kwargs), harmless=plan.harmless
-                )
+                arguments = programs[0].args, programs[0].kwargs
+                backend.reader = Mixing(Record(), arguments, plan.harmless)
             try:
                 named = self.settings.execute(run, *programs)
                 groups = {group: one.array for group, one in named.items()}

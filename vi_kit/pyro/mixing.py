@@ -5,6 +5,7 @@ Of which elements each entry of a tensor is made is read off the ATen operations
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +16,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance
+from torch.distributions import Independent, TransformedDistribution
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from vi_kit.analysis.mixing import (
@@ -34,11 +35,11 @@ from vi_kit.analysis.mixing import (
 )
 from vi_kit.base.named import Axis
 from vi_kit.engine.run import Run
-from vi_kit.pyro.degrees import Drawing, Reads
 from vi_kit.pyro.expectations import Random
-from vi_kit.pyro.frames import LIBRARIES, caller, is_own, is_validation, line_of
-from vi_kit.pyro.leaks import COUNTED, SHAPES, is_apart, tells, tensors_in
+from vi_kit.pyro.frames import LIBRARIES, caller, is_own, line_of
+from vi_kit.pyro.leaks import COUNTED, SHAPES, is_apart, tensors_in
 from vi_kit.pyro.operations import KIND, name_of, rule_for
+from vi_kit.pyro.reader import Domain, Operation, Record
 
 aten = torch.ops.aten
 
@@ -53,6 +54,7 @@ class Call:
         given: the arguments by name.
         made: its results that are tensors.
         may_change: numbers of those arguments that are made of the arguments of the program.
+        held: what there was in the tensors of indices, by number.
     """
 
     func: Any
@@ -60,6 +62,7 @@ class Call:
     given: Mapping[str, Any]
     made: Sequence[torch.Tensor]
     may_change: frozenset[int]
+    held: Mapping[int, torch.Tensor]
 
 
 Operands = Sequence[tuple[torch.Tensor, Along]]
@@ -88,7 +91,7 @@ class Shapes(TorchFunctionMode):
         reader: knows those tensors.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Mixing) -> None:
         super().__init__()
         self.reader = reader
 
@@ -143,16 +146,15 @@ GIVEN = -1
 """In the place of the number of a plate: the arguments of the program."""
 
 
-class Reader(Drawing, TorchDispatchMode):
+class Mixing(Domain):
     """Reads off operations of which elements of plates, or of other axes, tensors are made.
 
     Args:
+        record: of the operations of a program.
         arguments: of the program.
-        axes: whose elements are followed, as far as they are known before.
         harmless: lines at which what the program is told makes no difference.
 
     Attributes:
-        reads: to be entered, too.
         numbers: of the axes.
         told: axes of whose elements the program was told values, so that any later one may depend on them; where.
         unknown: axes whose elements came to an operation of which nothing is known; which.
@@ -160,22 +162,23 @@ class Reader(Drawing, TorchDispatchMode):
     """
 
     def __init__(
-        self, arguments: Any, axes: Sequence[Axis] = (), harmless: frozenset[str] = frozenset()
+        self, record: Record, arguments: Any, harmless: frozenset[str] = frozenset()
     ) -> None:
-        super().__init__()
+        super().__init__(record)
         self.harmless = harmless
-        self.reads = Reads()
-        self.numbers = {axis: number for number, axis in enumerate(axes)}
+        self.numbers: dict[Axis, int] = {}
         self.told, self.unknown, self.apart = dict[int, str](), dict[int, str](), set[int]()
         self._counts: dict[int, int] = {}
         self._places: defaultdict[int, dict[Spot, dict[int, Place]]] = defaultdict(dict)
         self._written: defaultdict[int, dict[int, torch.Tensor]] = defaultdict(dict)
-        self._kept: list[torch.Tensor] = []
         for x in _tensors(arguments):
             self._add(x, {GIVEN: None})
 
     def mark(self, value: torch.Tensor, dims: Mapping[Axis, int]) -> None:
         """Say along which dims of a tensor the elements of axes lie, of whatever it was made."""
+        self.later(functools.partial(self._mark, value, dims))
+
+    def _mark(self, value: torch.Tensor, dims: Mapping[Axis, int]) -> None:
         places: dict[int, Place] = {}
         for axis, dim in dims.items():
             number = self.numbers.setdefault(axis, len(self.numbers))
@@ -186,24 +189,24 @@ class Reader(Drawing, TorchDispatchMode):
         write = self._write if self._written[_memory(value)] else self._add
         write(value, places)
 
-    def drawn(self, fn: Any, dims: Mapping[Axis, int]) -> torch.Tensor:
+    def drawn(self, fn: Any, dims: Mapping[Axis, int], pathwise: bool) -> torch.Tensor:
         """A value of a distribution whose elements are drawn apart, along these dims; a transform may mix them."""
-        if isinstance(fn, torch.distributions.Independent):
-            return self.drawn(fn.base_dist, dims)
-        if isinstance(fn, torch.distributions.TransformedDistribution):
-            value: Any = self.drawn(fn.base_dist, dims)
+        if isinstance(fn, Independent):
+            return self.drawn(fn.base_dist, dims, pathwise)
+        if isinstance(fn, TransformedDistribution) and _only_transforms(type(fn)):
+            value: Any = self.drawn(fn.base_dist, dims, pathwise)
             for transform in fn.transforms:
                 value = transform(value)
             return value
-        with self.drawing():
-            value = fn.sample()
+        with self.record.drawing():
+            value = fn.rsample() if pathwise else fn.sample()
         self.mark(value, dims)
         return value
 
     @contextmanager
     def modes(self) -> Iterator[None]:
         """All that is to be entered where something lies in front."""
-        with self, self.reads, Shapes(self):
+        with self.record.modes(), Shapes(self):
             yield
 
     def mark_in_front(self, run: Run, value: torch.Tensor, event_ndim: int) -> None:
@@ -229,12 +232,20 @@ class Reader(Drawing, TorchDispatchMode):
     def places(self, value: torch.Tensor) -> dict[int, Place]:
         """Where elements lie in a tensor. Those that were taken apart may have met, if the program was told what its
         arguments are: at others it may do something else."""
-        for x, line in self.reads.found:
-            self._tell(self._of(detach_provenance(x)), line)
-        self.reads.found.clear()
-        told = {*self.told}
-        lost = told | (self.apart if GIVEN in told else set())
-        return {**self._of(value), **dict.fromkeys(lost, None)}
+        self.catch_up()
+        with self.record.reading():
+            for x, line in self.record.reads.found:
+                self._tell(self._of(detach_provenance(x)), line)
+            self.record.reads.found.clear()
+            told = {*self.told}
+            lost = told | (self.apart if GIVEN in told else set())
+            return {**self._of(value), **dict.fromkeys(lost, None)}
+
+    def along(self, axes: Sequence[Axis], value: torch.Tensor) -> dict[int, Place]:
+        """Where the elements of axes lie in a tensor, by their place among these."""
+        places = self.places(value)
+        numbers = {self.numbers[axis]: i for i, axis in enumerate(axes) if axis in self.numbers}
+        return {i: places[number] for number, i in numbers.items() if number in places}
 
     def tell(self, numbers: Iterable[int], line: str) -> None:
         """Note that the program is told something of all elements of axes."""
@@ -258,7 +269,6 @@ class Reader(Drawing, TorchDispatchMode):
 
     def _add(self, value: torch.Tensor, places: dict[int, Place]) -> None:
         self._places[_memory(value)][_spot(value)] = places
-        self._kept.append(value)  # or its memory might be another's later
 
     def _write(self, value: torch.Tensor, places: Mapping[int, Place]) -> None:
         """Note what was written into a tensor, and with it into all that share its memory."""
@@ -274,28 +284,25 @@ class Reader(Drawing, TorchDispatchMode):
                 storage.copy_(_elements(None, storage.shape))
                 continue
             spot.of(storage).copy_(_elements(places.get(number, NOTHING), spot.shape))
-        self._kept.append(value)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():
-            of = [] if self.is_drawing else list(self._operands((args, kwargs)))
-            if func.overloadpacket in TURNING:
-                return self._turned(func, args, kwargs)
-            result = func(*args, **kwargs)
-            if of or (self._written and func._schema.is_mutable):
-                self._note(func, args, kwargs, result, of)
-        return result
+    def note(self, operation: Operation) -> None:
+        func, args, kwargs = operation.func, operation.args, operation.kwargs
+        of = [] if operation.is_drawing else list(self._operands((args, kwargs)))
+        if func.overloadpacket in TURNING:
+            self._turned(operation)
+        elif of or (self._written and func._schema.is_mutable):
+            self._follow(operation, of)
 
-    def _turned(self, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    def _turned(self, operation: Operation) -> None:
         """What gives a tensor another shape in place."""
-        value = args[0]
-        before = {n: _elements(p, value.shape).clone() for n, p in self._of(value).items()}
-        result = func(*args, **kwargs)
-        for elements in before.values():
-            func(elements, *args[1:], **kwargs)
-        self._add(value, {n: gathered(elements.numpy()) for n, elements in before.items()})
-        return result
+        before, value = operation.before, operation.args[0]
+        assert before is not None
+        found: dict[int, Place] = {}
+        for number, place in self._of(before).items():
+            elements = _elements(place, before.shape).clone()
+            operation.func(elements, *operation.args[1:], **operation.kwargs)
+            found[number] = gathered(elements.numpy())
+        self._add(value, found)
 
     def _operands(self, arguments: Any) -> Iterator[tuple[torch.Tensor, dict[int, Place]]]:
         for x in _tensors(arguments):
@@ -303,11 +310,11 @@ class Reader(Drawing, TorchDispatchMode):
             if places:
                 yield x, places
 
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, of: Any) -> None:
-        frame = caller(2)
-        if tells(func, args, result) and not self.reads.is_checking:
-            if not (is_validation(frame) or is_own(frame)):
-                self._tell({n for _, found in of for n in found}, line_of(frame))
+    def _follow(self, operation: Operation, of: Any) -> None:
+        func, args, kwargs = operation.func, operation.args, operation.kwargs
+        told = operation.told
+        if told is not None and not told.is_checked:
+            self._tell({n for _, found in of for n in found}, told.line)
         schema = func._schema.arguments
         given = {
             a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
@@ -315,14 +322,14 @@ class Reader(Drawing, TorchDispatchMode):
         }
         into = [given[a.name] for a in schema if a.alias_info and a.alias_info.is_write]
         name = name_of(func)
-        written, made = _tensors(into), _tensors(result)
+        written, made = _tensors(into), _tensors(operation.result)
         if name == "set" or KIND.get(name) == "shape" or not (made or written):
             return
         may_change = frozenset(id(x) for x, places in of if GIVEN in places)
-        call = Call(func, name, given, made or written, may_change)
+        call = Call(func, name, given, made or written, may_change, operation.held)
         if name in ("copy", "fill"):  # what was there before is gone
             of = [(x, places) for x, places in of if x is not given["self"]]
-        results = self._results(call, of, frame)
+        results = self._results(call, of, operation.is_own)
         for x, places in zip(call.made, results, strict=True):
             self._add(x, {n: p for n, p in places.items() if p != NOTHING})
         for x in written:
@@ -330,7 +337,7 @@ class Reader(Drawing, TorchDispatchMode):
             lost = {n: None for places in results for n in places}
             self._write(x, lost if at is None else results[at])
 
-    def _results(self, call: Call, of: Any, frame: Any) -> list[dict[int, Place]]:
+    def _results(self, call: Call, of: Any, by_own: bool) -> list[dict[int, Place]]:
         """By result, where what lies in the operands is in it."""
         rule, results = _rule(call), [dict[int, Place]() for _ in call.made]
         if rule is _unknown:
@@ -342,10 +349,16 @@ class Reader(Drawing, TorchDispatchMode):
             if number not in self.apart and any(
                 p and not _is_whole(p, self._counts.get(number, 0)) for p in found
             ):
-                self.apart.update([] if is_own(frame) else [number])
+                self.apart.update([] if by_own else [number])
             for x, place, places in zip(call.made, found, results, strict=True):
                 places[number] = _checked(place, x.shape)
         return results
+
+
+def _only_transforms(cls: type[TransformedDistribution]) -> bool:
+    """Whether the draws of a class are those of the base, transformed, and nothing else."""
+    own, plain = (cls.sample, cls.rsample), TransformedDistribution
+    return own == (plain.sample, plain.rsample)
 
 
 def _is_whole(place: Along, count: int) -> bool:
@@ -423,7 +436,7 @@ def _rearranged(call: Call, operands: Operands) -> list[Place]:
         if not isinstance(x, torch.Tensor):
             return x
         if id(x) in indices:
-            return x.cpu()
+            return call.held[id(x)].cpu()
         return _elements(places.get(id(x), NOTHING), x.shape)
 
     indices = {id(x) for name in ("index", "indices") for x in _tensors(call.given.get(name))}

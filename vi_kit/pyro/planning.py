@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro.ops.provenance import detach_provenance
 
 from vi_kit.analysis.blocked import Blocked
 from vi_kit.analysis.degrees import DegreeProbe, Form
 from vi_kit.analysis.jumps import OTHERS, JumpProbe, Jumps
-from vi_kit.analysis.mixing import MixingProbe, find
-from vi_kit.base.named import Axis
+from vi_kit.analysis.mixing import find
+from vi_kit.base.named import PLATE, Axis
+from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site
 from vi_kit.engine.dry_run import ClosedFormRun, DryRun, ProbingRun
 from vi_kit.engine.plan import Plan, Replan
@@ -21,11 +23,38 @@ from vi_kit.engine.run import Run
 from vi_kit.engine.settings import Settings
 from vi_kit.language.programs import Program
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.degrees import Reads, Watch, degree_probe, degrees_found, find_jumps_in
+from vi_kit.pyro.degrees import Reads, degree_probe, degrees_found, find_jumps_in
+from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.leak_probe import LeakProbe
-from vi_kit.pyro.mixing import Reader
-from vi_kit.pyro.noise import Generators
+from vi_kit.pyro.mixing import Mixing
+from vi_kit.pyro.reader import Record
 from vi_kit.pyro.told import harmless_lines
+
+
+class RecordedRun(DryRun):
+    """A dry run whose operations are recorded.
+
+    Args:
+        backend: the library.
+        plan: what is known about the program.
+        mixing: is told of which elements of plates the values of sites are made.
+    """
+
+    def __init__(self, backend: PyroBackend, plan: Plan, mixing: Mixing):
+        super().__init__(backend, plan)
+        self.mixing = mixing
+
+    def drawn(self, site: Site, dist: Distribution, pathwise: bool) -> torch.Tensor:
+        assert isinstance(dist, PyroDistribution)
+        if dist.name == "Delta" or self.is_aside:
+            return super().drawn(site, dist, pathwise)
+        event_ndim = len(dist.event_shape)
+        plates = (a for a in site.axes if a.kind == PLATE and a.order and a.size > 1)
+        dims = {a: -a.order - event_ndim for a in plates}
+        if pathwise:
+            return self.mixing.drawn(dist.fn, dims, True)
+        with torch.no_grad():
+            return self.mixing.drawn(dist.unrounded or dist.fn, dims, False).detach()
 
 
 class PyroPlanner(Planner):
@@ -35,12 +64,16 @@ class PyroPlanner(Planner):
         self.settings, self.programs = settings, programs
         self.deepest = 0
         self.backend = PyroBackend()
-        self.is_told = False
+        self.is_told = self.takes_steps = False
         self.known: dict[Any, Jumps] = {}
 
-    def make_backend(self) -> PyroBackend:
-        self.backend = PyroBackend()
-        return self.backend
+    def dry_run(self, plan: Plan) -> RecordedRun:
+        model, _ = self.programs
+        record, self.backend = Record(), PyroBackend()
+        self.probe = self.backend.probe = LeakProbe(record)
+        mixing = Mixing(record, (model.args, model.kwargs), plan.harmless)
+        self.run = RecordedRun(self.backend, plan, mixing)
+        return self.run
 
     def execute(self, run: Run) -> None:
         try:
@@ -48,16 +81,19 @@ class PyroPlanner(Planner):
         except Replan:
             raise left_of_nesting(self.settings.max_plate_nesting) from None
         self.deepest = max(self.deepest, run.deepest_dim)
+        if isinstance(run, RecordedRun):
+            record = run.mixing.record
+            self.is_told |= record.is_told
+            self.takes_steps |= record.takes_steps
 
     def watched(self, draft: Plan) -> tuple[Plan, bool]:
         """See `Planner.watched`. The programs are run once more if they are told values."""
-        with Watch() as watch, watch.reads:
-            plan = self.made(draft)
-        self.is_told = watch.tells or bool(watch.reads.found)
+        self.is_told = self.takes_steps = False
+        plan = self.made(draft)
         if self.is_told and not draft.harmless:
             harmless = harmless_lines(plan, self.execute)
             plan = self.made(replace(draft, harmless=harmless)) if harmless else plan
-        return plan, bool(watch.found or watch.reads.found or watch.reads.detaches)
+        return plan, self.takes_steps
 
     def placed(self, plan: Plan) -> Plan:
         if plan.in_turn:  # which statements are taken at which values is known by provenance alone
@@ -65,19 +101,17 @@ class PyroPlanner(Planner):
         return replace(plan, provenance=self._untraceable(plan))
 
     def _untraceable(self, plan: Plan) -> frozenset[str]:
-        """Labels of the sites whose provenance gets lost in the program, found by one more dry run."""
+        """Labels of the sites whose provenance gets lost in the program."""
         if not plan.tracked:
             return frozenset()
-        backend = PyroBackend()
-        backend.probe = LeakProbe()
         try:
-            self.execute(DryRun(backend, plan))
+            self.probe.catch_up()
+            is_all = self.probe.may_branch
         except (
             Exception
         ):  # what cannot be followed is taken to get lost, which is right, if noisier
-            return frozenset(plan.selection.resolved)
-        is_all = backend.probe.may_branch
-        return frozenset(plan.selection.resolved if is_all else backend.probe.untraceable)
+            is_all = True
+        return frozenset(plan.selection.resolved if is_all else self.probe.untraceable)
 
     def jumps(self, plan: Plan) -> Jumps:
         key = plan.pathwise, plan.continuous
@@ -126,26 +160,14 @@ class PyroPlanner(Planner):
         return found
 
     def mixed(self, plan: Plan, plates: Sequence[Axis]) -> set[tuple[str, Axis]]:
-        model, _ = self.programs
-        plain = replace(plan, num_slots=1, tracked=False, analytic=frozenset())
-        reader, start = Reader((model.args, model.kwargs), plates, plan.harmless), Generators.now()
-
-        def draw(site: Site, dist: Any) -> torch.Tensor:
-            if run.is_aside:  # of a sum over its values
-                return dist.sample()
-            event_ndim = len(dist.event_shape)
-            dims = {a: -a.order - event_ndim for a in site.axes if a in reader.numbers}
-            return reader.drawn(dist.fn, dims)
-
-        probe = MixingProbe({}, draw=draw)
-        run = ProbingRun(PyroBackend(), plain, probe)
-        try:
-            with reader, reader.reads:
-                self.execute(run)
-        finally:
-            start.restore()
-        terms = [(t.label, t.base.axes, reader.places(t.base.array)) for t in run.terms]
-        return find(plates, terms)
+        mixing = self.run.mixing
+        return find(
+            plates,
+            (
+                (t.label, t.base.axes, mixing.along(plates, detach_provenance(t.base.array)))
+                for t in self.run.terms
+            ),
+        )
 
     def degrees(self, plan: Plan) -> list[tuple[str, str, Form]]:
         probe, plain = degree_probe(plan), replace(plan, num_slots=1, tracked=False)

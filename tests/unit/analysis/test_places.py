@@ -16,7 +16,8 @@ from tests.unseen import WAYS
 from vi_kit.analysis.mixing import NOTHING, Along, along
 from vi_kit.base.named import PLATE, Axis
 from vi_kit.numpyro.mixing import places
-from vi_kit.pyro.mixing import Reader
+from vi_kit.pyro.mixing import Mixing
+from vi_kit.pyro.reader import Record
 
 N = 3
 ROWS = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.3], [1.5, 2.5]]).double()
@@ -57,6 +58,17 @@ def scan(z):
     for _ in range(2):
         total = torch.tanh(total + z[:, 1])
     return total
+
+
+def changed_after_use(z):
+    """What an operation was given is another thing when the record is read."""
+    order, turned, replaced = np.array([0, 1]), z.T.clone(), z.T.clone()
+    made = [turned[:, torch.from_numpy(order)], turned + 0.0, replaced + 0.0]
+    order[:] = 0
+    turned.t_()
+    made.append(replaced + 0.0)
+    replaced.data = torch.zeros(N)
+    return torch.cat(made, 1)
 
 
 def zero_where_negative(z):
@@ -180,6 +192,7 @@ CASES = {
     "mean loss": (lambda z: F.binary_cross_entropy_with_logits(z, z), None),
     "cross entropy": (lambda z: F.cross_entropy(z, ORDER % 2, reduction="none"), 0),
     "in place": (in_place, 0),
+    "changed after use": (changed_after_use, (1, 1, 2, *[1, 2, 3] * 3)),
     "in place elsewhere": (in_place_elsewhere, (0, 0, 1, 2)),
     "norm": (lambda z: z.norm(dim=-1), 0),
     "one by one": (lambda z: torch.stack([z[i].sum() for i in range(N)]), 0),
@@ -211,7 +224,7 @@ CASES = {
 
 
 def marked_reader(elements, *arguments):
-    reader = Reader((arguments, {}))
+    reader = Mixing(Record(), (arguments, {}))
     reader.mark(elements, {Axis(PLATE, 1, "rows", N): 0})
     return reader
 
@@ -219,7 +232,7 @@ def marked_reader(elements, *arguments):
 def read(fn, z):
     elements = torch.zeros(N, dtype=torch.bool)
     reader = marked_reader(elements)
-    with reader, reader.reads:
+    with reader.record.modes():
         marked = z + 0.0 * elements[:, None]
         made = fn(marked)
     return reader.places(made).get(0, NOTHING), made
@@ -282,17 +295,17 @@ def test_what_arguments_say_may_change():
     elements, order = torch.zeros(N, dtype=torch.bool), torch.arange(N)
     whole = along(0, range(1, N + 1))
     reader = marked_reader(elements, order)
-    with reader, reader.reads:
+    with reader.record.modes():
         merged = elements[:, None].expand(N, 4).reshape(-1).view(N, 4)[:, 0]
         order.tolist()
     assert reader.places(merged)[0] == whole  # what is told of arguments is no matter
     reader = marked_reader(elements, order)
-    with reader, reader.reads:
+    with reader.record.modes():
         by_argument, own = elements[order], elements[torch.arange(N)]
         parts = torch.stack([elements[i] for i in range(N)])
     assert reader.places(by_argument)[0] is None
     assert reader.places(own)[0] == reader.places(parts)[0] == whole
-    with reader, reader.reads:
+    with reader.record.modes():
         order.tolist()
     assert reader.places(parts)[0] is None  # but where elements are taken apart
 
