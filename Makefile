@@ -21,7 +21,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: setup  # random programs, and every idiom with every estimator
-	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_IDIOMS=all $(BIN)/python -m pytest -n 2 -rP tests/fuzz tests/conformance/test_idioms.py
+	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_IDIOMS=all $(BIN)/python -m pytest -n 2 -rP tests/fuzz tests/conformance/test_idioms.py tests/conformance/test_shapes.py
 
 lint: setup
 	$(BIN)/ruff check .

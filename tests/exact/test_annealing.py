@@ -481,3 +481,39 @@ def test_a_fixed_schedule_has_no_parameters(lib):
     algorithm = vi.AIS(guide, 2, vi.Langevin((0.1, 0.05)), betas=(0.5, 1.0), learn=False)
     _, last, params = trained(lib, model, vi.normalize(model, algorithm), 11, 1)
     assert set(params) == {"theta"} and np.isfinite(last)
+
+
+def test_gradients_that_jump_are_refused(lib):
+    """Of the functions and the distributions of a library, too."""
+    if lib.name == "pyro":
+        import torch
+
+        leaky, clipped, elu = (
+            torch.nn.functional.leaky_relu,
+            torch.nn.functional.hardsigmoid,
+            torch.nn.functional.elu,
+        )
+    else:
+        import jax
+
+        leaky, clipped, elu = (
+            jax.nn.leaky_relu,
+            lambda z: jax.numpy.clip(z, 0.0, 1.0),
+            jax.nn.elu,
+        )
+
+    def programs(prior, mean):
+        def model():
+            z = lib.sample("z", prior)
+            lib.sample("x", lib.dist.Normal(mean(z), 1.0), obs=lib.array(0.5))
+
+        def guide():
+            lib.sample("z", lib.dist.Normal(lib.array(0.3), 0.8))
+
+        return model, vi.normalize(model, vi.AIS(guide, 1, vi.Langevin(0.3)))
+
+    normal, laplace = (kind(lib.array(0.0), 0.5) for kind in (lib.dist.Normal, lib.dist.Laplace))
+    for prior, mean in ((laplace, elu), (normal, leaky), (normal, clipped)):
+        with pytest.raises(vi.EstimatorError, match="nor may a gradient jump"):
+            lib.value(lib.Loss(), *programs(prior, mean), 0)
+    assert np.isfinite(lib.value(lib.Loss(), *programs(normal, elu), 0))

@@ -112,6 +112,14 @@ SIDES: Mapping[str, Callable[..., Any]] = {
     "threshold_backward": lambda slope, x, threshold: x > threshold,
     "leaky_relu_backward": lambda slope, x, *others: x > 0,
     "hardtanh_backward": lambda slope, x, low, high: (x > low) ^ (x >= high),
+    **dict.fromkeys(
+        ("hardsigmoid_backward", "hardswish_backward"), lambda slope, x: (x > -3.0) ^ (x >= 3.0)
+    ),
+    **dict.fromkeys(
+        ("softshrink_backward", "hardshrink_backward"), lambda slope, x, edge: abs(x) > edge
+    ),
+    "prelu_kernel_backward": lambda slope, x, weight: x > 0,
+    "elu_backward": lambda slope, alpha, scale, inner, is_result, x: (x > 0) & (alpha * inner != 1),
     **dict.fromkeys(INVERSES, lambda matrix, *others: negative_directions(matrix)),
 }
 """Other operations that jump between values of their operands, and what changes there."""

@@ -451,9 +451,9 @@ class Session(CostContext, Protocol):
             first: what the first of them is; `None` if it is drawn.
 
         Returns:
-            All that was drawn, one of which is empty of sites if the program samples others; the log weights in all
-            steps but the last, along an axis of their own, and in the last; and the statements of the target that
-            were met.
+            What was drawn, with what was given; the log weights (nats) in all steps but the last, along an axis of
+            their own, and in the last; and the statements of the target in the steps: none if the program does not
+            sample there.
         """
         ...
 

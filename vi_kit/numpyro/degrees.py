@@ -107,11 +107,31 @@ constant = jax.jit(vi_kit_constant)
 OWN = tuple(f"{Path(str(module.__file__)).parent}/" for module in (vi_kit, numpyro.distributions))
 """Where the steps that operations take are known to choose between formulas for one function."""
 
+KINKED_FILE = str(Path(numpyro.distributions.__file__).parent / "continuous.py")
+"""Where densities are, some with a kink (Laplace), whose derivatives jump."""
+
 
 def line(equation: Any) -> str:
     """The line of the program that an equation comes from, if it is known."""
     where = source_info_util.summarize(equation.source_info).split(" (")[0]
     return where.rsplit(":", 1)[0]
+
+
+GRADIENT = "gradient of "
+"""Before the line of an equation that comes from a derivative, which may jump where a function does not."""
+
+
+def place(equation: Any, outside: str) -> str:
+    """The line of the program that an equation comes from, or that of what it is in."""
+    own = line(equation) or outside.removeprefix(GRADIENT)
+    is_derived = "jvp(" in str(equation.source_info.name_stack) or outside.startswith(GRADIENT)
+    is_smooth = own.startswith(OWN) and not own.startswith(KINKED_FILE)
+    return GRADIENT + own if is_derived and not is_smooth else own
+
+
+def is_trusted(equation: Any, where: str) -> bool:
+    """Whether the steps that an equation takes choose between formulas for one function, or its derivative."""
+    return where.startswith(OWN) or in_continuous(equation, where)
 
 
 def is_stop(equation: Any, where: str) -> bool:
@@ -168,7 +188,7 @@ class Reading(Analysis[Degrees]):
     def equation(self, equation: Any, operands: list[Degrees]) -> Sequence[Degrees]:
         if not any(operands):
             return [{} for _ in equation.outvars]
-        outside, self.where = self.where, line(equation) or self.where
+        outside, self.where = self.where, place(equation, self.where)
         made, choice = super().equation(equation, operands), chosen_among(equation, operands)
         cuts = {cut for of in made for form in of.values() for cut in form.cuts}
         if choice and cuts:
@@ -210,9 +230,9 @@ class Reading(Analysis[Degrees]):
         """What an output is, which takes steps or not."""
         name, is_float = equation.primitive.name, jnp.issubdtype(dtype, jnp.inexact)
         cut = self._cut(equation, name)
-        is_own = self.where.startswith(OWN) or in_continuous(equation)
+        is_own = is_trusted(equation, self.where)
         if is_float and name not in JUMPS:
-            if not self.poles or is_own:
+            if not self.poles or is_own or self.where.startswith(GRADIENT + KINKED_FILE):
                 return result
             operand = pole(equation)
             of = result if name in SIDES else {} if operand is None else operands[operand]
@@ -243,7 +263,8 @@ class Reading(Analysis[Degrees]):
                 parted(made, of, cut) if _is_float(v) else stepped(made, cut) if of else made
                 for v in equation.outvars
             ]
-        continuous = is_jax and own not in JUMPS and (is_custom or own in CONTINUOUS_FUNCTIONS)
+        is_known = is_custom or own in continuous_functions(self.where)
+        continuous = is_jax and own not in JUMPS and is_known
         if not (is_custom or continuous):
             return self.read(body, operands)
         if own == "xlogy":
@@ -286,6 +307,14 @@ CONTINUOUS_FUNCTIONS = frozenset(
 )
 """Functions of JAX's that compare values and do not jump."""
 
+KINKED = frozenset("leaky_relu elu celu selu hard_tanh hard_sigmoid hard_silu relu6 clip".split())
+"""Those of them whose derivatives may jump."""
+
+
+def continuous_functions(where: str) -> frozenset[str]:
+    """Functions of JAX's that do not jump; their derivatives, if that is where they are."""
+    return CONTINUOUS_FUNCTIONS - KINKED if where.startswith(GRADIENT) else CONTINUOUS_FUNCTIONS
+
 
 def function_of_jax(body: AnyJaxpr) -> tuple[str, bool]:
     """The name of a function that is called, and whether it is one of JAX's."""
@@ -293,22 +322,22 @@ def function_of_jax(body: AnyJaxpr) -> tuple[str, bool]:
     return info.func_name, f"at {JAX}" in info.func_src_info
 
 
-def in_continuous(equation: Any) -> bool:
+def in_continuous(equation: Any, where: str) -> bool:
     """Whether an equation is one of those that such a function of JAX's is made of."""
     traceback = equation.source_info.traceback
     frames = [] if traceback is None else traceback.frames
     own = itertools.takewhile(lambda frame: frame.file_name.startswith(JAX), frames)
-    return any(frame.function_name in CONTINUOUS_FUNCTIONS for frame in own)
+    return any(frame.function_name in continuous_functions(where) for frame in own)
 
 
 def takes_steps(jaxpr: Jaxpr, where: str = "") -> bool:
     """Whether there is an operation that takes steps at all."""
-    return any(_takes_steps(equation, line(equation) or where) for equation in jaxpr.eqns)
+    return any(_takes_steps(equation, place(equation, where)) for equation in jaxpr.eqns)
 
 
 def _takes_steps(equation: Any, where: str) -> bool:
     name, params, body = equation.primitive.name, equation.params, called(equation)
-    if where.startswith(OWN) or in_continuous(equation):
+    if is_trusted(equation, where):
         return False
     reorders = len(equation.outvars) > params.get("num_keys", len(equation.outvars))
     if name in JUMPS or reorders or is_stop(equation, where):
@@ -317,7 +346,7 @@ def _takes_steps(equation: Any, where: str) -> bool:
         own, is_jax = function_of_jax(body)
         if is_jax and own in SIDES:
             return True
-        if is_jax and (name.startswith("custom_") or own in CONTINUOUS_FUNCTIONS):
+        if is_jax and (name.startswith("custom_") or own in continuous_functions(where)):
             return own in JUMPS
         return takes_steps(opened(body)[0], where)
     inner = [*params.get("branches", ()), *(params[k] for k in ("jaxpr",) if k in params)]

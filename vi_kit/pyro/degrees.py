@@ -297,7 +297,7 @@ class Traced(torch.Tensor):
         traced = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
         reading = traced[0].reading
         degrees, frame = _degrees(name, args, kwargs), caller()
-        line, by_distribution = origin(frame)
+        line, by_distribution = origin(frame, name)
         cut = Cut(line, name.strip("_"), len(reading.steps))
         if not degrees:
             if func._schema.is_mutable:
@@ -513,7 +513,7 @@ class Watch:
             of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
             # a program that is told something may take a way that this run does not see
             of = of or (tells and not is_own(frame, LIBRARIES))
-            of = of and not origin(frame)[1]
+            of = of and not origin(frame, name)[1]
             self.found, self.tells = self.found or of, self.tells or (of and tells)
 
 

@@ -72,12 +72,13 @@ class Origins(TorchFunctionMode):
         return result
 
 
-def origin(frame: Any) -> tuple[str, bool]:
-    """The line of the program on which an operation, or what it is a derivative of, is asked for; and whether by a
-    distribution, as by `is_validation`."""
+def origin(frame: Any, name: str) -> tuple[str, bool]:
+    """The line of the program on which an operation of this name, or what it is a derivative of, is asked for; and
+    whether by a distribution, as by `is_validation`, which knows what it does: but for the derivatives of `abs`."""
     node: Any = torch._C._current_autograd_node()  # type: ignore[attr-defined]
     known = None if node is None else node.metadata.get(ORIGIN)
-    return known or (line_of(frame), is_validation(frame))
+    line, by_distribution = known or (line_of(frame), is_validation(frame))
+    return line, by_distribution and not (known and name in ("sgn", "sign"))
 
 
 def is_validation(frame: Any) -> bool:
