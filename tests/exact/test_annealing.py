@@ -338,6 +338,52 @@ def test_a_minibatch_of_local_sites(objective, lib, known_noise):
     assert np.abs(estimates[0][:, 1:]).max() > 1e-2
 
 
+def with_a_parameter(lib):
+    """A model with a parameter of its own."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.theta(START, "mu")[0], 1.0))
+        lib.sample("x", lib.dist.Normal(z, 0.5), obs=lib.array(1.2))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.theta(START)[0], lib.array(0.7)))
+
+    return model, guide
+
+
+def test_parameters_of_the_target_are_the_models(lib):
+    """Where gradients are split, that by the model's parameters is one of the model's bound, along the chain too."""
+    model, guide = with_a_parameter(lib)
+    objective = vi.piwae(num_outer=2, num_inner=2)
+    posterior, step = vi.normalize(model, vi.AIS(guide, 1)), np.array([1e-4, 0.0, 0.0])
+    one, other = (
+        lib.estimates(lib.Loss(objective), model, posterior, values, 1, 3, ("mu",))[0]
+        for values in (START - step, START + step)
+    )
+    slope = (other[0] - one[0]) / 2e-4
+    np.testing.assert_allclose((one[1] + other[1]) / 2, slope, rtol=1e-6)
+    assert abs(slope) > 0.1
+
+
+def test_weights_by_densities_that_are_asked_for_anew(lib):
+    """Those of a chain are those with which it was drawn; with equal weights the bound is the ELBO."""
+    model, guide = with_a_parameter(lib)
+    algorithm = vi.AIS(guide, 2, vi.Langevin(0.1))
+    path, total = (
+        lib.estimates(lib.Loss(o, num_samples=1000), model, posterior, START, 20, 3)[:, :2]
+        for posterior in [vi.normalize(model, algorithm)]
+        for o in (vi.tail_adaptive(num_particles=1, beta=0.0), vi.elbo())
+    )
+    error = np.hypot(path.std(0, ddof=1), total.std(0, ddof=1)) / np.sqrt(20)
+    assert (abs(path.mean(0) - total.mean(0)) < 5 * error).all() and (error < 0.03).all()
+    for guided in (
+        vi.normalize(model, vi.SIR(guide, 2)),
+        vi.marginal(guide, ["z"], vi.ImportanceSampling(2)),
+    ):
+        with pytest.raises(vi.ObjectiveError, match="which the guide estimates by other particles"):
+            lib.estimates(lib.Loss(vi.tail_adaptive(3)), model, guided, START, 1, 3)
+
+
 def test_refusals(lib):
     model, _, guide = hierarchy(lib, {"enumerate": "parallel"})
 

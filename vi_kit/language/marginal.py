@@ -327,7 +327,8 @@ class Marginal:
         refuse_varied(program, draw)
         names = {*names, *draw.data}
         others = tuple(site for name, site in draw.sites.items() if name not in names)
-        kept = draw.restricted(names, program=program, others=(*draw.others, *others))
+        others = (*draw.others, *others)
+        kept = draw.restricted(names, program=program, others=others, drawn_with=None)
         return replace(kept, density=self.algorithm.drawn(own, draw, kept))
 
     def log_density(self, program: Program, draw: Draw) -> Cost:

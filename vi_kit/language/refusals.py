@@ -6,7 +6,8 @@ from vi_kit.base.context import current
 from vi_kit.base.errors import message
 from vi_kit.base.layouts import Gradient
 from vi_kit.costs.cost import Cost
-from vi_kit.language.programs import Draw, session
+from vi_kit.language.marginal import Exact
+from vi_kit.language.programs import Draw, is_composite, session
 
 
 def refuse_repeated(draw: Draw) -> None:
@@ -40,6 +41,25 @@ def refuse_others(draw: Draw, what: str) -> None:
                 fix=fix,
             )
         )
+
+
+def refuse_estimated(draw: Draw, what: str) -> None:
+    """Refuse a draw whose density, asked for anew, is another estimate than that with which it was drawn, for the sake
+    of `what`."""
+    program = draw.program
+    algorithm = getattr(program.fn, "algorithm", None)
+    if not is_composite(program.fn) or isinstance(algorithm, Exact) or draw.drawn_with is not None:
+        return
+    current().refuse(
+        message(
+            f"{what} asks anew for the density of a draw, which the {program.role} estimates by other particles then:"
+            " its weights are biased",
+            got=f"a {type(program.fn).__name__} program by {type(algorithm).__name__}",
+            expected="a program of sample statements; vi.Exact(); or vi.AIS(...), whose draws keep how they were made",
+            fix="another objective, such as vi.elbo(), vi.iwae(num_particles=5) or vi.eubo(num_particles=10)",
+        ),
+        of_estimator=False,
+    )
 
 
 def refuse_data(cost: Cost, draw: Draw) -> None:

@@ -14,7 +14,7 @@ from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.named import Array
 from vi_kit.costs.cost import Cost
 from vi_kit.language.programs import Program
-from vi_kit.language.refusals import refuse_others
+from vi_kit.language.refusals import refuse_estimated, refuse_others
 from vi_kit.language.words import (
     SettingRange,
     SettingRule,
@@ -230,6 +230,7 @@ def tail_adaptive(
 
     Raises:
         EstimatorError: a site with another estimator than `Reparam`, or `beta` out of range.
+        ObjectiveError: a guide whose density is estimated, but for `vi.AIS`: anew for each question.
 
     Example:
         >>> tail_adaptive(num_particles=20)
@@ -242,6 +243,7 @@ def tail_adaptive(
     def log_weight_of_path() -> Cost:
         z = simulate(guide)
         refuse_others(z, "tail_adaptive")
+        refuse_estimated(z, "tail_adaptive")
         return log_density(model, z) - log_density(stop_gradient(guide), z)
 
     def weighted(log_w: Array) -> Array:

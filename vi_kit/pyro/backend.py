@@ -364,6 +364,8 @@ class PyroBackend:
         return self._run(Conditioned(run, program, draw=draw, only=only))
 
     def unbounded(self, run: Run, program: Program, draw: Draw, *, finds: bool) -> Draw:
+        # what a chain makes of values is made by the target's parameters too, and is none of the program's doing
+        self.drawn.update(detach_provenance(v).grad_fn for v in draw.by_name.values())
         return self._run(Unbounded(run, program, draw=draw, finds=finds))
 
     @contextmanager
