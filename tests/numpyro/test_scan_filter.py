@@ -190,6 +190,27 @@ def test_baselines_are_kept(lib):
     assert exact - 0.5 < -found.losses[-50:].mean() < exact + 0.1
 
 
+def test_names_in_a_scope(lib):
+    """What a handler around a scan calls its sites changes nothing."""
+    model, proposal, _ = linear()
+    scoped = (
+        numpyro.handlers.scope(model, prefix="A"),
+        numpyro.handlers.scope(proposal, prefix="A", hide_types=["param"]),
+    )
+    values = []
+    for program, by in ((model, proposal), scoped):
+        for guide in (by, vi.normalize(program, vi.SMC(by, 4, biased=True))):
+            draws = lib.estimates(lib.Loss(vi.elbo()), program, guide, START, 1, 0)
+            values.append(draws)
+    np.testing.assert_array_equal(values[:2], values[2:])
+
+
+def test_data_in_a_scan_cannot_be_simulated(lib):
+    model, proposal, _ = linear()
+    with pytest.raises(vi.ObjectiveError, match="observed in the body of a scan or cond"):
+        lib.value(lib.Loss(vi.wake_sleep(2, insomnia=0.0)), model, proposal, 0)
+
+
 def test_scans_that_do_not_match_are_refused(lib):
     model, _, _ = linear()
 

@@ -71,8 +71,9 @@ class SMC:
 
     The numbers of the particles taken are sites (`ancestor of z_2`), drawn independently (multinomial resampling).
     Plates that everything is inside of, such as one of several series, are resampled for each element. In NumPyro the
-    latent sites may be in the body of a `scan`, in the model and in the proposal over the same steps; elements of
-    plates are resampled together there, and all ancestors are one site (`ancestor of z`).
+    latent sites may be in the body of a `scan`, in the model and in the proposal over the same steps; a step is
+    the whole body then, elements of plates are resampled together there, and all ancestors are one site (`ancestor of
+    z`), whose score is noisier.
     Sites of the proposal need single draws (`Reparam`, `Score`), which the default rule gives them.
 
     Args:

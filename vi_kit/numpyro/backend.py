@@ -21,7 +21,7 @@ from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.distributions import Categorical, constraints
 from numpyro.handlers import substitute, uncondition
 from numpyro.ops.pytree import PytreeTrace
-from numpyro.primitives import Messenger
+from numpyro.primitives import _PYRO_STACK, Messenger
 from numpyro.util import not_jax_tracer
 
 from vi_kit.base.distributions import without_validation
@@ -714,6 +714,7 @@ class _Handler:
         self.run, self.program = reading.run, reading.program
         self.full_sizes: dict[str, int] = {}
         self.scanned: set[str] = set()
+        self.prefix = ""
         self.noise = noise
         self.num_keys = 0
 
@@ -728,6 +729,7 @@ class _Handler:
                 msg["value"] = self.run.subsamples.get(_plate_key(msg))
         elif kind == "control_flow":
             _reach_bodies(msg, self)
+            self.prefix = _prefix()
             is_scan, reading = callable(msg["args"][0]), self.reading
             if is_scan and isinstance(reading, Replay):
                 msg["fn"] = partial(self.run_scan, msg["fn"])
@@ -882,20 +884,19 @@ class _Handler:
         assert isinstance(self.reading, Simulation)
         if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
             return None
-        if not self.reading.draws(msg["name"]):
+        name = self.prefix + msg["name"]
+        if not self.reading.draws(name):
             return self.replayed(msg, is_reversed)
         dist = NumPyroDistribution(msg["fn"], msg["kwargs"]["rng_key"])
-        return self.reading.latent_inside(
-            Statement(msg["name"], dist, self.axes(msg), msg["infer"])
-        )
+        return self.reading.latent_inside(Statement(name, dist, self.axes(msg), msg["infer"]))
 
     def replayed(self, msg: Any, is_reversed: bool) -> jax.Array | None:
         """The value of a site of the draw in the body of a scan or cond, of all steps in a scan."""
         assert isinstance(self.reading, AtDraw)
-        draw = self.reading.draw
-        if msg["name"] not in draw:
+        draw, name = self.reading.draw, self.prefix + msg["name"]
+        if name not in draw:
             return None
-        value = draw.replayed(msg["name"])
+        value = draw.replayed(name)
         if not is_reversed or value.ndim == len(msg["fn"].shape()):
             return value
         return jnp.flip(value, 0)  # NumPyro counts steps in the order in which it takes them
@@ -907,8 +908,8 @@ class _Handler:
         reading, replayed = self.reading, partial(self.replayed, is_reversed=args[4])
 
         def inside(msg: Any) -> jax.Array | None:
-            is_sought = is_open(reading, msg) and isinstance(reading, Advance)
-            if is_sought or finite_size(reading, msg) is not None:
+            is_sought = is_open(self, msg) and isinstance(reading, Advance)
+            if is_sought or finite_size(self, msg) is not None:
                 raise OpenSite
             return replayed(msg)
 
@@ -920,7 +921,7 @@ class _Handler:
             if not isinstance(reading, Advance):
                 return SummedScan(*parts).result()
             reading.scan = ScanAtDraw(*parts)
-            reading.following = next(iter(reading.scan.open))
+            reading.following = self.prefix + next(iter(reading.scan.open))
             self.run.repeated.add(reading.following)
             raise Stop from None
 
@@ -932,15 +933,18 @@ class _Handler:
     def left(self, result: Any) -> None:
         """Note which sites a scan brought back."""
         is_scan = not isinstance(result[1], PytreeTrace)
-        sites = result[1][0].trace if is_scan else result[1].trace
+        trace = result[1][0].trace if is_scan else result[1].trace
         if is_scan:
             self.backend.has_loops = True  # a dim that lies left of the plates
+            sites = {self.prefix + name for name in trace}
             self.scanned.update(sites)
             self.run.repeated.update(sites)
 
     def came_out(self, msg: Any) -> None:
         name = msg["name"]
         if isinstance(self.reading, Simulation) and self.reading.draws(name):
+            if name not in self.reading.inside:
+                raise _data_inside(name, self.program.role)
             self.reading.came_out(name, msg["value"])
         else:
             statement = Statement(
@@ -958,6 +962,24 @@ class _Handler:
                 )
                 return
             self.reading.latent(statement)
+
+
+def _prefix() -> str:
+    """What the handlers around put before the names of sites, which those of a body get when they come out."""
+    scopes = [h for h in _PYRO_STACK if isinstance(h, handlers.scope)]
+    return "".join(h.prefix + h.divider for h in scopes if "sample" not in h.hide_types)
+
+
+def _data_inside(name: str, role: str) -> ObjectiveError:
+    """The error about data that are to be drawn, in the body of control flow."""
+    return ObjectiveError(
+        message(
+            f"{role} site {name!r} is observed in the body of a scan or cond, and cannot be drawn instead",
+            got="an objective that simulates the data",
+            expected="data outside of control flow",
+            fix="a Python loop over the steps, or an objective that draws from the guide only",
+        )
+    )
 
 
 def refuse_unknown(name: str) -> ObjectiveError:

@@ -129,14 +129,16 @@ class Filtering(Conditioned):
         theirs = self.opened(self.model, self.draw)
         self._check(ours, theirs)
         self.statements = frozenset(a.name for a in theirs.around.values())
-        self.ancestor = ancestor_of(theirs.around[next(iter(theirs.open))].name)
+        ancestor = ancestor_of(next(iter(theirs.open)))
+        self.ancestor = handler.prefix + ancestor
+        outer = {n: a.name for n, a in theirs.around.items()}
 
         def step(state: Any, xs: Any) -> Any:
             number, of_q, of_p, own, log_weight = state
             logits, left = self._resampled(number, log_weight)
             self.step = theirs.length - 1 - number if theirs.reverse else number
             among: Any = Categorical(logits=logits)
-            index: Any = numpyro.sample(self.ancestor, among, infer={ALGORITHM: self.how})
+            index: Any = numpyro.sample(ancestor, among, infer={ALGORITHM: self.how})
             of_q, of_p, own = self._taken((of_q, of_p, own), index)
             here, (x_q, x_p), body = theirs, xs, ours.fn
             if own:  # on which the bodies may depend, and what they scan over
@@ -148,10 +150,12 @@ class Filtering(Conditioned):
                 body = there.fn
             with handlers.trace() as trace:
                 of_q, _ = body(of_q, x_q)
-            sites = {n: m for n, m in trace.items() if m["type"] == "sample"}
+            sites = {handler.prefix + n: m for n, m in trace.items() if m["type"] == "sample"}
             log_q = sum(_total(handler.density(m)) for m in sites.values())
             key = jax.random.fold_in(here.start[1], number)
-            of_p, _, met = here.body(number, key, of_p, x_p, lambda s: sites[s.name]["value"])
+            of_p, _, met = here.body(
+                number, key, of_p, x_p, lambda s: sites[outer[s.name]]["value"]
+            )
             for m in met:
                 _refuse_minibatch(m.name, m.axes)
             log_p = sum(jnp.sum(m.scale * m.log_prob) for m in met)
@@ -171,7 +175,8 @@ class Filtering(Conditioned):
         )
         number, key, (_, of_q, _, self.own, _) = last
         self.ancestors, self.log_weights = ys
-        self.inner, self.steps = set(trace.trace), (ours.length, ours.reverse)
+        self.inner = {handler.prefix + name for name in trace.trace}
+        self.steps = ours.length, ours.reverse
         return (number, key, of_q), (trace, ours.ys)
 
     def _check(self, ours: ScanAtDraw, theirs: ScanAtDraw) -> None:
@@ -194,7 +199,8 @@ class Filtering(Conditioned):
                 "the scans of model and proposal do not have the same latent sites",
                 got=f"proposal {names[0]}, model {names[1]}",
                 expected="the model's latent sites in the proposal's scan, and no others",
-                fix="the same sample statements in both bodies, or vi.SIR(proposal, num_particles)",
+                fix="the same sample statements in both bodies, those with enumerate marks among them, and no"
+                " vi.marginal; or vi.SIR(proposal, num_particles)",
             )
         masked = sorted(a.name for a in ours.around.values() if a.masks or a.scale is not None)
         if masked:

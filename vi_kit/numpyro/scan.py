@@ -181,8 +181,8 @@ class ScanAtDraw:
         self.rules: dict[str, str] = {}
 
         def noted(msg: Any) -> Any:
-            if is_open(self.reading, msg):
-                self.open[msg["name"]] = finite_size(self.reading, msg)
+            if is_open(handler, msg):
+                self.open[msg["name"]] = finite_size(handler, msg)
             return replayed(msg)
 
         def plain(of_draw: Callable[[Any], Any]) -> Any:
@@ -615,15 +615,15 @@ class SummedScan(ScanAtDraw):
         return array
 
 
-def is_open(reading: Replay, msg: Any) -> bool:
+def is_open(handler: Any, msg: Any) -> bool:
     """Whether a message is about a latent site of the body that the draw lacks."""
     is_latent = msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None
-    return is_latent and msg["name"] not in reading.draw
+    return is_latent and handler.prefix + msg["name"] not in handler.reading.draw
 
 
-def finite_size(reading: Replay, msg: Any) -> int | None:
+def finite_size(handler: Any, msg: Any) -> int | None:
     """How many values a site of the body has that the draw lacks; `None` if they are not finitely many."""
-    return NumPyroDistribution(msg["fn"]).support_size() if is_open(reading, msg) else None
+    return NumPyroDistribution(msg["fn"]).support_size() if is_open(handler, msg) else None
 
 
 def _leaf(number: int) -> tuple[str, int]:
