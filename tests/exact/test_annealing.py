@@ -248,10 +248,15 @@ def forget_the_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("mutant", [None, forget_the_jacobian, forget_the_kernels])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [*KERNELS, "resampled"])
 def test_weights_and_densities_have_no_bias(name, mutant, lib, monkeypatch):
+    """Those of one of several draws too, in proportion to their weights."""
     model, guide, exact, evidence = counts(lib)
-    posterior = vi.normalize(model, vi.AIS(guide, 2, KERNELS[name], learn=False))
+    if name == "resampled":
+        chain = vi.normalize(model, vi.AIS(guide, 1, KERNELS["langevin"], learn=False))
+        posterior = vi.normalize(model, vi.SIR(chain, 2))
+    else:
+        posterior = vi.normalize(model, vi.AIS(guide, 2, KERNELS[name], learn=False))
     if mutant is not None:
         mutant(monkeypatch)
     worst = 0.0
@@ -433,7 +438,15 @@ def test_refusals(lib):
 @pytest.mark.parametrize(
     "make, match",
     [
-        (lambda: vi.AIS(None, 3), "no program whose density is known"),
+        (lambda: vi.AIS(None, 3), "the proposal is no program"),
+        (lambda: vi.AIS(vi.marginal(len, ["z"], vi.Exact()), 3), "is a marginal by Exact itself"),
+        (lambda: vi.AIS(vi.normalize(len, vi.AIS(len, 2)), 3), "is a posterior by AIS itself"),
+        (lambda: vi.SIR(vi.normalize(len, vi.SIR(len, 2)), 3), "whose draws are several values"),
+        (lambda: vi.SMC(vi.normalize(len, vi.AIS(len, 2)), 3), "which has no steps"),
+        (lambda: vi.SMC(len, 3, biased="x"), "biased is True or False"),
+        (lambda: vi.AIS(len, 2, vi.Langevin), "no kernel"),
+        (lambda: vi.AIS(len, 1, betas=(0.5,), learn=("betas",)), "betas cannot be learned"),
+        (lambda: vi.AIS(len, 1, vi.Langevin(0.1), learn="damping"), "damping cannot be learned"),
         (lambda: vi.AIS(len, 0), "num_steps"),
         (lambda: vi.AIS(len, 3, kernel=0.1), "no kernel"),
         (lambda: vi.AIS(len, 3, betas=[0.5, 0.4, 1.0]), "betas are the powers"),
@@ -563,3 +576,60 @@ def test_gradients_that_jump_are_refused(lib):
         with pytest.raises(vi.EstimatorError, match="nor may a gradient jump"):
             lib.value(lib.Loss(), *programs(prior, mean), 0)
     assert np.isfinite(lib.value(lib.Loss(), *programs(normal, elu), 0))
+
+
+def test_a_chain_over_the_steps_of_a_scan(lib):
+    """In a plate of series, each of which is moved as a whole."""
+    if lib.name == "pyro":
+        pytest.skip("there is no scan")
+    from numpyro.contrib.control_flow import scan
+
+    data = np.array([[0.5, 0.3], [0.9, -0.4], [0.2, 0.1]])
+
+    def program(is_model):
+        def step(state, x):
+            with lib.plate("n", 2):
+                loc, scale = (0.8 * state, 1.0) if is_model else (0.5 * state + 0.4 * x, 0.7)
+                z = lib.sample("z", lib.dist.Normal(loc, scale))
+                if is_model:
+                    lib.sample("x", lib.dist.Normal(z, 0.6), obs=x)
+            return z, None
+
+        scan(step, lib.array(np.zeros(2)), lib.array(data))
+
+    model = lambda: program(True)  # noqa: E731
+    chain = vi.AIS(lambda: program(False), 1, vi.Langevin(0.1), learn=False)
+    loss = lib.Loss(evidence_by_weights(), num_samples=4000)
+    found = -lib.estimates(loss, model, vi.normalize(model, chain), START, 8, 7)[:, 0]
+    along = np.array([[1.0, 0.0, 0.0], [0.8, 1.0, 0.0], [0.64, 0.8, 1.0]])
+    covariance = along @ along.T + 0.36 * np.eye(3)
+    squares = (data * np.linalg.solve(covariance, data)).sum()
+    exact = math.exp(-0.5 * squares) / np.linalg.det(2 * math.pi * covariance)
+    error = found.std(ddof=1) / np.sqrt(8)
+    assert abs(found.mean() - exact) < 5 * error < 0.1 * exact
+
+
+def test_parameters_of_another_number_of_steps(lib):
+    model, guide = with_a_parameter(lib)
+    longer, shorter = (vi.normalize(model, vi.AIS(guide, n)) for n in (3, 2))
+    if lib.name == "pyro":
+        lib.value(lib.Loss(), model, longer, 0)
+        run = lambda: lib.value(lib.Loss(), model, shorter, 0)  # noqa: E731
+    else:
+        import jax
+
+        params = {"ais.increments": lib.array(np.full(4, 0.25))}
+        run = lambda: lib.Loss().loss(jax.random.key(0), params, model, shorter)  # noqa: E731
+    with pytest.raises(
+        vi.ObjectiveError, match=r"'ais.increments'.*\n.*\(4,\) kept.*\(3,\)"
+    ) as error:
+        run()
+    assert "clear_param_store" in str(error.value) and "prefix=" in str(error.value)
+
+
+def test_explain_says_what_a_chain_takes(lib):
+    model, guide = with_a_parameter(lib)
+    posterior = vi.normalize(model, vi.AIS(guide, 3, vi.Hamiltonian(0.1, 2), prefix="a"))
+    text = lib.Loss().explain(model, posterior)
+    assert "guide by AIS: 3 steps of Hamiltonian(" in text and "7 gradients" in text
+    assert "learned: a.step_size, a.increments, a.damping" in text

@@ -169,7 +169,7 @@ def test_a_model_with_sites_that_are_summed_out(lib):
 def test_refusals_of_proposals_of_posteriors(lib):
     model, guide = vectors(lib)
     posterior = vi.normalize(model, vi.SIR(guide, 3))
-    with pytest.raises(vi.ObjectiveError, match="a posterior by resampling itself"):
+    with pytest.raises(vi.ObjectiveError, match="a posterior by SIR itself"):
         vi.SIR(posterior, 3)
     with pytest.raises(vi.EstimatorError, match="varies a draw by its density"):
         lib.value(lib.Loss(vi.elbo(), vi.DoublyReparam()), model, posterior, 0)

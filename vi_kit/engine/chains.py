@@ -22,6 +22,7 @@ class Chains(Session, Protocol):
     """A run, as far as it is asked here."""
 
     plan: Plan
+    repeated: set[str]
 
     @property
     def backend(self) -> Backend[Any]: ...
@@ -93,6 +94,8 @@ def one_per_element(run: Chains, array: Array, statement: Statement) -> Array:
     xp, ndim = array_namespace(array), len(statement.dist.batch_shape)
     over = tuple(range(ndim, array.ndim))
     array = xp.sum(array, axis=over) if over else array
+    if statement.name in run.repeated:  # a dim for the steps lies left of the plates
+        array, ndim = xp.sum(array, axis=0), ndim - 1
     plates = {a.order for a in statement.axes if a.kind == PLATE}
     most = min(ndim, run.plan.max_plate_nesting)
     undeclared = tuple(-d for d in range(1, most + 1) if d not in plates)

@@ -271,6 +271,9 @@ class DryRun(Run):
     def note_problem(self, text: str, *, of_estimator: bool) -> None:
         self.findings.problem(text, of_estimator=of_estimator)
 
+    def note_method(self, text: str) -> None:
+        self.findings.methods[text] = None
+
     def note_plates(self, role: str, axes: Iterable[Axis]) -> None:
         self.findings.seen_plates.update((role, a) for a in axes if a.kind == PLATE)
 

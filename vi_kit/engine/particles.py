@@ -164,8 +164,8 @@ def chosen(
         details[name] = replace(statement, axes=tuple(a for a in statement.axes if a != axis))
         value = run.backend.with_worlds(run, named, len(statement.dist.event_shape))
         by_name[name] = run.backend.track(value, site)
-    draw = replace(draw, program=program, by_name=by_name, details=details, density=Cost(()))
-    return draw, site.world
+    changes: dict[str, Any] = {"by_name": by_name, "details": details, "drawn_with": None}
+    return replace(draw, program=program, density=Cost(()), **changes), site.world
 
 
 def _weighed(run: Particles, log_weights: Cost, plates: frozenset[Axis] | None = None) -> Term:

@@ -179,6 +179,7 @@ class Findings:
     ignored: dict[str, None] = field(default_factory=dict)
     num_replicates: int = 1
     num_worlds: int = 1
+    methods: dict[str, None] = field(default_factory=dict)
     bounds: dict[str, None] = field(default_factory=dict)
     seen_plates: set[tuple[str, Axis]] = field(default_factory=set)
     met_plates: set[tuple[str, Axis, Axis]] = field(default_factory=set)
@@ -191,6 +192,7 @@ class Findings:
         for pattern in patterns:
             rows = [r.site for r in self.rows.values() if r.rule == f"pattern {pattern!r}"]
             yield f"pattern {pattern!r}: {', '.join(rows) or 'no site left for it'}"
+        yield from self.methods
         yield from self.bounds
         held = 1 + any(c.estimator.holds_params for c in self.choices.values())
         counts = {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from vi_kit.base.errors import EstimatorError, ObjectiveError, message
@@ -17,7 +18,7 @@ from vi_kit.costs.terms import Site, Term
 from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import draw, draw_inside
 from vi_kit.engine.run import Run
-from vi_kit.language.programs import Draw, Factor, Program, Statement
+from vi_kit.language.programs import Draw, Factor, Program, Start, Statement
 
 
 def is_copy(message: Any) -> bool:
@@ -514,6 +515,27 @@ def check_parameter(name: str, start: Any, kept: Any) -> None:
                 fix="a guide that computes it from the data, or parameters of another name for other rows",
             )
         )
+
+
+def check_starts(starts: Mapping[str, Start], kept: Mapping[str, Any]) -> None:
+    """Refuse parameters of an algorithm of which values are kept that have other shapes than its settings ask for.
+
+    Raises:
+        ObjectiveError: there are such.
+    """
+    for name, start in starts.items():
+        given = np.shape(start.value)
+        shape = tuple(getattr(kept[name], "shape", ())) if name in kept else given
+        if given != shape:
+            raise ObjectiveError(
+                message(
+                    f"parameter {name!r}: the value that is kept is that of an algorithm with other settings",
+                    got=f"shape {shape} kept, shape {given} by the settings",
+                    expected="the number of steps, and of step sizes, with which it was trained",
+                    fix='parameters that start anew (pyro.clear_param_store(), svi.init), or prefix="another" to keep'
+                    " both",
+                )
+            )
 
 
 def outside_support(role: str, name: str, dist: Distribution, error: ValueError) -> ObjectiveError:

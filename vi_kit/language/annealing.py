@@ -17,13 +17,12 @@ from vi_kit.costs.cost import Cost
 from vi_kit.language.energy import LIBRARIES
 from vi_kit.language.kernels import Arrays, Bridge, Kernel, Langevin, Numbers, Slopes, State
 from vi_kit.language.marginal import refuse_varied
-from vi_kit.language.normalize import proposal_of
+from vi_kit.language.normalize import check_proposal, proposal_of
 from vi_kit.language.programs import (
     Draw,
     Program,
     Start,
     draw_of,
-    is_composite,
     log_density_of,
     session,
 )
@@ -48,11 +47,12 @@ class AIS:
     The chain moves in coordinates without bounds (the library's `biject_to` for the proposal's supports). Sites of the
     proposal need single reparameterised draws; finite sites of the model are summed out (`marginalize`). All gradients
     are exact: they go through those of the target's log density, so that K steps take K + 1 gradients of model and
-    proposal, and their derivatives. A bound is taken per element of the plates that all terms share. In NumPyro the
-    steps are one `lax.scan`.
+    proposal (with L leapfrog steps each, K L + 1), and their derivatives. A bound is taken per element of the plates
+    that all terms share. In NumPyro the steps are one `lax.scan`.
 
     Args:
-        proposal: a program with the model's sites; autoguides are such.
+        proposal: a program with the model's sites; autoguides are such. A posterior or a marginal is not; around a
+            chain `SIR(vi.normalize(model, AIS(...)), num_particles)` may stand.
         num_steps: K, at least 1.
         kernel: `Langevin(step_size)` or `Hamiltonian(step_size, num_leapfrog, damping)`.
         betas: the powers, K numbers that do not fall, in [0, 1]. Left out, they are learned, from evenly spaced ones
@@ -78,6 +78,7 @@ class AIS:
     """
 
     part: ClassVar[str] = "proposal"
+    draws_one: ClassVar[bool] = True
 
     proposal: Callable[..., Any]
     num_steps: int
@@ -88,16 +89,12 @@ class AIS:
 
     def __post_init__(self) -> None:
         whole_number("AIS", "num_steps", self.num_steps)
-        if not callable(self.proposal) or is_composite(self.proposal):
-            raise ObjectiveError(
-                message(
-                    "AIS: the proposal is no program whose density is known",
-                    got=repr(self.proposal),
-                    expected="a function with sample statements",
-                    fix="vi.AIS(guide, num_steps=8)",
-                )
-            )
-        if not callable(getattr(self.kernel, "step", None)):
+        check_proposal(
+            "AIS(guide, num_steps=8)",
+            self.proposal,
+            "and a chain needs the density of each sample statement",
+        )
+        if isinstance(self.kernel, type) or not callable(getattr(self.kernel, "step", None)):
             raise ObjectiveError(
                 message(
                     "AIS: no kernel",
@@ -130,6 +127,17 @@ class AIS:
                     got=repr(learn),
                     expected=f"True, False, or some of {LEARNED}",
                     fix='learn=("step_size",)',
+                )
+            )
+        fixed = {"betas": self.betas is not None, "damping": self.kernel.damping == 0.0}
+        idle = [] if isinstance(learn, bool) else [name for name in learn if fixed.get(name)]
+        if idle:
+            raise ObjectiveError(
+                message(
+                    f"AIS: {', '.join(idle)} cannot be learned with these settings",
+                    got=f"learn={learn!r}, kernel={self.kernel!r}, betas={self.betas!r}",
+                    expected="betas without numbers, damping of a kernel that has some",
+                    fix="leave out betas=(...); vi.Hamiltonian(step_size, damping=0.5)",
                 )
             )
         object.__setattr__(self, "learn", learn)
@@ -208,10 +216,19 @@ class AIS:
         sizes = xp.broadcast_to(value("step_size", self.kernel.step_size), (num,))
         return betas, sizes, xp.broadcast_to(value("damping", self.kernel.damping), (num,))
 
+    def _in_words(self, program: Program) -> str:
+        steps = f"{self.num_steps} step{'s' * (self.num_steps > 1)} of {self.kernel!r}"
+        num = self.num_steps * self.kernel.num_gradients + 1
+        return (
+            f"{program.role} by AIS: {steps}, {num} gradients of the log densities of model and proposal; learned:"
+            f" {', '.join(self._starts()) or 'nothing'}"
+        )
+
     # The chains
 
     def simulate(self, program: Program, model: Program) -> Draw:
         proposal = proposal_of(self, program)
+        session().note_method(self._in_words(program))
         drawn = draw_of(proposal)
         refuse_varied(program, drawn)
         chain = _Chain(self, proposal, model, drawn.restricted(_moved_by(program, drawn)))
@@ -378,12 +395,19 @@ def _moved_by(program: Program, draw: Draw) -> list[str]:
     """The sites of a draw of the proposal that a chain moves."""
     names = [name for name in draw if not _is_delta(draw, name)]
     discrete = [n for n in names if not draw.details[n].dist.is_continuous]
-    if discrete or not names:
+    if not names:
         raise EstimatorError(
             message(
-                f"AIS: {program.role} sites {discrete} are discrete, and a chain moves along gradients"
-                if discrete
-                else f"AIS: the {program.role} draws nothing that a chain could move",
+                f"AIS: the {program.role} draws nothing that a chain could move",
+                got=f"points at the sites of the proposal: {list(draw)}",
+                expected="a proposal that draws continuous sites",
+                fix="a guide with distributions, such as AutoNormal(model)",
+            )
+        )
+    if discrete:
+        raise EstimatorError(
+            message(
+                f"AIS: {program.role} sites {discrete} are discrete, and a chain moves along gradients",
                 got=f"the sites of the proposal: {list(draw)}",
                 expected="continuous sites",
                 fix="finite sites in the model only, and summed out of it: Loss(..., marginalize=[...]) or vi.marginal",

@@ -96,6 +96,7 @@ class Kernel(Protocol):
         step_size: one, or one for each step.
         damping: of momenta.
         has_momenta: whether it has such.
+        num_gradients: how many a step takes.
     """
 
     @property
@@ -104,6 +105,8 @@ class Kernel(Protocol):
     def damping(self) -> float: ...
     @property
     def has_momenta(self) -> bool: ...
+    @property
+    def num_gradients(self) -> int: ...
 
     def step(
         self, bridge: Bridge, state: State, noise: Arrays, *, back: bool
@@ -142,6 +145,7 @@ class Langevin:
     step_size: Numbers = 0.01
     damping: float = field(default=0.0, init=False, repr=False)
     has_momenta: bool = field(default=False, init=False, repr=False)
+    num_gradients: int = field(default=1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "step_size", _positive("Langevin", self.step_size))
@@ -199,6 +203,10 @@ class Hamiltonian:
                     fix="damping=0.5",
                 )
             )
+
+    @property
+    def num_gradients(self) -> int:
+        return self.num_leapfrog
 
     def step(
         self, bridge: Bridge, state: State, noise: Arrays, *, back: bool

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from vi_kit.base.errors import ObjectiveError, message, whole_number
 from vi_kit.costs.cost import Cost, apply
 from vi_kit.language.marginal import mapped_part, refuse_varied, with_others
-from vi_kit.language.programs import Draw, Program, draw_of, log_density_of, session
+from vi_kit.language.programs import Draw, Program, draw_of, is_composite, log_density_of, session
 from vi_kit.language.replicates import Replicates, iid
 
 
@@ -18,10 +18,12 @@ class Sampler(Protocol):
 
     Attributes:
         part: what its proposal is to the program, as roles say it.
+        draws_one: whether each draw is one value.
         proposal: a program with the same sites.
     """
 
     part: ClassVar[str]
+    draws_one: ClassVar[bool]
 
     @property
     def proposal(self) -> Callable[..., Any]: ...
@@ -54,7 +56,7 @@ class SIR:
     With `vi.elbo()` the bound is that of `vi.iwae(n)` with the proposal as its guide, draw by draw.
 
     Args:
-        proposal: a program with the model's sites.
+        proposal: a program with the model's sites; a marginal or a posterior by `AIS` may be one.
         num_particles: n, at least 1.
 
     References:
@@ -63,12 +65,18 @@ class SIR:
     """
 
     part: ClassVar[str] = "particle"
+    draws_one: ClassVar[bool] = False
     proposal: Callable[..., Any]
     num_particles: int
 
     def __post_init__(self) -> None:
         whole_number("SIR", "num_particles", self.num_particles)
-        check_proposal("SIR", self.proposal)
+        check_proposal(
+            "SIR(guide, num_particles=10)",
+            self.proposal,
+            "whose draws are several values",
+            lambda p: not isinstance(p, Normalized) or p.algorithm.draws_one,
+        )
 
     def mapped(self, fn: Callable[[Callable[..., Any]], Callable[..., Any]]) -> SIR:
         return replace(self, proposal=fn(self.proposal))
@@ -106,24 +114,37 @@ class SIR:
         return log_p - apply(with_others(self.num_particles), own, others)
 
 
-def check_proposal(algorithm: str, proposal: Any) -> None:
-    """Refuse what is no program of which single draws can be taken."""
+def check_proposal(
+    example: str, proposal: Any, why: str, takes: Callable[[Any], bool] = lambda _: False
+) -> None:
+    """Refuse what an algorithm cannot take for a proposal.
+
+    Args:
+        example: a call of the algorithm.
+        proposal: what it was given.
+        why: what is wrong with a posterior or a marginal.
+        takes: which of these it takes all the same.
+    """
+    algorithm = example.split("(")[0]
     if not callable(proposal):
         raise ObjectiveError(
             message(
                 f"{algorithm}: the proposal is no program",
                 got=repr(proposal),
                 expected="a function with sample statements",
-                fix=f"vi.{algorithm}(guide, num_particles=10)",
+                fix=f"vi.{example}",
             )
         )
-    if isinstance(proposal, Normalized):
+    if is_composite(proposal) and not takes(proposal):
+        inside = type(getattr(proposal, "algorithm", proposal)).__name__
+        kind = "posterior" if isinstance(proposal, Normalized) else "marginal"
         raise ObjectiveError(
             message(
-                f"{algorithm}: the proposal is a posterior by resampling itself, whose draws are several values",
-                got="vi.normalize(...) as a proposal",
-                expected="a program with single draws",
-                fix=f"vi.{algorithm}(guide, num_particles) with the product of both numbers of particles",
+                f"{algorithm}: the proposal is a {kind} by {inside} itself, {why}",
+                got=f"vi.{'normalize' if kind == 'posterior' else kind}(...) as a proposal",
+                expected="a function with sample statements",
+                fix=f"one algorithm alone, with more particles or steps, as vi.{example}; or around it"
+                " vi.SIR(proposal, num_particles), which takes marginals and posteriors by AIS",
             )
         )
 

@@ -502,6 +502,10 @@ class Session(CostContext, Protocol):
         """
         ...
 
+    def note_method(self, text: str) -> None:
+        """Note what `explain` is to say of how a program is drawn."""
+        ...
+
     def new_replicate_axis(self, size: int) -> Axis: ...
     def replicate(
         self, fn: Callable[[], Any], axis: Axis, *, together: bool = False

@@ -16,7 +16,7 @@ from vi_kit.costs.terms import Term
 from vi_kit.estimators.base import Estimator, Expansion
 from vi_kit.estimators.score import Score
 from vi_kit.language.marginal import as_constant, refuse_varied, with_others
-from vi_kit.language.normalize import check_proposal, proposal_of
+from vi_kit.language.normalize import Normalized, check_proposal, proposal_of
 from vi_kit.language.programs import (
     Draw,
     Program,
@@ -97,6 +97,7 @@ class SMC:
     """
 
     part: ClassVar[str] = "filter"
+    draws_one: ClassVar[bool] = False
     proposal: Callable[..., Any]
     num_particles: int
     resample: Score | None = None
@@ -105,7 +106,21 @@ class SMC:
 
     def __post_init__(self) -> None:
         whole_number("SMC", "num_particles", self.num_particles)
-        check_proposal("SMC", self.proposal)
+        check_proposal(
+            "SMC(proposal, num_particles=10)",
+            self.proposal,
+            "which has no steps",
+            lambda p: not isinstance(p, Normalized),
+        )
+        if not isinstance(self.biased, bool):
+            raise ObjectiveError(
+                message(
+                    "SMC: biased is True or False",
+                    got=f"biased={self.biased!r}",
+                    expected="a bool",
+                    fix="biased=True",
+                )
+            )
         if not isinstance(self.resample, Score | None):
             raise ObjectiveError(
                 message(

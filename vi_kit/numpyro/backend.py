@@ -44,6 +44,7 @@ from vi_kit.engine.statements import (
     Simulation,
     Stop,
     check_parameter,
+    check_starts,
     is_copy,
     is_given,
     no_density,
@@ -364,6 +365,7 @@ class NumPyroBackend:
         self, run: Run, program: Program, starts: Mapping[str, Start], like: jax.Array
     ) -> dict[str, jax.Array]:
         del like
+        check_starts(starts, self.params)
         outer, self.handler = self.handler, _Handler(self, Simulation(run, program), 0)
         try:
             with substitute(data=self.params):

@@ -44,6 +44,7 @@ from vi_kit.engine.statements import (
     Simulation,
     Stop,
     check_parameter,
+    check_starts,
     is_copy,
     is_given,
     outside_support,
@@ -379,6 +380,7 @@ class PyroBackend:
     def parameters(
         self, run: Run, program: Program, starts: Mapping[str, Start], like: torch.Tensor
     ) -> dict[str, torch.Tensor]:
+        check_starts(starts, dict(pyro.get_param_store().items()))
         outer, self.handler = self.handler, _Handler(Simulation(run, program))
         try:
             return {name: declared(name, start, like) for name, start in starts.items()}
