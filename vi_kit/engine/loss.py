@@ -56,11 +56,18 @@ class CommonLoss:
 
     def with_estimators(self, estimators: Mapping[str, Given] | Given | None) -> Self:
         """The same loss with other estimators."""
+        return self._changed(estimators, self.settings.num_samples)
+
+    def with_samples(self, times: int) -> Self:
+        """The same loss with `times` as many samples."""
+        return self._changed(self.settings.estimators, times * self.settings.num_samples)
+
+    def _changed(self, estimators: Mapping[str, Given] | Given | None, num_samples: int) -> Self:
         own = self.settings
         return type(self)(
             own.objective,
             estimators,
-            num_samples=own.num_samples,
+            num_samples=num_samples,
             max_plate_nesting=own.max_plate_nesting,
             vectorize=own.vectorize,
             marginalize=own.selection.marginalize,

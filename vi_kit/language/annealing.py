@@ -48,7 +48,8 @@ class AIS:
     proposal need single reparameterised draws; finite sites of the model are summed out (`marginalize`). All gradients
     are exact: they go through those of the target's log density, so that K steps take K + 1 gradients of model and
     proposal (with L leapfrog steps each, K L + 1), and their derivatives. A bound is taken per element of the plates
-    that all terms share. In NumPyro the steps are one `lax.scan`.
+    that all terms share. In NumPyro the steps are one `lax.scan`; sites in a `scan` of the
+    programs are moved as a whole.
 
     Args:
         proposal: a program with the model's sites; autoguides are such. A posterior or a marginal is not; around a
