@@ -59,6 +59,10 @@ def log_variance(
     score function's; than that with `LeaveOneOut` only near the optimum, where the explicit derivative of
     $\log q$, of mean zero, counts. The sample variance is unbiased (divisor K - 1).
 
+    Of a guide whose density is estimated (`marginal` by `ImportanceSampling`, `normalize` by `SIR` or `SMC`) the
+    estimate is made anew at the held draw, and its noise is part of the variance: the gradient is not that of the
+    divergence, and zero is not reached. `elbo` has no such bias.
+
     Args:
         num_particles: draws, at least 2.
         reference: `"guide"`, or a program with the guide's sites and arguments to draw from, for instance a replay
@@ -84,7 +88,8 @@ def trajectory_balance(
     The second-moment loss. The learned log normaliser $\log Z$ is a factor of the guide: write
     `factor("log_normaliser", log_z)` there, with `log_z` a parameter (in Pyro with `has_rsample=True`, which
     says that it hides no draw); without it the squared log ratio itself is minimised. One square per element of
-    the plates that all terms share.
+    the plates that all terms share. Of a guide whose density is estimated the noise of the estimate counts, as in
+    `log_variance`.
 
     Args:
         num_particles: draws that are averaged.
