@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from vi_kit.base.named import (
     PLATE,
     SLOT,
     WORLD,
+    Array,
     Axis,
     Named,
     combine,
@@ -208,7 +209,7 @@ def filtered(
     )
     if weights is None:
         return drawn, Cost(()), Cost(()), met
-    steps = _steps(next(iter(drawn.keys() - given.keys())), 1, weights.shape[0])
+    steps = _steps(next(name for name in drawn if name not in given), 1, weights.shape[0])
     what = f"{target.role}: weight in the {steps.name}"
     term = run.term(weights, (steps,), what, constants=drawn.constants)
     earlier = replace(steps, size=steps.size - 1)
@@ -303,19 +304,24 @@ def _normalised(run: Particles, swarm: Swarm, how: Resampling) -> tuple[Term, Na
     """The log weights of draws, along an event dim, and where they are to be resampled; `None` for everywhere."""
     weight, size = _weighed(run, swarm.log_weights, swarm.plates), swarm.axis.size
     named = weight.base.broadcast([swarm.axis]).renamed(swarm.axis, Axis(EVENT, 1, "draw", size))
-    rest = named.axes[:-1]
-    norm = Named(run.backend.logsumexp(named.array, -1), rest)
-    xp = array_namespace(norm.array)
-    is_possible = Named(norm.array > -math.inf, rest)  # where none is, all are alike
-    named, norm = (
-        combine(lambda one, x: xp.where(one, x, xp.zeros_like(x)), is_possible, n)
-        for n in (named, norm)
-    )
-    weight = replace(weight, base=combine(operator.sub, named, norm))
+    array, is_few = normalised(run.backend, named.array, how, run.constant)
+    weight = replace(weight, base=Named(array, named.axes))
+    return weight, None if is_few is None else Named(is_few, named.axes[:-1])
+
+
+def normalised(
+    backend: Backend[Any], log_weights: Array, how: Resampling, held: Callable[[Any], Any]
+) -> tuple[Array, Array | None]:
+    """The log weights of draws along the last dim, normalised, and where they are to be resampled, as `held` values of
+    them say; `None` for everywhere."""
+    xp = array_namespace(log_weights)
+    norm = backend.logsumexp(log_weights, -1)[..., None]
+    is_possible, nothing = norm > -math.inf, xp.zeros_like(norm)  # where none is, all are alike
+    shares = xp.where(is_possible, log_weights, nothing) - xp.where(is_possible, norm, nothing)
     if how.ess_threshold == 1.0:
-        return weight, None
-    log_inverse = run.backend.logsumexp(2.0 * run.constant(weight.base.array), -1)
-    return weight, Named(xp.exp(-log_inverse) < how.ess_threshold * size, rest)
+        return shares, None
+    log_inverse = backend.logsumexp(2.0 * held(shares), -1)
+    return shares, xp.exp(-log_inverse) < how.ess_threshold * log_weights.shape[-1]
 
 
 def _left(log_weight: Named, is_due: Named, size: int) -> Named:

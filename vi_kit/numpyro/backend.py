@@ -426,7 +426,7 @@ class NumPyroBackend:
             constants=reading.constants,
         )
         weights = reading.log_weights
-        return drawn, jnp.flip(weights) if reading.steps[1] else weights, reading.statements
+        return drawn, jnp.flip(weights) if reading.is_reversed else weights, reading.statements
 
     def draw_apart(
         self, run: Run, statement: Statement, role: str, constants: frozenset[Site]

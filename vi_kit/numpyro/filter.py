@@ -24,7 +24,7 @@ from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.named import Axis
 from vi_kit.costs.terms import Site
 from vi_kit.engine.density import LogDensity
-from vi_kit.engine.particles import LOWEST
+from vi_kit.engine.particles import LOWEST, normalised
 from vi_kit.engine.statements import Conditioned, Stop
 from vi_kit.language.programs import Draw, Program, Resampling, Statement, ancestor_of
 from vi_kit.numpyro.scan import ScanAtDraw
@@ -51,7 +51,9 @@ class Filtering(Conditioned):
         ancestor: the site that says which are taken.
         ancestors: in each step.
         log_weights: in each step (nats).
-        steps: how many there are, and whether the last comes first.
+        is_reversed: whether the last step is taken first.
+        inner: the sites of the proposal's body, and that of the ancestors.
+        step: the number of the one whose body is being run, along the values of all.
     """
 
     axis: Axis
@@ -65,7 +67,7 @@ class Filtering(Conditioned):
     ancestor: str = ""
     ancestors: Any = None
     log_weights: Any = None
-    steps: tuple[int, bool] = (0, False)
+    is_reversed: bool = False
     inner: set[str] = field(default_factory=set)
     step: Any = None
 
@@ -176,7 +178,7 @@ class Filtering(Conditioned):
         number, key, (_, of_q, _, self.own, _) = last
         self.ancestors, self.log_weights = ys
         self.inner = {handler.prefix + name for name in trace.trace}
-        self.steps = ours.length, ours.reverse
+        self.is_reversed = ours.reverse
         return (number, key, of_q), (trace, ours.ys)
 
     def _check(self, ours: ScanAtDraw, theirs: ScanAtDraw) -> None:
@@ -225,14 +227,9 @@ class Filtering(Conditioned):
     def _resampled(self, number: Any, log_weight: Any) -> Any:
         """The logits of the ancestor of a particle, and what it still weighs then (nats)."""
         size, is_later = self.axis.size, number > 0
-        logits = self._gathered(log_weight)
-        norm = jax.nn.logsumexp(logits)
-        possible = norm > -math.inf  # where none is, all are alike
-        logits = jnp.where(possible, logits, 0.0) - jnp.where(possible, norm, 0.0)
-        is_due = is_later
-        if self.how.ess_threshold < 1.0:
-            log_inverse = jax.nn.logsumexp(2.0 * lax.stop_gradient(logits))
-            is_due &= jnp.exp(-log_inverse) < self.how.ess_threshold * size
+        log_weights, backend = self._gathered(log_weight), self.run.backend
+        logits, is_few = normalised(backend, log_weights, self.how, lax.stop_gradient)
+        is_due = is_later if is_few is None else is_later & is_few
 
         def left(index: Any) -> Any:
             kept = jnp.where(is_later, logits[index] + math.log(size), log_weight)
@@ -249,9 +246,8 @@ class Filtering(Conditioned):
             values, ancestor = self._taken(x, index)
             return ancestor, values
 
-        _, is_reversed = self.steps
         xs = (values, self.ancestors)
-        return lax.scan(back, self.number, xs, reverse=not is_reversed)[1]
+        return lax.scan(back, self.number, xs, reverse=not self.is_reversed)[1]
 
 
 def _total(made: LogDensity) -> Any:
