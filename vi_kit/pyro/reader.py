@@ -106,6 +106,10 @@ class Record(Drawing, TorchDispatchMode):
         reads: what is read without an operation.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or else the first operation imports torch's compiler, which takes a second
+
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Operation | tuple[Domain, Callable[[], None]]] = []

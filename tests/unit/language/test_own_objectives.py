@@ -128,6 +128,12 @@ def skewed(xp):
     return lambda u: u * xp.log(2 * u / (1 + u))
 
 
+def test_generators_of_the_shelf_are_convex():
+    for name in {*vi.generators.__all__} - {"alpha", "tsallis"}:
+        known = getattr(vi.generators, name)
+        vi.Generator(name, known.fn, known.of_log)  # which checks, as an import does not
+
+
 def test_generators_in_the_functions_of_a_library(lib, request):
     """Convex functions, evaluated in single precision or double, by torch or JAX."""
     import jax
