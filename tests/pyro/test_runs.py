@@ -1,12 +1,16 @@
 """How often model and guide run until there is a gradient, that of the gradient itself included."""
 
+from unittest import mock
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
 import vi_kit as vi
 from vi_kit.pyro import Loss
+from vi_kit.pyro.noise import Noise
 
 
 def bernoulli(loc):
@@ -46,3 +50,19 @@ def test_runs_before_a_gradient(case):
 
     Loss(objective, estimator).loss_and_grads(model, guide)
     assert sorted(runs) == ["guide"] * most + ["model"] * most
+
+
+def test_a_guide_that_sets_itself_up_is_not_watched_for_noise():
+    """An autoguide draws when it is called first, and never again besides its sites: dropout does."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(net(z).sum(), 1.0), obs=torch.tensor(1.0))
+
+    for net, is_noisy in (torch.nn.Linear(3, 2), False), (torch.nn.Dropout(), True):
+        pyro.clear_param_store()
+        guide, loss = AutoNormal(model), Loss()
+        loss.loss_and_grads(model, guide)
+        with mock.patch.object(Noise, "start") as start:
+            loss.loss_and_grads(model, guide)
+        assert start.called == is_noisy

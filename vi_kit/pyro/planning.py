@@ -87,9 +87,13 @@ class PyroPlanner(Planner):
             self.takes_steps |= record.takes_steps
 
     def watched(self, draft: Plan) -> tuple[Plan, bool]:
-        """See `Planner.watched`. The programs are run once more if they are told values."""
-        self.is_told = self.takes_steps = False
-        plan = self.made(draft)
+        """See `Planner.watched`. The programs are run once more if they draw besides their sites, as a guide does that
+        sets itself up when it is called first, and if they are told values."""
+        for _ in range(2):
+            self.is_told = self.takes_steps = False
+            plan = self.made(draft)
+            if not plan.noisy:
+                break
         if self.is_told and not draft.harmless:
             harmless = harmless_lines(plan, self.execute)
             plan = self.made(replace(draft, harmless=harmless)) if harmless else plan
