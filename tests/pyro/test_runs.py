@@ -55,14 +55,14 @@ def test_runs_before_a_gradient(case):
 def test_a_guide_that_sets_itself_up_is_not_watched_for_noise():
     """An autoguide draws when it is called first, and never again besides its sites: dropout does."""
 
-    def model():
+    def model(net):
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         pyro.sample("x", dist.Normal(net(z).sum(), 1.0), obs=torch.tensor(1.0))
 
     for net, is_noisy in (torch.nn.Linear(3, 2), False), (torch.nn.Dropout(), True):
         pyro.clear_param_store()
         guide, loss = AutoNormal(model), Loss()
-        loss.loss_and_grads(model, guide)
+        loss.loss_and_grads(model, guide, net)
         with mock.patch.object(Noise, "start") as start:
-            loss.loss_and_grads(model, guide)
+            loss.loss_and_grads(model, guide, net)
         assert start.called == is_noisy

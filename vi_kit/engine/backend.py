@@ -69,6 +69,11 @@ class Backend(Arrays, Protocol[R]):
         in every run of a program."""
         ...
 
+    def in_scope(self, run: R) -> frozenset[Site] | None:
+        """The sites that the statement at which a program stands may see, by what the program declares of its chains;
+        `None` if it declares nothing."""
+        ...
+
     def params_of(self, role: str) -> dict[Hashable, str]:
         """Names of the parameters that the programs of a role (`"model"`, `"guide"`) used so far, by what
         tells them apart."""

@@ -311,6 +311,10 @@ class DryRun(Run):
         enumerated = sorted(filter(self.has_several, upstream), key=lambda s: s.order)
         if not enumerated:
             return
+        if self.findings.scoped:
+            in_scope = set(filter(self.has_several, self.backend.in_scope(self) or ()))
+            is_bounded = len(in_scope) <= self.max_world_dims
+            self.findings.scoped = is_bounded and in_scope.issuperset(enumerated)
         worlds = math.prod(self.findings.sizes[s] for s in enumerated)
         self.findings.num_worlds = max(self.findings.num_worlds, worlds)
         if worlds > max(s.max_worlds(otherwise=math.inf) for s in enumerated):

@@ -36,6 +36,7 @@ class Plan:
         has_worlds: whether sites have several values at once.
         num_replicates: of one draw, those within those of others counted in.
         tracked: whether provenance is needed.
+        scoped: whether what the programs declare of their chains tells worlds apart that have one dim.
         entangled: whether everything depends on every site before it, so that provenance need not be followed.
         degrees: what is asked of costs, by label of the site, where it has to be proved from their degrees.
         analytic: labels of the sites of which moments are carried.
@@ -67,6 +68,7 @@ class Plan:
     has_worlds: bool = False
     num_replicates: int = 1
     tracked: bool = True
+    scoped: bool = False
     entangled: bool = False
     degrees: Mapping[str, Polynomial | ContinuousBetween] = field(default_factory=dict)
     analytic: frozenset[str] = frozenset()
@@ -161,6 +163,7 @@ class Findings:
     num_slots: int = 1
     slots_of: dict[str, int] = field(default_factory=dict)
     sizes: dict[Site, int] = field(default_factory=dict)
+    scoped: bool = True
     all_at_once: set[Site] = field(default_factory=set)
     has_worlds: bool = False
     degrees: dict[str, Polynomial | ContinuousBetween] = field(default_factory=dict)

@@ -236,6 +236,8 @@ class Planner(ABC):
         for text in findings.ignored:
             warnings.warn(text, stacklevel=2)
         resolved = {**plan.selection.resolved, **findings.choices}
+        shares_dims = sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims
+        is_tracked_at_all = any(is_tracked(c.acting, c.layout) for c in resolved.values())
         return replace(
             plan,
             selection=replace(plan.selection, resolved=resolved),
@@ -249,8 +251,8 @@ class Planner(ABC):
             continuous=frozenset(findings.continuous),
             apart=frozenset(findings.apart),
             met=tuple(findings.met),
-            tracked=any(is_tracked(c.acting, c.layout) for c in resolved.values())
-            or sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims,
+            tracked=is_tracked_at_all or (shares_dims and not findings.scoped),
+            scoped=shares_dims and findings.scoped and not is_tracked_at_all,
             entangled=findings.entangled,
             leaves=findings.leaves,
             noisy=frozenset(findings.noisy),

@@ -59,7 +59,7 @@ class Run:
     """
 
     max_world_dims: ClassVar[int] = 40
-    """Dims for the supports of enumerated sites; further sites use them again, from the oldest on."""
+    """Dims for the supports of enumerated sites; further sites use those again that no term has had for longest."""
 
     def __init__(
         self,
@@ -107,6 +107,8 @@ class Run:
         self.deepest_dim = 0
         """Of the plates that were met, counted from the right."""
         self.dims: dict[Axis, int] = {}
+        self._used: dict[int, None] = {}
+        """Dims of worlds, in the order in which they were last in a term."""
         self.placed_dims = 0
         self._replicates = 0
         self._free_dim = self.slot_dim
@@ -443,15 +445,28 @@ class Run:
         """Reserve a dim, left of all others, for an axis."""
         worlds = [d for a, d in self.dims.items() if a.kind == WORLD]
         if axis.kind == WORLD and len(worlds) >= self.max_world_dims:
-            if not self.plan.tracked:
+            if not (self.plan.tracked or self.plan.scoped):
                 raise Replan
-            dim = worlds[len(worlds) % self.max_world_dims]
+            in_scope = self._in_scope() if self.plan.scoped else ()
+            taken = {self.dims.get(s.world) for s in in_scope if s.world}
+            before = [d for d in self._used if d in worlds]
+            dim = next((d for d in before if d not in taken), before[0])
         else:
             dim = self._free_dim
             self._free_dim -= 1
         self.placed_dims += 1
         self.dims[axis] = dim
+        self._note_use([axis])
         return dim
+
+    def _note_use(self, axes: Iterable[Axis]) -> None:
+        for dim in (self.dims[a] for a in axes if a.kind == WORLD):
+            self._used.pop(dim, None)
+            self._used[dim] = None
+
+    def _in_scope(self) -> Iterable[Site]:
+        in_scope = self.backend.in_scope(self)
+        return self.sites if in_scope is None else in_scope
 
     def layout(
         self, plates: Sequence[Axis], upstream: Iterable[Site], what: str
@@ -459,6 +474,8 @@ class Run:
         """Which axis lies at which dim of an array that depends on the sites `upstream`."""
         layout = {-a.order: a for a in plates if a.kind == PLATE}
         shared = len(self.dims) > len(set(self.dims.values()))
+        if shared and self.plan.scoped:
+            upstream = self._in_scope()
         seen = {s.world for s in upstream}
         for axis, dim in self.dims.items():
             if shared and axis.kind == WORLD and axis not in seen:
@@ -531,7 +548,9 @@ class Run:
         """Name the dims of an array that the program made at a site inside `axes`."""
         layout = self.layout(axes, upstream, what)
         try:
-            return from_layout(array, layout, axes)
+            named = from_layout(array, layout, axes)
+            self._note_use(named.axes)
+            return named
         except ValueError as error:
             plates = f"dims of the plates {[a.name for a in axes if a.kind == PLATE]}"
             text = message(

@@ -211,6 +211,9 @@ class NumPyroBackend:
     def untracked(self, value: jax.Array) -> jax.Array:
         return apart_p.bind(value) if self.dry else value
 
+    def in_scope(self, run: Run) -> frozenset[Site] | None:
+        return None
+
     def upstream(self, run: Run, value: jax.Array, key: Any) -> frozenset[Site]:
         known = self.sources(key, value, frozenset())
         if self.provenance is None or not run.plan.tracked:

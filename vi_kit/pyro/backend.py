@@ -235,6 +235,9 @@ class PyroBackend:
         run.note_upstream(known, lambda: _before(run, key))
         return known
 
+    def in_scope(self, run: Run) -> frozenset[Site] | None:
+        return None if self.handler is None else self.handler.in_scope()
+
     def random(self, moments: Moments, site: Site, sample: torch.Tensor | None) -> torch.Tensor:
         return random_value(moments, (site.order, site.label), sample)
 
@@ -670,6 +673,9 @@ class _Handler:
         self.released: list[torch.Tensor] = []
         self.originals: dict[int, Any] = {}
         self.noise: Noise | None = None
+        self.statement = ""
+        self.scope: Mapping[str, int] = {}
+        self.depths: dict[str, int] = {}
 
     def hold(self, params: Iterable[torch.Tensor]) -> None:
         for p in params:
@@ -693,6 +699,16 @@ class _Handler:
 
         return with_replaced((self.program.args, self.program.kwargs), held)
 
+    def in_scope(self) -> frozenset[Site]:
+        """The sites that the statement may see, by the `pyro.markov` contexts that it shares with them."""
+        depths, scope = self.depths, self.scope
+        return frozenset(
+            s
+            for s in self.run.sites
+            if s.name in depths
+            and (s.name == self.statement or depths[s.name] in (0, scope.get(s.name)))
+        )
+
     def param(self, backend: PyroBackend, msg: Any) -> None:
         value, leaf = msg["value"], _leaf(msg["value"])
         if len(msg["args"]) > 1:
@@ -703,7 +719,9 @@ class _Handler:
             msg["value"] = value.detach()
 
     def sample(self, msg: Any) -> None:
-        name = msg["name"]
+        name, infer = msg["name"], msg["infer"]
+        self.statement, self.scope = name, infer.get("_markov_scope", {})
+        self.depths[name] = infer.get("_markov_depth", 0)
         if isinstance(msg["fn"], _Subsample):
             if self.noise is not None:
                 self.noise.at_site()
@@ -726,7 +744,7 @@ class _Handler:
                 msg["value"] = msg["value"].view_as(msg["value"])
             return
         fn = at_value(msg["fn"], msg["value"]) if given else msg["fn"]
-        dist, infer = PyroDistribution(fn), msg["infer"]
+        dist = PyroDistribution(fn)
         if "obs" in infer:
             infer = {**infer, "obs": self.originals.get(id(infer["obs"]), infer["obs"])}
         if self.noise is not None:
