@@ -48,7 +48,10 @@ class Axis:
 
 def union(*groups: Iterable[Axis]) -> tuple[Axis, ...]:
     """All axes of the groups, leftmost first."""
-    return tuple(sorted({a for g in groups for a in g}, key=lambda a: a.key, reverse=True))
+    found = {a for g in groups for a in g}
+    if len(found) < 2:
+        return tuple(found)
+    return tuple(sorted(found, key=lambda a: a.key, reverse=True))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

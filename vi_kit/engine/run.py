@@ -147,6 +147,8 @@ class Run:
         axes = tuple(axes)
         self.note_plates(role, axes)
         others = self.plan.plates
+        if not others:
+            return axes
         return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
 
     @property
