@@ -33,8 +33,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+bench: setup  # writes benchmarks/README.md
+	$(BIN)/python -m benchmarks --write
 
 tutorials: setup
 	$(BIN)/python tutorials/run.py

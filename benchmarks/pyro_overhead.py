@@ -1,13 +1,10 @@
-"""Time per gradient against Pyro's own losses: `python benchmarks/pyro_overhead.py`.
+"""Eager gradients in Pyro beside those of Pyro's own losses, and torch operations of each, backward included.
 
-Both losses run in turn in one process, so that a busy machine slows both; medians are printed. A ratio
-below one means that vi_kit is faster. Ops are torch operations per gradient, backward included.
+Run it: `python -m benchmarks.pyro_overhead`.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,15 +12,18 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.poutine import block
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vi_kit as vi
+from benchmarks.timing import Row, in_turn
 from vi_kit.pyro import Loss
 
-SECONDS_PER_ROW = 5.0
-WARM_UP = 5
 NUM_PIXELS, NUM_HIDDEN, NUM_LATENT = 784, 200, 20
+EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
 
 class CountOps(TorchDispatchMode):
@@ -101,11 +101,11 @@ def mixture_guide(x: torch.Tensor) -> None:
 Step = Callable[[], float]
 
 
-def make_step(loss: Any, model: Any, guide: Any, x: torch.Tensor) -> Step:
+def make_step(loss: Any, model: Any, guide: Any, *args: Any) -> Step:
     """A gradient that is taken and then thrown away."""
 
     def step() -> float:
-        value = loss.loss_and_grads(model, guide, x)
+        value = loss.loss_and_grads(model, guide, *args)
         for leaf in pyro.get_param_store()._params.values():
             leaf.grad = None
         return value
@@ -113,51 +113,63 @@ def make_step(loss: Any, model: Any, guide: Any, x: torch.Tensor) -> Step:
     return step
 
 
-def rows() -> Iterator[tuple[str, Step, Step]]:
-    """What is compared: a name, vi_kit's gradient and Pyro's."""
+def eight_schools() -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, ERRORS), obs=EFFECTS)
+
+
+def hidden_markov(y: torch.Tensor) -> None:
+    """Three states, transitions and means unknown."""
+    rows = pyro.sample("rows", dist.Dirichlet(torch.ones(3, 3)).to_event(1))
+    means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    z: Any = None
+    for t in pyro.markov(range(len(y))):
+        probs = torch.ones(3) / 3 if z is None else rows[z]
+        z = pyro.sample(f"z{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})
+        pyro.sample(f"y{t}", dist.Normal(means[z], 1.0), obs=y[t])
+
+
+def comparisons() -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """What is compared: a name, model and guide with their arguments, and losses."""
     for batch_size in (64, 256):
         x = (torch.rand(batch_size, NUM_PIXELS) < 0.3).float()
         vae = VAE(discrete=False)
         programs = (vae.model, vae.guide, x)
-        name = f"VAE, batch {batch_size}: Loss() / Trace_ELBO"
-        yield name, make_step(Loss(), *programs), make_step(Trace_ELBO(), *programs)
+        yield f"VAE, batch {batch_size}", programs, {"Trace_ELBO": Trace_ELBO(), "vi_kit": Loss()}
 
-    programs = (conjugate_model, conjugate_guide, torch.randn(100))
-    name = "Normal mean: Loss() / Trace_ELBO"
-    yield name, make_step(Loss(), *programs), make_step(Trace_ELBO(), *programs)
+    plain = {"Trace_ELBO": Trace_ELBO(), "vi_kit": Loss()}
+    yield "Normal mean", (conjugate_model, conjugate_guide, torch.randn(100)), plain
+    yield "eight schools, AutoNormal", (eight_schools, AutoNormal(eight_schools)), plain
+    guide = AutoNormal(block(hidden_markov, expose=["rows", "means"]))
+    enumerated = {"TraceEnum_ELBO": TraceEnum_ELBO(max_plate_nesting=0), "vi_kit": Loss()}
+    yield "hidden Markov model, 100 steps", (hidden_markov, guide, torch.randn(100)), enumerated
 
     x = (torch.rand(64, NUM_PIXELS) < 0.3).float()
     vae = VAE(discrete=True)
     programs = (vae.model, vae.guide, x)
-    two = {"num_particles": 2, "vectorize_particles": True, "max_plate_nesting": 1}
-    comparisons: list[tuple[str, Any, Any]] = [
-        ("Score() / Trace_ELBO", Loss(estimators=vi.Score()), Trace_ELBO()),
-        ("Score() / TraceGraph_ELBO", Loss(estimators=vi.Score()), TraceGraph_ELBO()),
-        (
-            "Score(LeaveOneOut()), 2 samples / Trace_ELBO, 2",
-            Loss(estimators=vi.Score(vi.LeaveOneOut()), num_samples=2),
-            Trace_ELBO(**two),
-        ),
-        (
-            "Score(LeaveOneOut()), 2 samples / TraceGraph_ELBO, 2",
-            Loss(estimators=vi.Score(vi.LeaveOneOut()), num_samples=2),
-            TraceGraph_ELBO(**two),
-        ),
-        ("MeasureValued() / Trace_ELBO", Loss(estimators=vi.MeasureValued()), Trace_ELBO()),
-        (
-            "MeasureValued() / TraceGraph_ELBO",
-            Loss(estimators=vi.MeasureValued()),
-            TraceGraph_ELBO(),
-        ),
-    ]
-    for name, ours, theirs in comparisons:
-        name = f"Bernoulli VAE, batch 64: {name}"
-        yield name, make_step(ours, *programs), make_step(theirs, *programs)
+    two: Any = {"num_particles": 2, "vectorize_particles": True, "max_plate_nesting": 1}
+    losses = {
+        "Trace_ELBO": Trace_ELBO(),
+        "TraceGraph_ELBO": TraceGraph_ELBO(),
+        "vi_kit Score": Loss(estimators=vi.Score()),
+        "MeasureValued": Loss(estimators=vi.MeasureValued()),
+    }
+    yield "Bernoulli VAE, batch 64", programs, losses
+    losses = {
+        "Trace_ELBO": Trace_ELBO(**two),
+        "TraceGraph_ELBO": TraceGraph_ELBO(**two),
+        "vi_kit Score(LeaveOneOut)": Loss(estimators=vi.Score(vi.LeaveOneOut()), num_samples=2),
+    }
+    yield "Bernoulli VAE, batch 64, 2 samples", programs, losses
 
-    programs = (mixture_model, mixture_guide, torch.randn(200))
-    ours, theirs = Loss(estimators=vi.Enumerate()), TraceEnum_ELBO(max_plate_nesting=1)
-    name = "mixture of 3: Enumerate() / TraceEnum_ELBO"
-    yield name, make_step(ours, *programs), make_step(theirs, *programs)
+    losses = {
+        "TraceEnum_ELBO": TraceEnum_ELBO(max_plate_nesting=1),
+        "vi_kit": Loss(estimators=vi.Enumerate()),
+    }
+    yield "mixture of 3", (mixture_model, mixture_guide, torch.randn(200)), losses
 
 
 def num_ops(step: Step) -> int:
@@ -166,36 +178,17 @@ def num_ops(step: Step) -> int:
     return count.num_ops
 
 
-def seconds(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def compare(ours: Step, theirs: Step) -> tuple[float, float, int]:
-    """Median seconds of each, taken in turn, and how often."""
-    for _ in range(WARM_UP):
-        ours(), theirs()
-    times: tuple[list[float], list[float]] = ([], [])
-    start = time.perf_counter()
-    while time.perf_counter() - start < SECONDS_PER_ROW:
-        times[0].append(seconds(ours))
-        times[1].append(seconds(theirs))
-    return statistics.median(times[0]), statistics.median(times[1]), len(times[0])
-
-
-def main() -> None:
+def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)
-    head = ("vi_kit / Pyro", "vi_kit ms", "Pyro ms", "ratio", "vi_kit ops", "Pyro ops", "gradients")
-    line = "{:78} {:>9} {:>9} {:>6} {:>10} {:>8} {:>9}"
-    print(line.format(*head))
-    for name, ours, theirs in rows():
+    for work, programs, losses in comparisons():
         pyro.clear_param_store()
-        a, b, times = compare(ours, theirs)
-        numbers = f"{a * 1e3:.2f}", f"{b * 1e3:.2f}", f"{a / b:.2f}", num_ops(ours), num_ops(theirs)
-        print(line.format(name, *numbers, times), flush=True)
+        steps = {name: make_step(loss, *programs) for name, loss in losses.items()}
+        numbers = in_turn(steps, warm_up=5)
+        ops = ", ".join(str(num_ops(step)) for step in steps.values())
+        yield Row(f"gradient in Pyro, {work} (torch operations: {ops})", numbers)
 
 
 if __name__ == "__main__":
-    main()
+    for row in rows():
+        print(row, flush=True)

@@ -1,17 +1,14 @@
 """Minibatch ELBO gradient of a VAE in JAX: vi_kit against hand-written code and NumPyro's Trace_ELBO.
 
-784-200-20 encoder, 20-200-784 Bernoulli decoder, simulated binary images. The three are run in turn in
-one process after compilation; the table has medians and the ratios of vi_kit to the others. Printed too:
-equations of the traced gradient, and XLA's count of operations and bytes.
+784-200-20 encoder, 20-200-784 Bernoulli decoder, simulated binary images. Printed too: equations of the traced
+gradient, and XLA's count of operations and bytes.
 
-Run: `python benchmarks/vae_overhead.py [--rounds N]`.
+Run it: `python -m benchmarks.vae_overhead`.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +21,7 @@ from jax.example_libraries import stax
 from jax.extend.core import jaxprs_in_params
 from numpyro.infer import Trace_ELBO
 
+from benchmarks.timing import Row, in_turn
 from vi_kit.numpyro import Loss
 
 NUM_PIXELS, NUM_HIDDEN, NUM_LATENT = 784, 200, 20
@@ -76,7 +74,7 @@ def through(loss: Any) -> Callable[..., jax.Array]:
 
 
 def contenders() -> dict[str, Callable[..., jax.Array]]:
-    return {"vi_kit": through(Loss()), "hand": by_hand, "Trace_ELBO": through(Trace_ELBO())}
+    return {"by hand": by_hand, "vi_kit": through(Loss()), "Trace_ELBO": through(Trace_ELBO())}
 
 
 def initial_params(x: jax.Array) -> dict[str, Any]:
@@ -115,29 +113,22 @@ def images(batch_size: int) -> jax.Array:
     return jnp.asarray(rng.random((batch_size, NUM_PIXELS)) < 0.2, jnp.float32)
 
 
-def milliseconds(batch_size: int, rounds: int) -> dict[str, float]:
-    """Median time of one gradient, the contenders taking turns in a changing order."""
-    x = images(batch_size)
-    params = initial_params(x)
-    compiled = {n: jax.jit(jax.value_and_grad(f, argnums=1)) for n, f in contenders().items()}
-    keys = random.split(random.key(1), rounds + 3)
-    for key in keys[:3]:
-        for fn in compiled.values():
-            jax.block_until_ready(fn(key, params, x))
-    times: dict[str, list[float]] = {n: [] for n in compiled}
-    names = list(compiled)
-    for i, key in enumerate(keys[3:]):
-        for name in names[i % 3 :] + names[: i % 3]:
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[name](key, params, x))
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {n: float(np.median(t)) for n, t in times.items()}
+def rows() -> Iterator[Row]:
+    for size in BATCH_SIZES:
+        x = images(size)
+        params = initial_params(x)
+        steps = {}
+        for name, fn in contenders().items():
+            gradient = jax.jit(jax.value_and_grad(fn, argnums=1))
+
+            def step(gradient: Any = gradient, x: Any = x, params: Any = params) -> Any:
+                return jax.block_until_ready(gradient(random.key(1), params, x))
+
+            steps[name] = step
+        yield Row(f"VAE gradient in NumPyro, batch {size}", in_turn(steps))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=100, help="gradients timed per contender")
-    rounds = parser.parse_args().rounds
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, numpyro {numpyro.__version__}")
     x = images(64)
     args = (random.key(0), initial_params(x), x)
@@ -145,16 +136,8 @@ def main() -> None:
     for name, fn in contenders().items():
         cost = static_cost(fn, *args)
         print(f"{name:20} {cost['equations']:10d} {cost['flops']:14.0f} {cost['bytes']:14.0f}")
-    print(
-        f"\n{'batch':>6} {'vi_kit ms':>10} {'hand ms':>9} {'Trace_ELBO':>11} {'/hand':>7} {'/Trace':>7}"
-    )
-    for size in BATCH_SIZES:
-        ms = milliseconds(size, rounds)
-        ratios = ms["vi_kit"] / ms["hand"], ms["vi_kit"] / ms["Trace_ELBO"]
-        print(
-            f"{size:6d} {ms['vi_kit']:10.2f} {ms['hand']:9.2f} {ms['Trace_ELBO']:11.2f}"
-            f" {ratios[0]:7.2f} {ratios[1]:7.2f}"
-        )
+    for row in rows():
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

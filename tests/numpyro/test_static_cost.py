@@ -1,32 +1,20 @@
 """What a gradient costs, without running it, next to the same written by hand; in single precision."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
 
 import vi_kit as vi
+from benchmarks import vae_overhead as vae
 from vi_kit.numpyro import Loss
 
 WELL = {"xla_cpu_opt_preset": "CPU_OPT_PRESET_DEFAULT"}
 """Other than the rest of the tests, which are compiled quickly: equal forward passes become one."""
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "vae_overhead.py"
-
-
-@pytest.fixture(scope="module")
-def vae():
-    spec = importlib.util.spec_from_file_location("vae_overhead", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def costs(vae):
+def costs():
     """Of the gradient of a loss, or of a function, on a batch of 64."""
 
     def of(fn):
@@ -38,7 +26,7 @@ def costs(vae):
     return of
 
 
-def by_hand(vae):
+def by_hand():
     """Minus the ELBO, with NumPyro's distributions."""
     encode, decode = vae.encoder_net()[1], vae.decoder_net()[1]
 
@@ -60,13 +48,13 @@ def split_elbo(model, guide):
     return vi.split_gradients(model=bound, guide=bound)
 
 
-def test_elbo_costs_what_it_costs_by_hand(vae, costs):
-    ours, hand = costs(vae.through(Loss())), costs(by_hand(vae))
+def test_elbo_costs_what_it_costs_by_hand(costs):
+    ours, hand = costs(vae.through(Loss())), costs(by_hand())
     assert ours["equations"] <= 1.10 * hand["equations"]
     assert ours["flops"] == pytest.approx(hand["flops"], rel=0.02)
     assert ours["bytes"] == pytest.approx(hand["bytes"], rel=0.02)
 
 
-def test_split_gradients_take_one_forward_pass(vae, costs):
+def test_split_gradients_take_one_forward_pass(costs):
     split, whole = costs(vae.through(Loss(split_elbo()))), costs(vae.through(Loss()))
     assert split["flops"] <= 1.05 * whole["flops"]
