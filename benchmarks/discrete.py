@@ -9,7 +9,7 @@ the contenders take turns, and the median is printed. What `Rebar` and `Relax` l
 at each point; their time includes learning. With Storchastic installed (0.3.7; `pip install --no-deps
 storchastic entmax`) its estimators are run beside those of `vi_kit.pyro`.
 
-Run: `python benchmarks/discrete.py [--quick]`. About 3 minutes on two cores.
+Run: `python -m benchmarks.discrete [--quick]`. About 3 minutes on two cores.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ image. The variance is that of one gradient of the ELBO of all images, at points
 over the parameters of the shapes and over those of the means. Compilation is not part of the seconds. Saves
 `figures/gamma_def.png`.
 
-Run: `python benchmarks/gamma_def.py [--quick]`. About five minutes on two idle cores, half of them compilation.
+Run: `python -m benchmarks.gamma_def [--quick]`. About five minutes on two idle cores, half of them compilation.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ one estimate, summed over the coordinates of the log concentrations. RSVI is `Re
 G-REP `GeneralizedReparam()`, implicit `Reparam()`. `z` is the largest distance between the mean gradient and the exact
 one in standard errors. A second table has the same of one Gamma site with a cost of log z and z.
 
-Run: `python benchmarks/rejection.py [--quick]`. About two minutes on two cores.
+Run: `python -m benchmarks.rejection [--quick]`. About two minutes on two cores.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ K^(-1/2) for b by IWAE and grows as K^(1/2) for mu; for b DoublyReparam (Tucker 
 K^(1/2). The last table has the variance of the gradient by A and b of log_variance (Richter et al. 2020) beside
 those of the ELBO. Prints the tables and saves `figures/snr.png`.
 
-Run: `python benchmarks/snr.py [--scale S]`; S multiplies the numbers of draws. About 3 minutes on two cores.
+Run: `python -m benchmarks.snr [--scale S]`; S multiplies the numbers of draws. About 3 minutes on two cores.
 """
 
 from __future__ import annotations

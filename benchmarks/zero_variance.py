@@ -10,7 +10,7 @@ of one gradient of the ELBO per image by all parameters, given a minibatch, summ
 start and at the end of the first line's training, the same points for all. Before all that, the time of one gradient
 with `Analytic` over that with `Reparam`, in NumPyro (compiled) and Pyro.
 
-Run: `python benchmarks/zero_variance.py [--quick]`. About 5 minutes on two cores.
+Run: `python -m benchmarks.zero_variance [--quick]`. About 5 minutes on two cores.
 """
 
 from __future__ import annotations
