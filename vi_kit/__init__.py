@@ -9,6 +9,7 @@ from vi_kit import estimators, extend, generators, objectives
 from vi_kit.base.errors import (
     AnalyticError,
     BackendError,
+    CaptureError,
     EstimatorError,
     ObjectiveError,
     ViKitError,
@@ -62,6 +63,7 @@ __all__ = [
     "AnalyticError",
     "BackendError",
     "Baseline",
+    "CaptureError",
     "Constant",
     "EstimatorError",
     "Exact",

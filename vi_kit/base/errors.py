@@ -27,6 +27,10 @@ class BackendError(ViKitError):
     """The library below (Pyro, NumPyro) cannot run the program in the way that was asked for."""
 
 
+class CaptureError(BackendError):
+    """A step cannot be compiled; without `compile=True` it may run."""
+
+
 class Refusal(str):
     """Why an estimator cannot serve a site; a plain `str` has the site served by another estimator.
 

@@ -21,6 +21,8 @@ LIBRARIES = tuple(
     f"{Path(str(module.__file__)).parent}/" for module in (torch, pyro, array_api_compat, vi_kit)
 )
 
+PYRO, VI_KIT = LIBRARIES[1], LIBRARIES[-1]
+
 
 def caller(up: int = 1) -> Any:
     """The frame from which the function was called that asks for it, or one further up."""
@@ -29,12 +31,17 @@ def caller(up: int = 1) -> Any:
 
 def line_of(frame: Any) -> str:
     """The line of the program on which something is done."""
+    return asked(frame)[2]
+
+
+def asked(frame: Any) -> tuple[str, int, str]:
+    """The line of the program on which something is done: file, number, and as it is shown."""
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(LIBRARIES):
-            return f"{Path(name).name}:{frame.f_lineno}"
+            return name, frame.f_lineno, f"{Path(name).name}:{frame.f_lineno}"
         frame = frame.f_back
-    return ""
+    return "", 0, ""
 
 
 def is_own(frame: Any, folders: tuple[str, ...] = LIBRARIES[-1:]) -> bool:

@@ -25,7 +25,7 @@ from vi_kit.engine.statements import Evaluation, Replay, Simulation, realigned
 from vi_kit.estimators.base import Expansion
 from vi_kit.language.programs import Statement
 from vi_kit.pyro.front import Uneven, at, fitted, with_one_of_each
-from vi_kit.pyro.noise import Noise, noise_states
+from vi_kit.pyro.noise import Noise, noise_states, set_noise
 
 SLOTS = None
 """The alternatives of all sites, among the sites of an `Index`."""
@@ -190,7 +190,7 @@ class Turns:
             claim(self.run, site, expansion)
             self.flags[name] = expansion
             noise += noise_states()
-        _set_noise(noise)
+        set_noise(noise)
         self._note(sheet, {n: a for n, a in vars(expansion).items() if torch.is_tensor(a)})
         made = self._made(sheet, self.index)
         if expansion.is_worlds:
@@ -347,9 +347,3 @@ def _same_noise() -> Iterator[Callable[[], None]]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         yield lambda: torch.manual_seed(seed) and None
-
-
-def _set_noise(states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from pyro.infer import ELBO
@@ -24,12 +24,17 @@ from vi_kit.engine.loss import CommonLoss
 from vi_kit.engine.plan import Plan, Replan
 from vi_kit.engine.planning import UNKNOWN_NESTING
 from vi_kit.engine.run import Run
+from vi_kit.engine.select import Given
 from vi_kit.engine.settings import not_finite, not_numbers
 from vi_kit.estimators import Score
 from vi_kit.language.programs import Program
+from vi_kit.language.words import Objective
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
+from vi_kit.pyro.capture import Follow, is_made
+from vi_kit.pyro.compiled import Call, Compiler, Estimate
 from vi_kit.pyro.front import in_words
+from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.mixing import Mixing
 from vi_kit.pyro.noise import buffers_kept
 from vi_kit.pyro.planning import PyroPlanner
@@ -74,6 +79,11 @@ class Loss(CommonLoss, ELBO):
             program that does not broadcast then has its replicates, and these values, one after the other.
         marginalize: names or patterns of latent sites that only the model has, which are summed out exactly. Those that
             are marked by `infer={"enumerate": "parallel"}` (`pyro.infer.config_enumerate`) are so without being named.
+        compile: whether `loss_and_grads`, and so `SVI.step`, is compiled. The first step of a kind (programs, shapes
+            and types of tensors, other arguments, and what programs read of attributes, globals and closures) runs as
+            it is written; the second is captured, and compiled by inductor in some tens of seconds; later ones ask
+            nothing of Pyro. Parameters, buffers, data and random numbers are always the present ones; what a compiled
+            step cannot follow is refused, with the line. `loss` and `differentiable_loss` are not compiled.
 
     Attributes:
         state: what moving averages and schedules keep from step to step, by name. It is not among the parameters:
@@ -88,6 +98,7 @@ class Loss(CommonLoss, ELBO):
     Raises:
         EstimatorError: at the first step, before any gradient, for all bad sites at once.
         ObjectiveError: likewise, if model and guide disagree or the loss is not finite.
+        CaptureError: at the second step with `compile=True`, if a value becomes a Python number or decides on a branch.
 
     Example:
         >>> import vi_kit as vi
@@ -99,8 +110,52 @@ class Loss(CommonLoss, ELBO):
     library = "Pyro"
     replays = PyroReplay
 
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        estimators: Mapping[str, Given] | Given | None = None,
+        *,
+        num_samples: int = 1,
+        max_plate_nesting: int | None = None,
+        vectorize: bool | None = None,
+        marginalize: Sequence[str] = (),
+        compile: bool = False,
+        **others: Any,
+    ):
+        super().__init__(
+            objective,
+            estimators,
+            num_samples=num_samples,
+            max_plate_nesting=max_plate_nesting,
+            vectorize=vectorize,
+            marginalize=marginalize,
+            **others,
+        )
+        if not isinstance(compile, bool):
+            raise ObjectiveError(
+                message(
+                    "Loss: compile is True or False",
+                    got=f"compile={compile!r}",
+                    expected="a bool",
+                    fix="compile=True",
+                )
+            )
+        self.compile = compile
+
     def _start(self) -> None:
         self.state: dict[str, torch.Tensor] = {}
+        self._compiler = Compiler()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiler": Compiler()}
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, compile=True)" if self.compile else super().__repr__()
+
+    def _changed(self, estimators: Mapping[str, Given] | Given | None, num_samples: int) -> Self:
+        changed = super()._changed(estimators, num_samples)
+        changed.compile = self.compile
+        return changed
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("vi_kit runs model and guide itself")
@@ -135,6 +190,14 @@ class Loss(CommonLoss, ELBO):
     @with_grad
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Add an unbiased gradient to the parameters' `.grad`; returns the estimate of the loss."""
+        if self.compile and callable(model) and callable(guide):
+            return self._compiler.step(Call(self, model, guide, args, kwargs))
+        return self.eager_step(model, guide, args, kwargs)
+
+    # What is compiled
+
+    def eager_step(self, model: Any, guide: Any, args: Any, kwargs: Any) -> float:
+        """As without `compile=True`."""
         programs = self._programs(model, guide, args, kwargs)
         groups, run = self._estimate(programs, with_gradient=True)
         value = self._value(groups).item()
@@ -147,10 +210,39 @@ class Loss(CommonLoss, ELBO):
         self._advance(run)
         return value
 
+    def eager_value(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Run the programs, to see whether they can be run."""
+        with torch.random.fork_rng(devices=[]), buffers_kept():
+            self._estimate(self._programs(model, guide, args, kwargs), with_gradient=False)
+
+    def follow(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Follow | None:
+        """What watches a step that is captured; `None` if there is no plan for it yet."""
+        plan = self._plans.find(*_told_apart(self._programs(model, guide, args, kwargs)))
+        if plan is None or not plan.settled:
+            return None
+        return Follow(plan.harmless, repeats=bool(plan.noisy or plan.in_turn))
+
+    def captured_step(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Estimate:
+        """One gradient, whose operations are recorded."""
+        programs = self._programs(model, guide, args, kwargs)
+        plan = self._plans.find(*_told_apart(programs))
+        assert plan is not None
+        backend = PyroBackend(dict(self.state))
+        run = Run(backend, plan, with_gradient=True, learning=True)
+        named = self.settings.execute(run, *programs)
+        groups = {group: one.array for group, one in named.items()}
+        if groups.keys() - {None}:
+            backend.refuse_unknown(groups.values())
+        value, loss = self._value(groups), self._with_gradient(groups, run)
+        leaves = [p for p in reached([loss]) if p not in backend.steps and not is_made(p)]
+        grads = torch.autograd.grad(loss, leaves) if leaves else ()
+        state = {key: kept.detach() for key, kept in run.new_state.items()}
+        return Estimate(value, leaves, list(grads), state)
+
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self._estimate(programs, with_gradient=False)
-        return self._plan(programs), []
+        return self._plan(programs), self._compiler.notes() if self.compile else []
 
     # How it is done
 

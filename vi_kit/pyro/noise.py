@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +38,20 @@ class Generators:
 
     def same(self, other: Generators) -> bool:
         pairs = zip(self.torch_states, other.torch_states, strict=False)
+        with _disable_current_modes():  # a step that is captured does not ask for it
+            same = all(map(torch.equal, *zip(*pairs, strict=True)))
+        return same and self.same_outside_torch(other)
+
+    def same_outside_torch(self, other: Generators) -> bool:
+        """Whether other libraries have drawn nothing."""
         kept = zip(self.of_numpy, other.of_numpy, strict=True)
-        return (
-            all(map(torch.equal, *zip(*pairs, strict=True)))
-            and self.of_python == other.of_python
-            and all(np.array_equal(a, b) for a, b in kept)
-        )
+        return self.of_python == other.of_python and all(np.array_equal(a, b) for a, b in kept)
 
 
 @contextmanager
-def buffers_kept() -> Iterator[None]:
-    """Afterwards the buffers of modules that are called, as the averages of batch normalisation, are what they were."""
+def buffers_kept() -> Iterator[dict[Any, Any]]:
+    """Afterwards the buffers of modules that are called, as the averages of batch normalisation, are what they were,
+    but for those that are taken out of what it gives."""
     kept: dict[tuple[int, str], tuple[torch.nn.Module, torch.Tensor, torch.Tensor]] = {}
 
     def keep(module: torch.nn.Module, inputs: Any) -> None:
@@ -57,7 +61,7 @@ def buffers_kept() -> Iterator[None]:
 
     hook = register_module_forward_pre_hook(keep)
     try:
-        yield
+        yield kept
     finally:
         hook.remove()
         for (_, name), (module, buffer, old) in kept.items():
@@ -109,3 +113,10 @@ def noise_states() -> list[torch.Tensor]:
     """The states of the generators."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
+
+
+def set_noise(states: list[torch.Tensor]) -> None:
+    """Bring the generators to states that they had."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
