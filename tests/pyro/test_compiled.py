@@ -1,6 +1,7 @@
 """Compiled steps: equal to those that are run as they are written, whatever changes between them, or refused."""
 
 import functools
+import itertools
 import math
 import random
 
@@ -263,6 +264,51 @@ def test_what_estimators_keep_and_learn(estimator):
 
 
 @pytest.mark.usefixtures("graphs")
+def test_what_stands_around_a_step():
+    pair = Pair(model, guide)
+    pair.check(X)
+    with pyro.poutine.scale(scale=0.5):
+        half = pair.check(X)
+    assert abs(pair.check(X, times=1) - half) > 0.1
+    pair.estimates(pair.loss, X)
+    pyro.enable_validation(False)
+    pair.check(X)
+    pyro.enable_validation(True)
+    assert pair.num_captured == 2
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_tensor_in_two_places():
+    """An argument that the program closes over too is told apart from it once they are two."""
+    data = [X]
+    pair = Pair(lambda x: model(data[0] + 0.0 * x), guide)
+    for closed_over, x in ((X, X), (X, X + 1.0), (X + 2.0, X), (X, X)):
+        data[0] = closed_over
+        pair.check(x)
+    assert pair.num_captured == 2
+
+
+@pytest.mark.usefixtures("graphs")
+def test_what_is_trained_may_change():
+    net = nn.Linear(1, 1).double().train()
+
+    def amortised(x):
+        pyro.module("net", net)
+        b_and_z(net(x[:, None])[:, 0])
+
+    def b_and_z(loc):
+        pyro.sample("b", dist.Bernoulli(0.5))
+        with pyro.plate("data", len(loc)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    pair = Pair(model, amortised)
+    pair.check(X)
+    net.weight.register_hook(lambda grad: 2.0 * grad)
+    with pytest.raises(vi.CaptureError, match="a tensor that is trained has a hook"):
+        pair.check(X)
+
+
+@pytest.mark.usefixtures("graphs")
 def test_autoguides_are_made_by_the_first_step():
     def regression(x):
         w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -299,6 +345,13 @@ def draws(x, z):
     return z + random.random()
 
 
+ROUNDS = itertools.cycle([0.0, 1.0])
+
+
+def goes_round(x, z):
+    return z + next(ROUNDS)
+
+
 def counts(x, z, seen=[0]):  # noqa: B006
     seen[0] += 1
     return z * seen[0]
@@ -312,9 +365,10 @@ def counts(x, z, seen=[0]):  # noqa: B006
         (indexes, r"the shape of a result .*\n.*`return z\[x > 0\].sum\(\) \+ 0.0 \* z`"),
         (to_numpy, r"became an array of NumPy at .*\n.*`return z \+ float\("),
         (draws, "random numbers outside torch"),
+        (goes_round, "ROUNDS is an iterator"),
         (counts, r"use\.defaults\[0\]\[0\] is another one after the step"),
     ],
-    ids=["branch", "mask", "numpy", "random", "counter"],
+    ids=["branch", "mask", "numpy", "random", "iterator", "counter"],
 )
 def test_refused_with_nothing_lost(use, words):
     norm = nn.BatchNorm1d(1)

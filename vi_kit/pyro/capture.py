@@ -25,8 +25,15 @@ from vi_kit.pyro.leaks import TELLING, UNSEEN, is_apart, tells, tensors_in
 
 aten = torch.ops.aten
 
-DRAWING = {aten.bernoulli.default: lambda p: torch.empty_like(p).bernoulli_(p)}
-"""Operations that inductor would have draw other numbers, and what draws the same."""
+OTHERWISE = {
+    aten.bernoulli.default: lambda p: torch.empty_like(p).bernoulli_(p),  # draws the same numbers
+    aten._is_all_true.default: lambda x: x.all(),
+    aten._is_any_true.default: lambda x: x.any(),
+}
+"""Operations that inductor would do another way, or apart from others, and what is the same."""
+
+MAKING = (aten.lift_fresh.default, aten.lift_fresh_copy.default)
+"""Operations that bring into a graph what Python made."""
 
 REDRAWN = (aten.native_dropout.default, aten.rrelu_with_noise.default)
 """Operations that draw, and whose result depends on more than what is drawn."""
@@ -41,12 +48,14 @@ class Captured:
         inputs: these.
         results: what the function made.
         written: the numbers of inputs that were written into.
+        lines: where inputs are used, but for those that were made of Python numbers.
     """
 
     graph: torch.fx.GraphModule
     inputs: list[torch.Tensor]
     results: list[torch.Tensor]
     written: list[int]
+    lines: list[str | None]
 
 
 def cannot(what: str, got: str, fix: str = "leave compile=True out") -> CaptureError:
@@ -82,8 +91,11 @@ class Checks:
 
     def hold(self, device: torch.device) -> torch.Tensor:
         """Whether all are the same again, as a tensor."""
-        same = [(t.detach() == number).reshape(()).to(device) for t, number in self.told]
-        return torch.stack(same).all() if same else torch.ones((), dtype=torch.bool, device=device)
+        holds = torch.ones((), dtype=torch.bool, device=device)
+        for tensor, number in self.told:
+            t = tensor.detach().reshape(()).to(device)
+            holds = holds & (t if number is True else t == number)
+        return holds
 
 
 class Follow(TorchDispatchMode):
@@ -102,9 +114,14 @@ class Follow(TorchDispatchMode):
         self.calls = _Calls(harmless)
         self.drawn: dict[Any, Any] = {}
         self.storages: set[int] = set()
+        self.lines: dict[int, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in MAKING:
+            for t in tensors_in((args, kwargs)):
+                if not is_made(t) and id(t) not in self.lines:
+                    self.lines[id(t)] = line_of(caller())
         if torch.Tag.data_dependent_output in func.tags:
             return self._told(func, args, kwargs, caller())
         if tells(func, args, None):
@@ -206,7 +223,7 @@ def capture(fn: Callable[[Follow], Sequence[torch.Tensor]], follow: Follow) -> C
             results[:] = _apart(fn(follow))
         return results
 
-    module = make_fx(run, DRAWING, tracing_mode="real")()
+    module = make_fx(run, OTHERWISE, tracing_mode="real")()
     module.graph.eliminate_dead_code()
     read = [node for node in module.graph.nodes if node.op == "get_attr"]
     tensors = {node: getattr(module, str(node.target)) for node in read}
@@ -219,7 +236,8 @@ def capture(fn: Callable[[Follow], Sequence[torch.Tensor]], follow: Follow) -> C
             copies[node] = graph.node_copy(node, copies.__getitem__)
     module = torch.fx.GraphModule({}, graph)
     written = [i for i, t in enumerate(inputs) if _storage(t) in follow.storages]
-    return Captured(module, inputs, [r.detach() for r in results], written)
+    lines = [follow.lines.get(id(t)) for t in inputs]
+    return Captured(module, inputs, [r.detach() for r in results], written, lines)
 
 
 def _apart(made: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import pyro
 import torch
@@ -216,6 +216,8 @@ class Step:
         for tensor, expected in zip(inputs, self.kinds, strict=True):
             if kind(tensor) != expected:
                 return None
+        if any(map(_has_hooks, map(inputs.__getitem__, self.leaves))):
+            return None
         return inputs
 
 
@@ -294,7 +296,7 @@ class Compiler:
                     expected="programs and arguments of which only tensors change from step to step",
                     fix="make a tensor of what changes, and give minibatches one shape",
                 ),
-                stacklevel=4,
+                stacklevel=6,
             )
         return value
 
@@ -427,13 +429,10 @@ def _captured(
         with poutine.trace(param_only=True) as listened:
             found = call.loss.captured_step(*call.programs)
         leaves[:], new_state[:] = found.leaves, found.state
-        params: dict[str, Any] = {
-            name: site["value"] for name, site in listened.trace.nodes.items()
-        }
-        if (
-            any(is_made(param.unconstrained()) for param in params.values())
-            or not found.state.keys() <= call.loss.state.keys()
-        ):
+        nodes = cast(dict[str, Any], listened.trace.nodes)
+        params = {name: site["value"] for name, site in nodes.items()}
+        is_first = not found.state.keys() <= call.loss.state.keys()
+        if is_first or any(is_made(param.unconstrained()) for param in params.values()):
             raise Replan  # a first step is none like the others
         value, values = found.value, []
         holds = follow.checks.hold(value.device)
@@ -446,7 +445,16 @@ def _captured(
         value = torch.where(holds, value, math.nan)
         return [value, *found.grads, *found.state.values(), *values]
 
+    iterator = survey.iterator()
+    if iterator is not None:
+        raise cannot(
+            f"{iterator} is an iterator, which a compiled step cannot follow",
+            "something that gives another value each time",
+            "leave compile=True out, or give the step what it gives as an argument",
+        )
     captured = capture.capture(run, follow)
+    if any(map(_has_hooks, leaves)):
+        raise cannot("a tensor that is trained has a hook", "Tensor.register_hook")
     try:
         volatile = set(survey.written())
     except Written as error:
@@ -457,12 +465,12 @@ def _captured(
         ) from None
     origins = _origins(captured.inputs, survey.without(volatile), call)
     ids = {id(t): n for n, t in enumerate(captured.inputs)}
-    for number, origin in enumerate(origins):
-        if origin.tensor is not None and origin.tensor.requires_grad:
+    for origin, line in zip(origins, captured.lines, strict=True):
+        if origin.tensor is not None and line is not None:
             raise cannot(
-                "a tensor that is trained cannot be found",
-                f"one of shape {tuple(captured.inputs[number].shape)}, in no attribute, global or argument",
-                "register it by pyro.param or pyro.module",
+                f"a tensor that is used at {line} cannot be found",
+                f"one of shape {tuple(origin.tensor.shape)}, in no attribute, global or argument",
+                "keep it in one of these",
             )
     step = Step(
         capture.compiled(captured.graph, captured.inputs),
@@ -494,6 +502,11 @@ def _origins(inputs: Iterable[torch.Tensor], survey: Survey, call: Call) -> list
         own, of_places = outside.get(id(t), []), places.get(id(t), [])
         found.append(Origin(own, of_places, None if own or of_places else t))
     return found
+
+
+def _has_hooks(leaf: torch.Tensor) -> bool:
+    """Whether somebody waits for the gradient of a tensor."""
+    return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
 
 
 STORE = _Stored()
@@ -537,7 +550,7 @@ def _kind(x: Any, given: list[Any]) -> Hashable:
     """
     if isinstance(x, torch.Tensor):
         given.append(x)
-        return kind(x), x.stride() if x.layout is torch.strided else None
+        return kind(x)
     cls = type(x)
     if isinstance(x, CONSTANTS):
         return cls, x

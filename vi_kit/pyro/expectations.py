@@ -176,6 +176,8 @@ def _empty(x: Any) -> Any:
 
 def _is_check(frame: Any) -> bool:
     """Whether a distribution asks whether a random parameter is one that it may have."""
+    while frame.f_code.co_name == "__torch_function__":  # of modes, which pass it on
+        frame = frame.f_back
     in_constraint = frame.f_code.co_filename.endswith("constraints.py")
     return in_constraint and isinstance(frame.f_locals.get("value"), Random)
 

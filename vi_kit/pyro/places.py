@@ -6,8 +6,9 @@ A compiled step holds what it read there when it was captured. Each such place i
 from __future__ import annotations
 
 import functools
+import random
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Number
@@ -36,6 +37,9 @@ CONSTANTS = (
     torch.Size,
 )
 """Values that count by what they are."""
+
+GENERATORS = (random.Random, np.random.RandomState, np.random.Generator)
+"""Of random numbers, outside torch."""
 
 WRAPPERS = (
     property,
@@ -86,8 +90,9 @@ class _View:
 
 
 def kind(x: torch.Tensor) -> Hashable:
-    """What of a tensor a compiled step relies on, but for its strides."""
-    return type(x), x.shape, x.dtype, x.device, x.requires_grad
+    """What of a tensor a compiled step relies on."""
+    stride = x.stride() if x.layout is torch.strided else x.layout
+    return type(x), x.shape, stride, x.dtype, x.device, x.requires_grad
 
 
 def is_same(found: Any, other: Any) -> bool:
@@ -150,16 +155,10 @@ class Survey:
             return type(x), x if isinstance(x, type) else None
         return type(x), _Same(x)
 
-    def changed(self) -> Place | None:
-        """A place where there is something else now."""
-        for place in self.places:
-            holder, key, _, found, _ = place
-            try:
-                if holder[key] is not found and not is_same(found, holder[key]):
-                    return place
-            except (LookupError, AttributeError, ValueError):
-                return place
-        return None
+    def iterator(self) -> str | None:
+        """The name of something that gives something else each time, if there is one."""
+        found = (p.name for p in self.places if hasattr(type(p.found), "__next__"))
+        return next(found, None)
 
     def written(self) -> Iterator[int]:
         """Places in which programs have put something else, but not what computes something else.
@@ -226,6 +225,7 @@ def _is_opaque(x: Any) -> bool:
 
 def _has_inside(x: Any) -> bool:
     is_plain = isinstance(x, list | tuple | Mapping | set | frozenset | np.ndarray)
+    is_plain = is_plain or isinstance(x, GENERATORS)
     is_plain = is_plain or isinstance(x, FunctionType | MethodType | functools.partial | CellType)
     return is_plain or (not _is_opaque(x) and (hasattr(x, "__dict__") or _slots(x) != []))
 
@@ -260,6 +260,13 @@ def _inside(x: Any) -> Iterator[tuple[Any, Any, str]]:
     elif isinstance(x, np.ndarray):
         yield _View(lambda: (str(x.dtype), str(x.shape)).__repr__()), None, ""
         yield _View(x.tobytes), None, ""
+    elif isinstance(x, random.Random):
+        yield _View(lambda: repr(x.getstate())), None, ""
+    elif isinstance(x, np.random.RandomState):
+        yield _View(lambda: repr(x.get_state())), None, ""
+    elif isinstance(x, np.random.Generator):
+        state = functools.partial(getattr, x.bit_generator, "state")
+        yield _View(lambda: repr(state())), None, ""
     elif isinstance(x, MethodType):
         yield _View(lambda: x.__self__), None, ""
         yield _View(lambda: x.__func__), None, f".{x.__name__}"
@@ -282,16 +289,23 @@ def _of_function(fn: FunctionType) -> Iterator[tuple[Any, Any, str]]:
     codes = [fn.__code__]
     for code in codes:
         codes += [c for c in code.co_consts if isinstance(c, CodeType)]
-        for name in code.co_names:
-            found = fn.__globals__.get(name)
-            if isinstance(found, ModuleType):
-                if not _is_installed(found.__name__):
-                    inner = [n for n in code.co_names if n in vars(found)]
-                    yield from ((vars(found), n, f"{name}.{n}") for n in inner)
-            elif name in fn.__globals__:
-                yield fn.__globals__, name, f" -> {name}"
+        yield from _named(fn.__globals__, code.co_names, " -> ", set())
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
         yield _View(lambda cell=cell: cell.cell_contents), None, f" -> {name}"
+
+
+def _named(
+    attributes: dict[str, Any], names: Sequence[str], prefix: str, met: set[str]
+) -> Iterator[tuple[Any, Any, str]]:
+    """What names mean among the globals of a module, and in the modules that are found there."""
+    for name in names:
+        found = attributes.get(name)
+        if not isinstance(found, ModuleType):
+            if name in attributes:
+                yield attributes, name, f"{prefix}{name}"
+        elif not _is_installed(found.__name__) and found.__name__ not in met:
+            met.add(found.__name__)
+            yield from _named(vars(found), names, f"{prefix}{name}.", met)
 
 
 def _of_class(cls: type) -> Iterator[tuple[Any, Any, str]]:
@@ -305,6 +319,8 @@ def _of_class(cls: type) -> Iterator[tuple[Any, Any, str]]:
 def _of_object(x: Any) -> Iterator[tuple[Any, Any, str]]:
     skip = UNREAD if isinstance(x, torch.nn.Module) else frozenset()
     attributes = getattr(x, "__dict__", {})
+    if not _is_installed(type(x).__module__):
+        yield _View(lambda: len(attributes)), None, "'s attributes"
     for name in list(attributes):
         if name not in skip:
             yield attributes, name, f".{name}"
