@@ -1,8 +1,8 @@
 """Time of a compiled step in Pyro, beside code written by hand and Pyro's own: `python benchmarks/compiled.py`.
 
-All run in turn in one process, so that a busy machine slows all; the table has medians, and their ratios to eager code
-written by hand (gradients) or to `Trace_ELBO` (whole steps of `SVI`). Warm-up is the time of the first three steps: with
-`TORCHINDUCTOR_CACHE_DIR` an empty folder that without torch's cache on disk.
+All run in turn in one process, so that a busy machine slows all. The table has medians, and their ratios to eager code
+written by hand (gradients) or to `Trace_ELBO` (whole steps of `SVI`). Warm-up is the time of the first three steps;
+with an empty `TORCHINDUCTOR_CACHE_DIR` it is that without torch's cache on disk.
 """
 
 from __future__ import annotations
