@@ -17,9 +17,12 @@ FLAGS = (
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the kernels of notebooks, too
+os.environ.setdefault(
+    "NPROC", "1"
+)  # the threads of XLA: the workers of pytest-xdist are the parallelism
 # A trace is many small objects that live as long as it: at Python's 700 their passes through the
 # collector are a tenth of the time.
-gc.set_threshold(20_000)
+gc.set_threshold(100_000)
 
 
 @pytest.fixture(params=LIBRARIES)

@@ -15,7 +15,6 @@ import torch
 from torch.autograd import forward_ad
 from torch.distributions import biject_to
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter, tree_map
 
 from vi_kit.analysis.degrees import (
     GAPS,
@@ -70,6 +69,8 @@ from vi_kit.pyro.leaks import (
 )
 from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.operations import KIND, KINDS, name_of, rule_for
+from vi_kit.pyro.trees import leaves as leaves_of
+from vi_kit.pyro.trees import mapped
 
 aten = torch.ops.aten
 
@@ -108,12 +109,46 @@ class Step:
     made: list[int]
     is_stop: bool = False
 
+    @functools.cached_property
+    def moving(self) -> tuple[list[tuple[int, int]], list[int], list[str]]:
+        """Which arguments depend on sites: values, by their number, those with values in them, and those by name."""
+        values = [(i, x.of) for i, x in enumerate(self.args) if isinstance(x, Number)]
+        trees = [i for i, x in enumerate(self.args) if isinstance(x, list | tuple)]
+        trees = [i for i in trees if _has_numbers(self.args[i])]
+        return values, trees, [name for name, x in self.kwargs.items() if _has_numbers(x)]
+
+    def again(self, values: list[Any], chosen: tuple[int, int] | None = None) -> list[torch.Tensor]:
+        """What it makes of other values; `chosen`: of an argument that chooses, what that is instead."""
+
+        def known(x: Any) -> Any:
+            return values[x.of] if isinstance(x, Number) else x
+
+        (single, trees, named), args, kwargs = self.moving, list(self.args), self.kwargs
+        if chosen is not None:
+            which, index = chosen
+            is_factor = self.func._schema.name == "aten::mul"
+            args[which] = torch.full_like(args[which], is_factor or index)
+        for i, number in single:
+            args[i] = values[number]
+        for i in trees:
+            args[i] = mapped(known, args[i])
+        if named:
+            kwargs = {**kwargs, **{name: mapped(known, kwargs[name]) for name in named}}
+        result = self.func(*args, **kwargs)
+        if isinstance(result, torch.Tensor):
+            return [result]
+        return [x for x in leaves_of(result) if isinstance(x, torch.Tensor)]
+
 
 @dataclass(frozen=True)
 class Number:
     """Stands for a value that depends on sites."""
 
     of: int
+
+
+def _has_numbers(tree: Any) -> bool:
+    return any(isinstance(x, Number) for x in leaves_of(tree))
 
 
 class Drawing:
@@ -216,19 +251,10 @@ class Reading(Drawing):
         for number, leaf in zip(self.leaves, leaves, strict=True):
             values[number] = leaf.clone()
 
-        def known(x: Any) -> Any:
-            return values[x.of] if isinstance(x, Number) else x
-
         indices = dict(zip(self.choices, way, strict=True)) if way else {}
         for place, step in enumerate(self.steps):
-            args = list(step.args)
-            if place in indices:
-                which, _ = self.choices[place]
-                is_factor = step.func._schema.name == "aten::mul"
-                args[which] = torch.full_like(args[which], is_factor or indices[place])
-            result = step.func(*tree_map(known, args), **tree_map(known, step.kwargs))
-            made = [x for x in tree_iter(result) if isinstance(x, torch.Tensor)]
-            for number, value in zip(step.made, made, strict=True):
+            chosen = (self.choices[place][0], indices[place]) if place in indices else None
+            for number, value in zip(step.made, step.again(values, chosen), strict=True):
                 values[number] = value.detach() if stops and step.is_stop else value
         return values
 
@@ -294,7 +320,7 @@ class Traced(torch.Tensor):
             same = getattr(getattr(aten, name_of(func)), func._overloadname)
             return aten.copy_(args[0], same(args[0].clone(), *args[1:], **kwargs))
         result = func(*_plain(args), **_plain(kwargs))
-        traced = [t for t in tree_iter((args, kwargs)) if isinstance(t, cls)]
+        traced = [t for t in leaves_of((args, kwargs)) if isinstance(t, cls)]
         reading = traced[0].reading
         degrees, frame = _degrees(name, args, kwargs), caller()
         line, by_distribution = origin(frame, name)
@@ -308,7 +334,7 @@ class Traced(torch.Tensor):
                 reading.is_whole = False
                 reading.leak(degrees, replace(cut, name="randomness of the program's own"))
             return _wrapped(reading, result, {}, {})
-        numbered: Any = tree_map(_numbered, (args, kwargs))
+        numbered: Any = mapped(_numbered, (args, kwargs))
         if reading.repeats and not (by_distribution or steps):
             degrees = _parted(cut, args, numbered[0], degrees, reading)
         is_stop = name == "detach" or not torch.is_grad_enabled()
@@ -332,7 +358,7 @@ class Traced(torch.Tensor):
             return result
         wrapped = _wrapped(reading, result, degrees, whole)
         if reading.repeats:
-            made = [x for x in tree_iter(wrapped) if isinstance(x, cls)]
+            made = [x for x in leaves_of(wrapped) if isinstance(x, cls)]
             numbers = [x.number for x in made if x.number is not None]
             func = aten.alias.default if func is aten.detach.default else func
             reading.step(Step(func, numbered[0], numbered[1], numbers, is_stop), degrees)
@@ -343,7 +369,7 @@ class Traced(torch.Tensor):
                     gap = _gap(cut.name, numbered[0])
                     reading.gaps[cut] = reading.comparing[stepping[0]] = gap
             if cut in reading.results and torch.is_grad_enabled():
-                tensors = (x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor))
+                tensors = (x for x in leaves_of((args, kwargs)) if isinstance(x, torch.Tensor))
                 reading.trained[cut] = [x for x in tensors if x.requires_grad]
         return wrapped
 
@@ -354,7 +380,7 @@ def _wrapped(reading: Reading, result: Any, floating: Degrees, whole: Degrees) -
             return x
         return reading.traced(x, floating if _is_inexact(x) else whole)
 
-    return tree_map(wrap, result)
+    return mapped(wrap, result)
 
 
 def _is_inexact(x: torch.Tensor) -> bool:
@@ -362,7 +388,7 @@ def _is_inexact(x: torch.Tensor) -> bool:
 
 
 def _plain(tree: Any) -> Any:
-    return tree_map(lambda x: x.plain if isinstance(x, Traced) else x, tree)
+    return mapped(lambda x: x.plain if isinstance(x, Traced) else x, tree)
 
 
 def _numbered(x: Any) -> Any:
@@ -510,7 +536,7 @@ class Watch:
         stops = not torch.is_grad_enabled() and not is_own(frame)
         steps = name in JUMPS or name in SIDES or name in GAPS
         if steps or divides or whole or tells or stops:
-            of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in tree_iter(args))
+            of = any(isinstance(x, torch.Tensor) and _is_inexact(x) for x in leaves_of(args))
             # a program that is told something may take a way that this run does not see
             of = of or (tells and not is_own(frame, LIBRARIES))
             of = of and not origin(frame, name)[1]
@@ -553,7 +579,7 @@ class Reads(TorchFunctionMode):
         self.found += [(x, line_of(frame)) for x in of_list]
         if any(isinstance(x, Traced) for x in of_list):
             kwargs = {"dtype": of_list[0].dtype, **kwargs}
-            args = (tree_map(functools.partial(_listed, frame), args[0]), *args[1:])
+            args = (mapped(functools.partial(_listed, frame), args[0]), *args[1:])
         is_counted = len(args) > 1 or "num_classes" in kwargs
         self.is_checking = func is torch.nn.functional.one_hot and is_counted
         try:
@@ -717,7 +743,7 @@ def find_jumps_in(
         probe, reading = probe_at(0.0)
         made = probe.values()
         base = {cut: reading.results[cut](reading.plain) for cut in reading.branches}
-        numbered = tree_map(_numbered, made)
+        numbered = mapped(_numbered, made)
 
         def at(
             place: float, aside: Aside = HERE, only: str | None = None, way: Sequence[int] = ()
@@ -859,7 +885,7 @@ def _on_the_way(
 
 def _of(x: Any) -> dict[str, Form]:
     """What an argument is; of a list, what its elements are together."""
-    operands = [t.degrees for t in tree_iter(x) if isinstance(t, Traced)]
+    operands = [t.degrees for t in leaves_of(x) if isinstance(t, Traced)]
     return derive("list", moved, operands) if operands else {}
 
 
