@@ -12,7 +12,6 @@ from vi_kit.base.layouts import Closed
 from vi_kit.base.named import PLATE, SLOT, WORLD, Array, Axis, Named, from_layout
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import Site, Term, label_of
-from vi_kit.engine.plan import Replan
 from vi_kit.engine.run import Run
 from vi_kit.engine.select import Choice
 from vi_kit.estimators import (
@@ -83,10 +82,7 @@ def claim(run: Run, site: Site, expansion: Expansion) -> None:
     if in_front is not None:
         site.slots = Axis(SLOT, site.order, f"slots of {site.name}", in_front.shape[0])
     if expansion.alternatives is not None:
-        run.slots[site] = range(run.next_slot, run.next_slot + made)
-        run.next_slot += made
-        if run.next_slot > run.plan.num_slots:
-            raise Replan
+        run.claim_slots(site, made)
 
 
 def placed(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array:
@@ -108,7 +104,7 @@ def placed(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array
     if expansion.control is not None:
         site.control = Term(_along_slots(run, site, expansion.control, upstream))
     if expansion.alternatives is not None:
-        value = _alternatives(run, site, expansion, event_ndim)
+        value = _alternatives(run, site, expansion, event_ndim, upstream)
     else:
         value = _aligned_slots(run, expansion.value, event_ndim, upstream)
     return run.backend.track(value, site) if site.tracked else value
@@ -222,13 +218,15 @@ def _worlds(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Arra
     return _aligned_slots(run, value, event_ndim, upstream)
 
 
-def _alternatives(run: Run, site: Site, expansion: Expansion, event_ndim: int) -> Array:
+def _alternatives(
+    run: Run, site: Site, expansion: Expansion, event_ndim: int, upstream: Iterable[Site]
+) -> Array:
     """Put the drawn value and its alternatives along the slot axis."""
     assert expansion.alternatives is not None
     if run.backend.maps_values:
         return run.backend.alternatives(expansion.value, expansion.alternatives, site)
     n, own = run.plan.num_slots, run.slots[site]
-    value = _padded(run, expansion.value, event_ndim)
+    value = _padded(run, _aligned_slots(run, expansion.value, event_ndim, upstream), event_ndim)
     xp = array_namespace(value)
     dim = value.ndim + run.slot_dim - event_ndim
     others = _first_slot(run, expansion.alternatives, event_ndim, lead=1)
@@ -236,13 +234,15 @@ def _alternatives(run: Run, site: Site, expansion: Expansion, event_ndim: int) -
         others, (len(own), *(1,) * (value.ndim - others.ndim + 1), *others.shape[1:])
     )
     others = xp.moveaxis(xp.squeeze(others, axis=dim + 1), 0, dim)
-    base = value[(slice(None),) * dim + (slice(0, 1),)]
-    pieces = [value[(slice(None),) * dim + (slice(0, own.start),)]] if value.shape[dim] > 1 else []
-    if not pieces:
-        pieces.append(_repeated(base, dim, own.start))
-    pieces.append(others)
+
+    def part(start: int, stop: int) -> Array:
+        if value.shape[dim] > 1:
+            return value[(slice(None),) * dim + (slice(start, stop),)]
+        return _repeated(value, dim, stop - start)
+
+    pieces = [part(0, own.start), others]
     if n > own.stop:
-        pieces.append(_repeated(base, dim, n - own.stop))
+        pieces.append(part(own.stop, n))
     return xp.concat(pieces, axis=dim)
 
 

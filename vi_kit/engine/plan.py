@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vi_kit.analysis.mixing import Met
 from vi_kit.base.demands import ContinuousBetween, Polynomial
 from vi_kit.base.errors import EstimatorError, ObjectiveError
+from vi_kit.base.layouts import Alternatives
 from vi_kit.base.named import PLATE, Axis
 from vi_kit.costs.terms import Site
 from vi_kit.engine.select import Choice, Selection
@@ -19,6 +20,31 @@ from vi_kit.engine.select import Choice, Selection
 class Replan(Exception):
     """The program has another structure than the plan was made for. Its text, if any, is the error that it is if a
     new plan does not help."""
+
+
+SlotKey = tuple[int, str]
+"""The order and the label of a site with alternatives."""
+
+
+def shared_slots(
+    nums: Mapping[SlotKey, int], together: Iterable[Collection[SlotKey]]
+) -> dict[SlotKey, int]:
+    """Where the slots of each site begin: as far in front as those allow on which an array depends with it.
+
+    Args:
+        nums: of the alternatives, in the order in which sites were sampled.
+        together: sites on which one array depends.
+    """
+    apart = {key: {k for keys in together if key in keys for k in keys} for key in nums}
+    starts: dict[SlotKey, int] = {}
+    for key, num in nums.items():
+        start = 1
+        for at, size in sorted((starts[k], nums[k]) for k in apart[key] if k in starts):
+            if start + num <= at:
+                break
+            start = max(start, at + size)
+        starts[key] = start
+    return starts
 
 
 @dataclass(frozen=True)
@@ -31,8 +57,10 @@ class Plan:
         vectorize: whether replicates are drawn in one pass, or in turn.
         in_turn: why worlds and alternatives are run one after the other, if so.
         settled: whether a run with this plan was found to be right.
+        whole: whether alternatives are differentiated with what was drawn, since programs fail with parameters held.
         num_slots: one plus the alternatives of all sites.
         slots_of: the alternatives of each site, by label.
+        slot_starts: where the slots of each site begin, by order and label; empty if one site's follow the other's.
         has_worlds: whether sites have several values at once.
         num_replicates: of one draw, those within those of others counted in.
         tracked: whether provenance is needed.
@@ -63,8 +91,10 @@ class Plan:
     vectorize: bool = True
     in_turn: str = ""
     settled: bool = False
+    whole: bool = False
     num_slots: int = 1
     slots_of: Mapping[str, int] = field(default_factory=dict)
+    slot_starts: Mapping[SlotKey, int] = field(default_factory=dict)
     has_worlds: bool = False
     num_replicates: int = 1
     tracked: bool = True
@@ -92,6 +122,14 @@ class Plan:
     def expands(self) -> bool:
         """Whether the model is evaluated on more values than are drawn."""
         return self.has_worlds or self.num_slots > 1
+
+    @property
+    def compares(self) -> bool:
+        """Whether alternatives are evaluated apart from what is drawn, without gradient: where none is differentiated,
+        and a run of all at once has shown that programs compute each by itself."""
+        layouts = (c.layout for c in self.selection.resolved.values())
+        is_live = any(isinstance(one, Alternatives) and one.are_live for one in layouts)
+        return self.settled and self.num_slots > 1 and not (is_live or self.analytic or self.whole)
 
     @property
     def has_front(self) -> bool:

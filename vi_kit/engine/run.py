@@ -31,7 +31,7 @@ from vi_kit.costs.terms import Nonlinear, Site, Term, Varied, kept_name
 from vi_kit.engine.backend import Backend
 from vi_kit.engine.chains import gradients, of_elements, single
 from vi_kit.engine.particles import chosen, filtered, first_left, resampled, values_of, with_first
-from vi_kit.engine.plan import Plan, Replan
+from vi_kit.engine.plan import Plan, Replan, SlotKey, shared_slots
 from vi_kit.engine.refusals import (
     reason_against,
     refuse_half_held,
@@ -91,6 +91,9 @@ class Run:
         self.slot_axis = Axis(SLOT, -1, "slots", plan.num_slots)
         self.slot_dim = -1 - plan.max_plate_nesting
         self.slots: dict[Site, range] = {}
+        self.slot_keys: dict[Site, SlotKey] = {}
+        self.seen_together: set[frozenset[SlotKey]] = set()
+        """Sites with alternatives on which one array depends."""
         self.chosen_of: dict[Axis, Axis] = {}
         """The worlds that replicates have become, of which one is chosen."""
         self.numbers: dict[Axis, Any] = {}
@@ -470,11 +473,37 @@ class Run:
         in_scope = self.backend.in_scope(self)
         return self.sites if in_scope is None else in_scope
 
+    def claim_slots(self, site: Site, num: int) -> None:
+        """Give a site the slots for its alternatives."""
+        key, starts = (site.order, site.label), self.plan.slot_starts
+        if key not in starts and starts:
+            raise Replan
+        start = starts.get(key, self.next_slot)
+        self.slots[site], self.slot_keys[site] = range(start, start + num), key
+        self.next_slot = max(self.next_slot, start + num)
+        if self.next_slot > self.plan.num_slots:
+            raise Replan
+
+    def note_together(self, sites: Sequence[Site]) -> None:
+        """Note sites with alternatives on which one array depends: they may not have the same slots."""
+        self.seen_together.add(frozenset(self.slot_keys[s] for s in sites))
+        if len({i for s in sites for i in self.slots[s]}) < sum(len(self.slots[s]) for s in sites):
+            raise Replan
+
+    def with_shared_slots(self) -> Plan:
+        """The plan, with the same slots for sites on which no array depends together."""
+        nums = {self.slot_keys[s]: len(slots) for s, slots in self.slots.items()}
+        starts = shared_slots(nums, self.seen_together)
+        most = max((start + nums[key] for key, start in starts.items()), default=1)
+        return replace(self.plan, slot_starts=starts, num_slots=most)
+
     def layout(
         self, plates: Sequence[Axis], upstream: Iterable[Site], what: str
     ) -> dict[int, Axis]:
         """Which axis lies at which dim of an array that depends on the sites `upstream`."""
         layout = {-a.order: a for a in plates if a.kind == PLATE}
+        if self.slots:
+            self.note_together([s for s in upstream if s in self.slots])
         shared = len(self.dims) > len(set(self.dims.values()))
         if shared and self.plan.scoped:
             upstream = self._in_scope()

@@ -59,6 +59,7 @@ from vi_kit.language.programs import (
     with_replaced,
 )
 from vi_kit.pyro.annealing import declared
+from vi_kit.pyro.compared import Compared
 from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, random_value, sampled
 from vi_kit.pyro.frames import Origins, caller, is_validation, line_of
@@ -452,6 +453,8 @@ class PyroBackend:
         noise = None if isinstance(reading, Evaluation) else self._noise(reading)
         if run.plan.in_turn and run.expands and not isinstance(reading, Unbounded):
             Turns(self, reading, noise).execute()
+        elif run.plan.compares and not isinstance(reading, Unbounded):
+            Compared(self, reading, noise).execute()
         else:
             self.once(reading, noise)
         if self.recorded is not None and not isinstance(reading, Unbounded):

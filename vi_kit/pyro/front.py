@@ -6,15 +6,18 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import vi_kit
 from vi_kit.base.errors import ViKitError
 from vi_kit.base.named import Axis
+from vi_kit.costs.terms import Site
 from vi_kit.engine.statements import Evaluation, Replay, Simulation
+from vi_kit.estimators.base import Expansion
 from vi_kit.language.programs import Draw, Program, with_replaced
+from vi_kit.pyro.noise import Noise
 
 Position = Callable[[int, int], int]
 """From a negative dim, counted without those of the event, and its size to one index of it."""
@@ -102,3 +105,53 @@ class Recorded:
         """The values of its sites."""
         reading = self.reading
         return reading.result() if isinstance(reading, Simulation) else reading.draw
+
+
+class Runner(Protocol):
+    """What runs a program at one joint value.
+
+    Attributes:
+        leaked: sites whose values the program was told, so that all that comes after depends on them.
+        tracking: whether it is followed what depends on which site, and not everything on all before it.
+    """
+
+    leaked: frozenset[Site]
+    tracking: bool
+
+    def once(self, reading: Any, noise: Noise | None = None) -> Any: ...
+    def track(self, value: torch.Tensor, site: Site) -> torch.Tensor: ...
+
+
+class InPlaceOf:
+    """A reading that stands in the place of another one, and answers like it what depends on no value."""
+
+    def __init__(self, reading: Any):
+        self.reading = reading
+
+    def draws(self, name: str) -> bool:
+        return self.reading.draws(name)
+
+    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
+        return self.reading.stops_at(name, is_auxiliary)
+
+    def wants(self, name: str) -> bool:
+        return self.reading.wants(name)
+
+    def leaves_out(self, name: str) -> bool:
+        return self.reading.leaves_out(name)
+
+    def takes_given(self, name: str) -> bool:
+        return self.reading.takes_given(name)
+
+    def relaxes(self, name: str) -> bool:
+        return self.reading.relaxes(name)
+
+    def drawn_from(self, name: str) -> Any:
+        return self.reading.drawn_from(name)
+
+
+def dims_of(part: str, expansion: Expansion, event_ndim: int) -> tuple[int, int]:
+    """How many dims in front of the batch dims, and of the event, a part of an expansion has."""
+    leads = part in ("weights", "alternatives", "coefficients", "control")
+    leads = leads or (part == "value" and expansion.is_worlds)
+    return int(leads), event_ndim if part in ("value", "alternatives") else 0

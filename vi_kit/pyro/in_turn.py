@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
@@ -24,7 +24,7 @@ from vi_kit.engine.drawing import claim, expanded, open_site, placed
 from vi_kit.engine.statements import Evaluation, Replay, Simulation, realigned
 from vi_kit.estimators.base import Expansion
 from vi_kit.language.programs import Statement
-from vi_kit.pyro.front import Uneven, at, fitted, with_one_of_each
+from vi_kit.pyro.front import InPlaceOf, Runner, Uneven, at, dims_of, fitted, with_one_of_each
 from vi_kit.pyro.noise import Noise, noise_states, set_noise
 
 SLOTS = None
@@ -32,19 +32,6 @@ SLOTS = None
 
 Index = dict[Site | None, int]
 """A joint value: which world of each site, and which of all the alternatives (0: none)."""
-
-
-class Runner(Protocol):
-    """What runs a program at one joint value.
-
-    Attributes:
-        leaked: sites whose values the program was told, so that all that comes after depends on them.
-    """
-
-    leaked: frozenset[Site]
-
-    def once(self, reading: Any, noise: Noise | None = None) -> Any: ...
-    def track(self, value: torch.Tensor, site: Site) -> torch.Tensor: ...
 
 
 MOST_RUNS = 1024
@@ -64,7 +51,7 @@ class Sheet:
     made: list[tuple[Index, dict[str, torch.Tensor]]] = field(default_factory=list)
 
 
-class Turns:
+class Turns(InPlaceOf):
     """The runs of one program, which serve one reading of it.
 
     Args:
@@ -76,11 +63,12 @@ class Turns:
     def __init__(
         self, backend: Runner, reading: Simulation | Replay | Evaluation, noise: Noise | None
     ):
+        super().__init__(reading)
         self.backend, self.noise = backend, noise
-        self.reading: Any = reading
         self.run, self.program = reading.run, reading.program
         self.done: list[Index] = []
         self.index: Index = {}
+        self.is_held = False
         self.drawn: dict[str, tuple[Statement, Site, Sheet, list[torch.Tensor]]] = {}
         self.flags: dict[str, Expansion] = {}
         self.deltas: dict[str, Sheet] = {}
@@ -95,7 +83,9 @@ class Turns:
         with _same_noise() as rewind:
             while index is not None:
                 self.index, self.met = index, []
-                self.program = with_one_of_each(self.reading.program, self._position, nesting)
+                self.is_held = self._only_compares(index)
+                program = with_one_of_each(self.reading.program, self._position, nesting)
+                self.program = replace(program, held=True) if self.is_held else program
                 rewind()
                 self.backend.leaked = leaked  # what comes before a leak does not depend on it
                 noise = self.noise
@@ -130,7 +120,7 @@ class Turns:
         nesting = self.run.plan.max_plate_nesting
         value = realigned(value, draw.details[statement.name], statement, nesting)
         value = at(value, self._position(value), nesting, len(statement.dist.event_shape))
-        value = fitted(value, statement.shape_alone(nesting))
+        value = self._as_held(fitted(value, statement.shape_alone(nesting)))
         return draw.details[statement.name].dist.shown(value)
 
     def record(self, made: LogDensity) -> None:
@@ -146,27 +136,6 @@ class Turns:
         if name in sites and sites[name].estimator.holds_params:
             arrays["factor"] = made.factor()
         self._note(sheet, arrays)
-
-    def draws(self, name: str) -> bool:
-        return self.reading.draws(name)
-
-    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
-        return self.reading.stops_at(name, is_auxiliary)
-
-    def wants(self, name: str) -> bool:
-        return self.reading.wants(name)
-
-    def leaves_out(self, name: str) -> bool:
-        return self.reading.leaves_out(name)
-
-    def takes_given(self, name: str) -> bool:
-        return self.reading.takes_given(name)
-
-    def relaxes(self, name: str) -> bool:
-        return self.reading.relaxes(name)
-
-    def drawn_from(self, name: str) -> Any:
-        return self.reading.drawn_from(name)
 
     # Joint values
 
@@ -198,7 +167,7 @@ class Turns:
         else:
             slots, slot = self.run.slots.get(site, range(0)), self.index.setdefault(SLOTS, 0)
             value = made["alternatives"][slot - slots.start] if slot in slots else made["value"]
-        value = fitted(value, (*dist.batch_shape, *dist.event_shape))
+        value = self._as_held(fitted(value, (*dist.batch_shape, *dist.event_shape)))
         value = track_provenance(value, sheet.upstream)
         varies = site.world is not None or site in self.run.slots
         value = self.backend.track(value, site) if varies or site.tracked else value
@@ -206,8 +175,19 @@ class Turns:
 
     def _note(self, sheet: Sheet, arrays: dict[str, torch.Tensor]) -> None:
         sheet.upstream |= get_provenance(tuple(arrays.values())) | self.backend.leaked
-        plain = {name: detach_provenance(array) for name, array in arrays.items()}
+        plain = {name: detach_provenance(self._as_held(array)) for name, array in arrays.items()}
         sheet.made.append((self.index, plain))
+
+    def _only_compares(self, index: Index) -> bool:
+        """Whether all that has a gradient was made at a joint value before."""
+        worlds = [
+            {s: i for s, i in one.items() if s is not SLOTS and i} for one in (index, *self.done)
+        ]
+        return self.run.plan.compares and bool(index.get(SLOTS)) and worlds[0] in worlds[1:]
+
+    def _as_held(self, array: torch.Tensor) -> torch.Tensor:
+        """Without gradient, where it is of alternatives that are compared."""
+        return array.detach() if self.is_held else array
 
     def _made(self, sheet: Sheet, index: Index) -> dict[str, torch.Tensor]:
         """What was made first at a joint value of the sites on which a statement depends."""
@@ -273,7 +253,7 @@ class Turns:
         for name, (statement, site, sheet, _) in self.drawn.items():
             ndim = len(statement.dist.event_shape)
             made = {
-                f.name: self._along(sheet, f.name, *_dims_of(f.name, self.flags[name], ndim))
+                f.name: self._along(sheet, f.name, *dims_of(f.name, self.flags[name], ndim))
                 for f in fields(Expansion)
                 if torch.is_tensor(getattr(self.flags[name], f.name))
             }
@@ -326,13 +306,6 @@ class Turns:
 
 def _key(index: Index) -> frozenset[tuple[Site | None, int]]:
     return frozenset(index.items())
-
-
-def _dims_of(part: str, expansion: Expansion, event_ndim: int) -> tuple[int, int]:
-    """How many dims in front of the batch dims, and of the event, a part of an expansion has."""
-    leads = part in ("weights", "alternatives", "coefficients", "control")
-    leads = leads or (part == "value" and expansion.is_worlds)
-    return int(leads), event_ndim if part in ("value", "alternatives") else 0
 
 
 def _padded(array: torch.Tensor, num_lead: int, ndim: int) -> torch.Tensor:

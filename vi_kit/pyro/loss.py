@@ -292,6 +292,10 @@ class Loss(CommonLoss, ELBO):
             except Exception as error:
                 if not run.has_front:
                     raise
+                if plan.compares:
+                    plan = replace(plan, whole=True)
+                    self._keep(plan, programs)
+                    continue
                 if isinstance(error, EstimatorError):
                     refusal = refusal or error
                 plan = self._fallback(run, in_words(error), refusal or error, programs)
@@ -304,7 +308,7 @@ class Loss(CommonLoss, ELBO):
                 found = self._without_moments(plan, found, programs)
             must_be_certain = not (self.settings.vectorize or plan.in_turn)
             if found is None or not (found.is_certain or must_be_certain):
-                self._keep(replace(plan, settled=True), programs)
+                self._keep(replace(run.with_shared_slots(), settled=True), programs)
                 return groups, run
             plan = self._fallback(run, found.text, None, programs)
         if reason:

@@ -1,0 +1,377 @@
+"""Attend-Infer-Repeat in JAX: vi_kit against the same estimators written by hand.
+
+Up to three objects in an image of 50 x 50; per step a bit (is there one more), where it is, and what. The bits are
+served by the score function, enumeration or measure-valued derivatives, under the ELBO and under IWAE of two particles.
+All take turns in one process after compilation; the table has medians, in units of the ELBO with the score function
+written by hand, the ratio of vi_kit to hand-written code, and the memory that XLA sets aside for what it computes.
+
+Run: `python benchmarks/air.py [--rounds N] [--batch N]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import lax, random
+from jax.scipy.special import logsumexp
+
+import vi_kit as vi
+from vi_kit.numpyro import Loss
+
+NUM_STEPS, SIDE, WINDOW = 3, 50, 20
+NUM_STATE, NUM_HIDDEN, NUM_WHAT, NUM_WHERE = 256, 200, 50, 3
+PRIOR_LOGIT, PRIOR_WHERE, NOISE = -1.0, jnp.array([1.0, 0.0, 0.0]), 0.3
+
+Params = dict[str, Any]
+
+
+# What all of them share: the networks and the attention window
+
+
+def initial_params(key: jax.Array) -> Params:
+    def layer(key: jax.Array, num_in: int, num_out: int) -> tuple[jax.Array, jax.Array]:
+        return random.normal(key, (num_in, num_out)) / num_in**0.5, jnp.zeros(num_out)
+
+    sizes = {
+        "gates": (SIDE**2 + NUM_STATE + NUM_WHERE + NUM_WHAT + 1, 4 * NUM_STATE),
+        "predict": (NUM_STATE, 1 + 2 * NUM_WHERE),
+        "look": (WINDOW**2, NUM_HIDDEN),
+        "what": (NUM_HIDDEN, 2 * NUM_WHAT),
+        "draw": (NUM_WHAT, NUM_HIDDEN),
+        "pixels": (NUM_HIDDEN, WINDOW**2),
+    }
+    keys = random.split(key, len(sizes))
+    params = {n: layer(k, *size) for (n, size), k in zip(sizes.items(), keys, strict=True)}
+    model = {n: params.pop(n) for n in ("draw", "pixels")}
+    return {"guide": params, "model": model}
+
+
+def dense(layer: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
+    return x @ layer[0] + layer[1]
+
+
+def attention(where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of rows and of columns: by how much each pixel of the image is one of the window."""
+    scale, x, y = jnp.split(where, 3, -1)
+    grid, window = jnp.linspace(-1.0, 1.0, SIDE), jnp.linspace(-1.0, 1.0, WINDOW)
+
+    def along(shift: jax.Array) -> jax.Array:
+        apart = (grid[:, None] - shift[..., None]) * scale[..., None] - window
+        return jax.nn.relu(1.0 - jnp.abs(apart) * (WINDOW - 1) / 2)
+
+    return along(y), along(x)
+
+
+class State(NamedTuple):
+    """After some steps of the guide."""
+
+    hidden: jax.Array
+    cell: jax.Array
+    last: jax.Array
+    pres: jax.Array
+
+
+def start(x: jax.Array) -> State:
+    nothing = jnp.zeros((*x.shape[:-2], NUM_STATE))
+    last = jnp.zeros((*x.shape[:-2], NUM_WHERE + NUM_WHAT + 1))
+    return State(nothing, nothing, last, jnp.ones(x.shape[:-2]))
+
+
+def recur(params: Params, x: jax.Array, state: State) -> tuple[State, jax.Array, Any, Any]:
+    """The next state, the logit of the bit, and where an object is."""
+    inputs = jnp.concatenate([x.reshape(*x.shape[:-2], -1), state.hidden, state.last], -1)
+    i, f, o, g = jnp.split(dense(params["gates"], inputs), 4, -1)
+    cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+    out = dense(params["predict"], hidden)
+    loc, scale = PRIOR_WHERE + out[..., 1:4], 0.1 * jnp.exp(out[..., 4:])
+    return state._replace(hidden=hidden, cell=cell), out[..., 0], loc, scale
+
+
+def seen(params: Params, x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What an object is."""
+    rows, columns = attention(where)
+    glimpse = jnp.swapaxes(rows, -1, -2) @ x @ columns
+    hidden = jax.nn.softplus(dense(params["look"], glimpse.reshape(*glimpse.shape[:-2], -1)))
+    loc, raw = jnp.split(dense(params["what"], hidden), 2, -1)
+    return loc, jax.nn.softplus(raw)
+
+
+def drawn(params: Params, where: jax.Array, what: jax.Array, pres: jax.Array) -> jax.Array:
+    """One object in the image."""
+    hidden = jax.nn.softplus(dense(params["draw"], what))
+    pixels = jax.nn.sigmoid(dense(params["pixels"], hidden))
+    rows, columns = attention(where)
+    image = (
+        rows @ pixels.reshape(*pixels.shape[:-1], WINDOW, WINDOW) @ jnp.swapaxes(columns, -1, -2)
+    )
+    return image * pres[..., None, None]
+
+
+def after(state: State, where: jax.Array, what: jax.Array, pres: jax.Array) -> State:
+    last = jnp.concatenate([where, what, pres[..., None]], -1)
+    return state._replace(last=last, pres=pres)
+
+
+# By vi_kit
+
+
+def guide(x: jax.Array, params: Params) -> None:
+    p = numpyro.param("guide", params["guide"])
+    with numpyro.plate("images", len(x)):
+        state = start(x)
+        for t in range(NUM_STEPS):
+            state, logit, loc, scale = recur(p, x, state)
+            bit = numpyro.sample(f"bit_{t}", dist.Bernoulli(logits=logit).mask(state.pres > 0))
+            pres = state.pres * bit
+            q = dist.Normal(loc, scale).to_event(1).mask(pres > 0)
+            where = numpyro.sample(f"where_{t}", q)
+            q = dist.Normal(*seen(p, x, where)).to_event(1).mask(pres > 0)
+            what = numpyro.sample(f"what_{t}", q)
+            state = after(state, where, what, pres)
+
+
+def model(x: jax.Array, params: Params) -> None:
+    p = numpyro.param("model", params["model"])
+    with numpyro.plate("images", len(x)):
+        pres, canvas = jnp.ones(len(x)), jnp.zeros_like(x)
+        zeros = jnp.zeros((len(x), NUM_WHAT))
+        for t in range(NUM_STEPS):
+            prior = dist.Bernoulli(logits=PRIOR_LOGIT * jnp.ones(len(x))).mask(pres > 0)
+            pres = pres * numpyro.sample(f"bit_{t}", prior)
+            prior = dist.Normal(PRIOR_WHERE, 0.1 * jnp.ones((len(x), 1))).to_event(1)
+            where = numpyro.sample(f"where_{t}", prior.mask(pres > 0))
+            what = numpyro.sample(f"what_{t}", dist.Normal(zeros, 1.0).to_event(1).mask(pres > 0))
+            canvas = canvas + drawn(p, where, what, pres)
+        numpyro.sample("x", dist.Normal(canvas, NOISE).to_event(2), obs=x)
+
+
+# By hand
+
+
+def log_normal(x: jax.Array, loc: Any, scale: Any) -> jax.Array:
+    log_probs = -0.5 * ((x - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
+    return log_probs.sum(-1)
+
+
+def log_bernoulli(bit: jax.Array, logit: Any) -> jax.Array:
+    return bit * logit - jax.nn.softplus(logit)
+
+
+class Noise(NamedTuple):
+    """Of one step: of the bit, of where and of what."""
+
+    bit: jax.Array
+    where: jax.Array
+    what: jax.Array
+
+
+class Walk(NamedTuple):
+    """After some steps: of the guide, of the image, and what log p - log q and the score are so far."""
+
+    state: State
+    canvas: jax.Array
+    log_weight: jax.Array
+
+
+Choose = Callable[[int, jax.Array], jax.Array]
+
+
+def noises(key: jax.Array, shape: tuple[int, ...]) -> list[Noise]:
+    keys = random.split(key, (NUM_STEPS, 3))
+    return [
+        Noise(
+            random.uniform(k[0], shape),
+            random.normal(k[1], (*shape, NUM_WHERE)),
+            random.normal(k[2], (*shape, NUM_WHAT)),
+        )
+        for k in keys
+    ]
+
+
+def walk(
+    params: Params, x: jax.Array, at: Walk, noise: Noise, bit: jax.Array | None
+) -> tuple[Walk, jax.Array, jax.Array, jax.Array]:
+    """One step, with the bit and its logit, and whether it is asked for."""
+    q, asked = params["guide"], at.state.pres
+    state, logit, loc, scale = recur(q, x, at.state)
+    if bit is None:
+        bit = (noise.bit < jax.nn.sigmoid(logit)).astype(x.dtype)
+    pres = asked * bit
+    where = loc + scale * noise.where
+    of_what = seen(q, x, where)
+    what = of_what[0] + of_what[1] * noise.what
+    weight = asked * (log_bernoulli(bit, PRIOR_LOGIT) - log_bernoulli(bit, logit))
+    of_where = log_normal(where, PRIOR_WHERE, 0.1) - log_normal(where, loc, scale)
+    weight += pres * (of_where + log_normal(what, 0.0, 1.0) - log_normal(what, *of_what))
+    canvas = at.canvas + drawn(params["model"], where, what, pres)
+    done = Walk(after(state, where, what, pres), canvas, at.log_weight + weight)
+    return done, bit, logit, asked
+
+
+def finished(x: jax.Array, at: Walk) -> jax.Array:
+    """log p - log q."""
+    log_x = log_normal(x, at.canvas, NOISE).sum(-1)
+    return at.log_weight + log_x
+
+
+def begun(x: jax.Array) -> Walk:
+    return Walk(start(x), jnp.zeros_like(x), jnp.zeros(x.shape[:-2]))
+
+
+stop = lax.stop_gradient
+
+
+def scored(key: jax.Array, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log p - log q, and the score of the bits."""
+    at, score = begun(x), jnp.zeros(x.shape[:-2])
+    for noise in noises(key, x.shape[:-2]):
+        at, bit, logit, asked = walk(params, x, at, noise, None)
+        score += asked * log_bernoulli(bit, logit)
+    return finished(x, at), score
+
+
+def compared(key: jax.Array, params: Params, x: jax.Array) -> tuple[jax.Array, list[Any]]:
+    """log p - log q; and for each step the weight and log p - log q with the other bit, without gradient."""
+    ats, found, noise = [begun(x)], [], noises(key, x.shape[:-2])
+    for t in range(NUM_STEPS):
+        at, bit, logit, _ = walk(params, x, ats[-1], noise[t], None)
+        ats.append(at)
+        found.append((bit, jax.nn.sigmoid(logit)))
+    held, others = stop(params), []
+    for t, (bit, prob) in enumerate(found):
+        at, *_ = walk(held, x, stop(ats[t]), noise[t], 1.0 - bit)
+        for later in noise[t + 1 :]:
+            at, *_ = walk(held, x, at, later, None)
+        sign = 1.0 - 2.0 * bit
+        others.append((sign * (prob - stop(prob)), stop(finished(x, at))))
+    return finished(x, ats[-1]), others
+
+
+def reinforce(key: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+    log_weight, score = scored(key, params, x)
+    return -(log_weight + (score - stop(score)) * stop(log_weight)).sum()
+
+
+def measure_valued(key: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+    log_weight, others = compared(key, params, x)
+    return -(log_weight + sum(c * (f - stop(log_weight)) for c, f in others)).sum()
+
+
+def enumerated(key: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+    noise = noises(key, x.shape[:-2])
+
+    def value(t: int, at: Walk) -> jax.Array:
+        if t == NUM_STEPS:
+            return finished(x, at)
+
+        def with_bit(bit: jax.Array) -> jax.Array:
+            done, bit, logit, _ = walk(params, x, at, noise[t], jnp.full(len(x), bit))
+            return jnp.exp(log_bernoulli(bit, logit)) * value(t + 1, done)
+
+        return jax.vmap(with_bit)(jnp.array([0.0, 1.0])).sum(0)
+
+    return -value(0, begun(x)).sum()
+
+
+def both(fn: Callable[..., Any], key: jax.Array, params: Params, x: jax.Array) -> Any:
+    return jax.vmap(partial(fn, params=params, x=x))(random.split(key, 2))
+
+
+def iwae_reinforce(key: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+    log_weights, scores = both(lambda key, params, x: scored(key, params, x), key, params, x)
+    bound, score = logsumexp(log_weights, 0) - jnp.log(2.0), scores.sum(0)
+    return -(bound + (score - stop(score)) * stop(bound)).sum()
+
+
+def iwae_measure_valued(key: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+    log_weights, others = both(lambda key, params, x: compared(key, params, x), key, params, x)
+    bound = logsumexp(log_weights, 0) - jnp.log(2.0)
+    held = stop(log_weights)
+    total = bound
+    for c, f in others:
+        swapped = jnp.logaddexp(f, held[::-1]) - jnp.log(2.0)
+        total += (c * (swapped - stop(bound))).sum(0)
+    return -total.sum()
+
+
+def losses() -> dict[str, tuple[Callable[..., jax.Array], Any]]:
+    """By hand and by vi_kit."""
+    bits = {"REINFORCE": vi.Score(), "ENUM": vi.Enumerate(), "MVD": vi.MeasureValued()}
+    rest = {"where_*": vi.Reparam(), "what_*": vi.Reparam()}
+    iwae = vi.iwae(num_particles=2)
+
+    def by_bits(name: str, objective: Any = None) -> Any:
+        return Loss(objective or vi.elbo(), {"bit_*": bits[name], **rest})
+
+    return {
+        "REINFORCE": (reinforce, by_bits("REINFORCE")),
+        "ENUM": (enumerated, by_bits("ENUM")),
+        "MVD": (measure_valued, by_bits("MVD")),
+        "IWAE(2) + REINFORCE": (iwae_reinforce, by_bits("REINFORCE", iwae)),
+        "IWAE(2) + MVD": (iwae_measure_valued, by_bits("MVD", iwae)),
+    }
+
+
+def through(loss: Any) -> Callable[..., jax.Array]:
+    return lambda key, params, x: loss.loss(key, params, model, guide, x, params)
+
+
+def compiled(fn: Callable[..., jax.Array], params: Params, x: jax.Array) -> Any:
+    gradient = jax.jit(jax.value_and_grad(fn, argnums=1))
+    return gradient.lower(random.key(0), params, x).compile()
+
+
+def milliseconds(steps: Sequence[Any], args: tuple[Any, ...], rounds: int) -> list[float]:
+    """Median time of one gradient, the contenders taking turns in a changing order."""
+    times: list[list[float]] = [[] for _ in steps]
+    keys = random.split(random.key(1), rounds + 2)
+    for i, key in enumerate(keys):
+        for j in np.roll(np.arange(len(steps)), i):
+            begin = time.perf_counter()
+            jax.block_until_ready(steps[j](key, *args))
+            if i >= 2:
+                times[j].append(1e3 * (time.perf_counter() - begin))
+    return [float(np.median(t)) for t in times]
+
+
+def means(fns: Iterable[Callable[..., jax.Array]], params: Params, x: jax.Array, num: int) -> Any:
+    """Of gradients, for a check that the two do the same."""
+    keys = random.split(random.key(2), num)
+    for fn in fns:
+        found = lax.map(lambda key, fn=fn: jax.grad(fn, argnums=1)(key, params, x), keys)
+        yield jax.tree.map(lambda g: (g.mean(0), g.std(0) / num**0.5), found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30, help="gradients timed per contender")
+    parser.add_argument("--batch", type=int, default=64)
+    given = parser.parse_args()
+    params = initial_params(random.key(0))
+    x = jax.nn.sigmoid(random.normal(random.key(3), (given.batch, SIDE, SIDE)) - 2.0)
+    rows = losses()
+    fns = [fn for hand, loss in rows.values() for fn in (hand, through(loss))]
+    steps = [compiled(fn, params, x) for fn in fns]
+    times = milliseconds(steps, (params, x), given.rounds)
+    memory = [s.memory_analysis().temp_size_in_bytes / 2**20 for s in steps]
+    print(f"batch {given.batch}, {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    head = ("hand", "vi_kit", "ratio", "hand MiB", "vi_kit MiB")
+    print(f"{'':22}" + "".join(f"{h:>11}" for h in head))
+    for i, name in enumerate(rows):
+        hand, ours = times[2 * i] / times[0], times[2 * i + 1] / times[0]
+        numbers = hand, ours, ours / hand, memory[2 * i], memory[2 * i + 1]
+        print(f"{name:22}" + "".join(f"{n:11.2f}" for n in numbers))
+
+
+if __name__ == "__main__":
+    main()
