@@ -15,7 +15,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-PARTS = ("pyro_overhead", "numpyro_overhead", "vae_overhead", "air_pyro", "scaling")
+PARTS = ("pyro_overhead", "numpyro_overhead", "vae_overhead", "air", "air_pyro", "scaling")
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table: starts here -->\n", "<!-- table: ends here -->\n"
 LIBRARIES = ("torch", "pyro-ppl", "jax", "numpyro")

@@ -1,30 +1,27 @@
-"""Attend-Infer-Repeat in JAX: vi_kit against the same estimators written by hand.
+"""Attend-Infer-Repeat in JAX: vi_kit beside the same estimators written by hand.
 
 Up to three objects in an image of 50 x 50; per step a bit (is there one more), where it is, and what. The bits are
 served by the score function, enumeration or measure-valued derivatives, under the ELBO and under IWAE of two particles.
-All take turns in one process after compilation; the table has medians, in units of the ELBO with the score function
-written by hand, the ratio of vi_kit to hand-written code, and the memory that XLA sets aside for what it computes.
+A second line of each has the memory that XLA sets aside for what it computes.
 
-Run: `python benchmarks/air.py [--rounds N] [--batch N]`.
+Run it: `python -m benchmarks.air`.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import lax, random
 from jax.scipy.special import logsumexp
 
 import vi_kit as vi
+from benchmarks.timing import Row, in_turn
 from vi_kit.numpyro import Loss
 
 NUM_STEPS, SIDE, WINDOW = 3, 50, 20
@@ -308,11 +305,11 @@ def losses() -> dict[str, tuple[Callable[..., jax.Array], Any]]:
     """By hand and by vi_kit."""
     bits = {"REINFORCE": vi.Score(), "ENUM": vi.Enumerate(), "MVD": vi.MeasureValued()}
     rest = {"where_*": vi.Reparam(), "what_*": vi.Reparam()}
-    iwae = vi.iwae(num_particles=2)
 
     def by_bits(name: str, objective: Any = None) -> Any:
         return Loss(objective or vi.elbo(), {"bit_*": bits[name], **rest})
 
+    iwae = vi.iwae(num_particles=2)
     return {
         "REINFORCE": (reinforce, by_bits("REINFORCE")),
         "ENUM": (enumerated, by_bits("ENUM")),
@@ -326,52 +323,24 @@ def through(loss: Any) -> Callable[..., jax.Array]:
     return lambda key, params, x: loss.loss(key, params, model, guide, x, params)
 
 
-def compiled(fn: Callable[..., jax.Array], params: Params, x: jax.Array) -> Any:
-    gradient = jax.jit(jax.value_and_grad(fn, argnums=1))
-    return gradient.lower(random.key(0), params, x).compile()
-
-
-def milliseconds(steps: Sequence[Any], args: tuple[Any, ...], rounds: int) -> list[float]:
-    """Median time of one gradient, the contenders taking turns in a changing order."""
-    times: list[list[float]] = [[] for _ in steps]
-    keys = random.split(random.key(1), rounds + 2)
-    for i, key in enumerate(keys):
-        for j in np.roll(np.arange(len(steps)), i):
-            begin = time.perf_counter()
-            jax.block_until_ready(steps[j](key, *args))
-            if i >= 2:
-                times[j].append(1e3 * (time.perf_counter() - begin))
-    return [float(np.median(t)) for t in times]
-
-
-def means(fns: Iterable[Callable[..., jax.Array]], params: Params, x: jax.Array, num: int) -> Any:
-    """Of gradients, for a check that the two do the same."""
-    keys = random.split(random.key(2), num)
-    for fn in fns:
-        found = lax.map(lambda key, fn=fn: jax.grad(fn, argnums=1)(key, params, x), keys)
-        yield jax.tree.map(lambda g: (g.mean(0), g.std(0) / num**0.5), found)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30, help="gradients timed per contender")
-    parser.add_argument("--batch", type=int, default=64)
-    given = parser.parse_args()
+def rows(batch_size: int = 64) -> Iterator[Row]:
     params = initial_params(random.key(0))
-    x = jax.nn.sigmoid(random.normal(random.key(3), (given.batch, SIDE, SIDE)) - 2.0)
-    rows = losses()
-    fns = [fn for hand, loss in rows.values() for fn in (hand, through(loss))]
-    steps = [compiled(fn, params, x) for fn in fns]
-    times = milliseconds(steps, (params, x), given.rounds)
-    memory = [s.memory_analysis().temp_size_in_bytes / 2**20 for s in steps]
-    print(f"batch {given.batch}, {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    head = ("hand", "vi_kit", "ratio", "hand MiB", "vi_kit MiB")
-    print(f"{'':22}" + "".join(f"{h:>11}" for h in head))
-    for i, name in enumerate(rows):
-        hand, ours = times[2 * i] / times[0], times[2 * i + 1] / times[0]
-        numbers = hand, ours, ours / hand, memory[2 * i], memory[2 * i + 1]
-        print(f"{name:22}" + "".join(f"{n:11.2f}" for n in numbers))
+    x = jax.nn.sigmoid(random.normal(random.key(3), (batch_size, SIDE, SIDE)) - 2.0)
+    for name, (by_hand, loss) in losses().items():
+        contenders, memory = {}, {}
+        for who, fn in {"hand": by_hand, "vi_kit": through(loss)}.items():
+            gradient = jax.jit(jax.value_and_grad(fn, argnums=1))
+            step = gradient.lower(random.key(0), params, x).compile()
+            contenders[who] = partial(
+                lambda f: jax.block_until_ready(f(random.key(1), params, x)), step
+            )
+            found: Any = step.memory_analysis()
+            memory[who] = found.temp_size_in_bytes / 2**20
+        work = f"AIR, batch {batch_size}, NumPyro, {name}"
+        yield Row(work, in_turn(contenders))
+        yield Row(f"{work}, memory", memory, "MiB")
 
 
 if __name__ == "__main__":
-    main()
+    for row in rows():
+        print(row, flush=True)

@@ -57,7 +57,8 @@ class Plan:
         vectorize: whether replicates are drawn in one pass, or in turn.
         in_turn: why worlds and alternatives are run one after the other, if so.
         settled: whether a run with this plan was found to be right.
-        whole: whether alternatives are differentiated with what was drawn, since programs fail with parameters held.
+        compared: runs of programs, by role and number of terms before, in which alternatives are evaluated apart from
+            what is drawn.
         num_slots: one plus the alternatives of all sites.
         slots_of: the alternatives of each site, by label.
         slot_starts: where the slots of each site begin, by order and label; empty if one site's follow the other's.
@@ -91,7 +92,7 @@ class Plan:
     vectorize: bool = True
     in_turn: str = ""
     settled: bool = False
-    whole: bool = False
+    compared: frozenset[tuple[str, int]] = frozenset()
     num_slots: int = 1
     slots_of: Mapping[str, int] = field(default_factory=dict)
     slot_starts: Mapping[SlotKey, int] = field(default_factory=dict)
@@ -124,12 +125,11 @@ class Plan:
         return self.has_worlds or self.num_slots > 1
 
     @property
-    def compares(self) -> bool:
-        """Whether alternatives are evaluated apart from what is drawn, without gradient: where none is differentiated,
-        and a run of all at once has shown that programs compute each by itself."""
+    def only_compares(self) -> bool:
+        """Whether no alternative is differentiated."""
         layouts = (c.layout for c in self.selection.resolved.values())
         is_live = any(isinstance(one, Alternatives) and one.are_live for one in layouts)
-        return self.settled and self.num_slots > 1 and not (is_live or self.analytic or self.whole)
+        return self.num_slots > 1 and not (is_live or self.analytic)
 
     @property
     def has_front(self) -> bool:

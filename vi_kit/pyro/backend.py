@@ -14,6 +14,7 @@ from pyro.distributions import Categorical
 from pyro.ops.provenance import (
     ProvenanceTensor,
     detach_provenance,
+    extract_provenance,
     get_provenance,
     track_provenance,
 )
@@ -63,7 +64,7 @@ from vi_kit.pyro.compared import Compared
 from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, random_value, sampled
 from vi_kit.pyro.frames import Origins, caller, is_validation, line_of
-from vi_kit.pyro.front import Recorded
+from vi_kit.pyro.front import Recorded, saved_bytes
 from vi_kit.pyro.in_turn import Turns
 from vi_kit.pyro.leak_probe import LeakProbe
 from vi_kit.pyro.leaks import (
@@ -453,12 +454,16 @@ class PyroBackend:
         noise = None if isinstance(reading, Evaluation) else self._noise(reading)
         if run.plan.in_turn and run.expands and not isinstance(reading, Unbounded):
             Turns(self, reading, noise).execute()
-        elif run.plan.compares and not isinstance(reading, Unbounded):
+            if self.recorded is not None:
+                self.recorded.append(Recorded(reading, dict(run.dims), num_terms))
+        elif (program.role, num_terms) in run.plan.compared:
             Compared(self, reading, noise).execute()
+        elif self.recorded is not None and not isinstance(reading, Unbounded):
+            with saved_bytes() as saved:
+                self.once(reading, noise)
+            self.recorded.append(Recorded(reading, dict(run.dims), num_terms, saved()))
         else:
             self.once(reading, noise)
-        if self.recorded is not None and not isinstance(reading, Unbounded):
-            self.recorded.append(Recorded(reading, dict(run.dims), num_terms))
         result: Any = reading.result()
         if isinstance(reading, Evaluation):
             return result
@@ -640,8 +645,10 @@ class _Leaks(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in SHAPES:  # a torch.Size, of which provenance makes a tuple
             return func(detach_provenance(args[0]), *args[1:], **kwargs)
-        known = get_provenance((args, kwargs))
-        result = func(*detach_provenance(args), **detach_provenance(kwargs))
+        plain_args, of_args = _without_provenance(args)
+        plain_kwargs, of_kwargs = _without_provenance(kwargs.values())
+        known = of_args | of_kwargs
+        result = func(*plain_args, **dict(zip(kwargs, plain_kwargs, strict=True)))
         if any(map(is_apart, tensors_in(result))):
             self.backend.leaked |= known
             return result
@@ -651,7 +658,7 @@ class _Leaks(TorchFunctionMode):
         elif writes_in_place(name):
             written = args[0] if args[0]._base is None else None
             known = get_provenance(written) if written is not None else frozenset()
-            self.backend.leaked |= get_provenance((args, kwargs)) - known
+            self.backend.leaked |= (of_args | of_kwargs) - known
         elif name == "__set__":
             self.backend.leaked |= get_provenance(args[1:])
         elif name in INERT:
@@ -665,6 +672,21 @@ class _Leaks(TorchFunctionMode):
 
     def _is_harmless(self, frame: Any) -> bool:
         return bool(self.backend.harmless) and line_of(frame) in self.backend.harmless
+
+
+def _without_provenance(values: Iterable[Any]) -> tuple[list[Any], frozenset[Site]]:
+    """Values as they are without provenance, and that of all together. Few are containers, in which it takes long to
+    look for tensors."""
+    plain, known = [], frozenset[Site]()
+    for value in values:
+        if type(value) is ProvenanceTensor:
+            known |= value._provenance
+            value = value._t
+        elif not isinstance(value, torch.Tensor | int | float | str | torch.dtype | None):
+            value, own = extract_provenance(value)
+            known |= own
+        plain.append(value)
+    return plain, known
 
 
 class _Handler:

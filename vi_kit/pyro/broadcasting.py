@@ -8,6 +8,7 @@ program's own shapes, on which it may depend, too. Every log density must come o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,8 @@ from vi_kit.analysis.blocked import settled
 from vi_kit.analysis.mixing import NOTHING, NOWHERE, along, is_within
 from vi_kit.base.context import _current
 from vi_kit.base.errors import BackendError, EstimatorError, ViKitError, message
-from vi_kit.base.named import PLATE, REPLICATE, WORLD, Axis, Named, from_layout
+from vi_kit.base.layouts import Gradient
+from vi_kit.base.named import PLATE, REPLICATE, SLOT, WORLD, Axis, Named, from_layout
 from vi_kit.costs.terms import Site, Term
 from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import by_moments
@@ -29,7 +31,16 @@ from vi_kit.language.programs import Statement
 from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
-from vi_kit.pyro.front import Position, Recorded, Uneven, at, fitted, in_words, with_one_of_each
+from vi_kit.pyro.front import (
+    Position,
+    Recorded,
+    Uneven,
+    at,
+    fitted,
+    in_words,
+    saved_bytes,
+    with_one_of_each,
+)
 from vi_kit.pyro.mixing import Mixing
 from vi_kit.pyro.noise import noise_states
 
@@ -47,32 +58,55 @@ class Mismatch:
     is_certain: bool = True
 
 
-def mismatch(run: Run, recorded: list[Recorded], backend: PyroBackend) -> Mismatch | None:
-    """What a program computes otherwise by itself; `None` if nothing.
+SAVED_BY_STATEMENT = 2**18
+"""How many bytes each statement of a program has to save for the gradient of alternatives that are only compared, for
+these to be worth a run of their own."""
+
+
+def checked(
+    run: Run, recorded: list[Recorded], backend: PyroBackend
+) -> tuple[Mismatch | None, frozenset[tuple[str, int]]]:
+    """What a program computes otherwise by itself, `None` if nothing; and `Plan.compared`.
 
     Args:
         run: that was recorded.
         recorded: its programs.
         backend: a new one.
     """
+    compared: set[tuple[str, int]] = set()
     for one in recorded:
         for term in one.reading.terms:
             lost = _lost(term, one)
             if lost is not None:
-                return Mismatch(
-                    f"{term.label} depends on {lost} and is the same for all its values"
-                )
+                text = f"{term.label} depends on {lost} and is the same for all its values"
+                return Mismatch(text), frozenset()
     known: dict[Site, tuple[Any, torch.Tensor]] = {}
     for one in reversed({r.key: r for r in reversed(recorded)}.values()):
         if any(axis.size > 1 for axis in one.dims):
-            found = _Solo(run, one, known).run_alone(backend)
+            with saved_bytes() as saved:
+                found = _Solo(run, one, known).run_alone(backend)
             if found is not None:
-                return found
+                return found, frozenset()
+            others = math.prod(a.size for a in one.dims if a.kind != SLOT)
+            for_slots = one.saved - others * saved()
+            is_worth = for_slots > SAVED_BY_STATEMENT * len(one.reading.terms)
+            if run.plan.only_compares and is_worth and _is_differentiated(run, one):
+                compared.add((one.reading.program.role, one.num_terms))
     reader = getattr(run.backend, "reader", None)
     try:
-        return None if reader is None else _seen_together(run, reader)
+        found = None if reader is None else _seen_together(run, reader)
     except Exception as error:  # what cannot be followed may do anything
-        return Mismatch(in_words(error))
+        found = Mismatch(in_words(error))
+    return found, frozenset(compared)
+
+
+def _is_differentiated(run: Run, one: Recorded) -> bool:
+    """Whether the densities of a program have a gradient in the objective. Those of draws without a path have none
+    where the cost is linear in them."""
+    if not isinstance(one.reading, Simulation) or run.in_nonlinear:
+        return True
+    sites = one.reading.sites.values()
+    return any(s.estimator.gradient is not Gradient.NONE or s.has_path for s in sites)
 
 
 def _lost(term: Term, one: Recorded) -> str | None:

@@ -49,12 +49,14 @@ class Compared(InPlaceOf):
         self.program = self._with_part(self.reading.program)
         self.backend.once(self, self.noise)
         later = self.backend.leaked
-        self.is_held, self.states = True, noise_states()
+        self.is_held = True
+        self.states = [] if self.noise is None else noise_states()
         self.program = replace(self._with_part(self.reading.program), held=True)
         noise = None if self.noise is None else Noise(self.noise.before, again=True)
         with buffers_kept():
             self.backend.once(self, noise)
-        set_noise(self.states)
+        if self.noise is not None:
+            set_noise(self.states)
         if self.records.keys() != self.others.keys():
             names = {name for name, _ in self.records.keys() ^ self.others.keys()}
             raise Uneven(f"statements {sorted(names)} are met at some values only")
@@ -106,18 +108,26 @@ class Compared(InPlaceOf):
         else:
             site, expansion, value = self.drawn[name]
             if any(other.order < site.order for other in self.run.slots):
-                with self._own_noise():
-                    self.run.opened = site
-                    others = expanded(self.run, site, dist)
-                made = _each(
-                    expansion,
-                    lambda part, x: self._joined(
-                        x, getattr(others, part), *dims_of(part, expansion, ndim)
-                    ),
-                )
-                value = placed(self.run, site, made, ndim)
+                value = self._with_others(statement, site, expansion, value)
+                self.drawn[name] = site, expansion, value
         reading.values[name] = value
         return value
+
+    def _with_others(
+        self, statement: Statement, site: Site, expansion: Expansion, value: torch.Tensor
+    ) -> torch.Tensor:
+        """The value of a site with what is drawn where sites before it take an alternative."""
+        known, ndim = get_provenance(value), len(statement.dist.event_shape)
+        if self.backend.tracking and known.isdisjoint(s for s in self.run.slots if s is not site):
+            return value
+        with self._own_noise():
+            self.run.opened = site
+            others = expanded(self.run, site, statement.dist)
+        made = _each(
+            expansion,
+            lambda part, x: self._joined(x, getattr(others, part), *dims_of(part, expansion, ndim)),
+        )
+        return placed(self.run, site, made, ndim)
 
     def _own_delta(self, statement: Statement, event_ndim: int) -> torch.Tensor:
         name, value = statement.name, statement.dist.rsample()
@@ -129,13 +139,16 @@ class Compared(InPlaceOf):
 
     @contextmanager
     def _own_noise(self) -> Iterator[None]:
-        """Draws of the second run are of numbers that no other draw has."""
+        """Draws of the second run are of numbers that no other draw has, also where the noise besides them is that of
+        the first."""
+        if self.noise is None:
+            yield
+            return
         kept = noise_states()
         set_noise(self.states)
         yield
         self.states = noise_states()
-        if self.noise is not None:
-            set_noise(kept)
+        set_noise(kept)
 
     def _together(self, made: LogDensity, others: LogDensity) -> LogDensity:
         return replace(

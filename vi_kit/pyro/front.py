@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,11 +85,13 @@ class Recorded:
         reading: of it.
         dims: where the axes were that lay in front.
         num_terms: how many terms there were before.
+        saved: for its backward pass (bytes).
     """
 
     reading: Simulation | Replay | Evaluation
     dims: dict[Axis, int]
     num_terms: int
+    saved: float = 0.0
 
     @property
     def key(self) -> Any:
@@ -155,3 +158,17 @@ def dims_of(part: str, expansion: Expansion, event_ndim: int) -> tuple[int, int]
     leads = part in ("weights", "alternatives", "coefficients", "control")
     leads = leads or (part == "value" and expansion.is_worlds)
     return int(leads), event_ndim if part in ("value", "alternatives") else 0
+
+
+@contextmanager
+def saved_bytes() -> Iterator[Callable[[], float]]:
+    """Gives a function that says how much has been saved for backward passes inside."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield lambda: float(sum(sizes.values()))

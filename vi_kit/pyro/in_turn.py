@@ -183,7 +183,8 @@ class Turns(InPlaceOf):
         worlds = [
             {s: i for s, i in one.items() if s is not SLOTS and i} for one in (index, *self.done)
         ]
-        return self.run.plan.compares and bool(index.get(SLOTS)) and worlds[0] in worlds[1:]
+        is_other = bool(index.get(SLOTS)) and self.run.plan.only_compares
+        return is_other and worlds[0] in worlds[1:]
 
     def _as_held(self, array: torch.Tensor) -> torch.Tensor:
         """Without gradient, where it is of alternatives that are compared."""

@@ -30,7 +30,7 @@ from vi_kit.estimators import Score
 from vi_kit.language.programs import Program
 from vi_kit.language.words import Objective
 from vi_kit.pyro.backend import PyroBackend
-from vi_kit.pyro.broadcasting import Mismatch, mismatch, refused
+from vi_kit.pyro.broadcasting import Mismatch, checked, refused
 from vi_kit.pyro.capture import Follow, is_made
 from vi_kit.pyro.compiled import Call, Compiler, Estimate
 from vi_kit.pyro.front import in_words
@@ -292,8 +292,10 @@ class Loss(CommonLoss, ELBO):
             except Exception as error:
                 if not run.has_front:
                     raise
-                if plan.compares:
-                    plan = replace(plan, whole=True)
+                if (
+                    plan.compared
+                ):  # with parameters held there may be no gradient that the program takes itself
+                    plan = replace(plan, compared=frozenset())
                     self._keep(plan, programs)
                     continue
                 if isinstance(error, EstimatorError):
@@ -303,12 +305,13 @@ class Loss(CommonLoss, ELBO):
             if plan.settled:
                 return groups, run
             with torch.random.fork_rng(devices=[]), buffers_kept():
-                found = mismatch(run, backend.recorded or [], PyroBackend(self.state))
+                found, compared = checked(run, backend.recorded or [], PyroBackend(self.state))
             if found is not None and not found.is_certain and plan.analytic:
                 found = self._without_moments(plan, found, programs)
             must_be_certain = not (self.settings.vectorize or plan.in_turn)
             if found is None or not (found.is_certain or must_be_certain):
-                self._keep(replace(run.with_shared_slots(), settled=True), programs)
+                plan = replace(run.with_shared_slots(), compared=compared, settled=True)
+                self._keep(plan, programs)
                 return groups, run
             plan = self._fallback(run, found.text, None, programs)
         if reason:
