@@ -15,7 +15,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-PARTS = ("pyro_overhead", "numpyro_overhead", "vae_overhead", "air", "air_pyro", "scaling")
+PARTS = (
+    "compiled",
+    "pyro_overhead",
+    "numpyro_overhead",
+    "vae_overhead",
+    "air",
+    "air_pyro",
+    "scaling",
+)
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table: starts here -->\n", "<!-- table: ends here -->\n"
 LIBRARIES = ("torch", "pyro-ppl", "jax", "numpyro")

@@ -1,16 +1,13 @@
-"""Time of a compiled step in Pyro, beside code written by hand and Pyro's own: `python benchmarks/compiled.py`.
+"""Compiled steps in Pyro, beside code written by hand and Pyro's own losses; the time of the first three steps too,
+which torch's cache on disk shortens (an empty `TORCHINDUCTOR_CACHE_DIR` is one without).
 
-All run in turn in one process, so that a busy machine slows all. The table has medians, and their ratios to eager code
-written by hand (gradients) or to `Trace_ELBO` (whole steps of `SVI`). Warm-up is the time of the first three steps;
-with an empty `TORCHINDUCTOR_CACHE_DIR` it is that without torch's cache on disk.
+Run it: `python -m benchmarks.compiled`.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -22,6 +19,7 @@ from pyro.optim import Adam
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from benchmarks.pyro_overhead import NUM_LATENT, NUM_PIXELS, VAE
+from benchmarks.timing import Row, in_turn
 from vi_kit.pyro import Loss
 
 HALF_LOG_2PI = 0.9189385332046727
@@ -146,66 +144,36 @@ def problems() -> list[tuple[str, Any, Any, Any, Any, list[torch.Tensor]]]:
     ]
 
 
-def warm_up(step: Step, times: int = 3) -> float:
-    start = time.perf_counter()
-    for _ in range(times):
-        step()
-    return time.perf_counter() - start
-
-
-def medians(steps: dict[str, Step], seconds: float) -> dict[str, float]:
-    """Milliseconds of each, taken in turn in a changing order."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    names, start, turn = list(steps), time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            before = time.perf_counter()
-            steps[name]()
-            times[name].append(1e3 * (time.perf_counter() - before))
-        turn += 1
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each table")
-    seconds = parser.parse_args().seconds
+def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)
-    line = "{:46} {:>8} {:>7} {:>10}"
     for name, model, guide, args, hand, params in problems():
         pyro.clear_param_store()
-        compiled = Loss(compile=True)
+        compiled, programs = Loss(compile=True), (model, guide, args)
+        start = time.perf_counter()
+        for _ in range(3):
+            by_loss(compiled, *programs)()
+        seconds = time.perf_counter() - start
         gradients = {
             "by hand": by_hand(hand, params, args),
             "by hand, torch.compile": by_hand(torch.compile(hand), params, args),
-            "vi_kit": by_loss(Loss(), model, guide, args),
-            "vi_kit, compiled": by_loss(compiled, model, guide, args),
-            "Trace_ELBO": by_loss(Trace_ELBO(), model, guide, args),
-            "JitTrace_ELBO": by_loss(JitTrace_ELBO(ignore_jit_warnings=True), model, guide, args),
+            "vi_kit": by_loss(Loss(), *programs),
+            "vi_kit, compiled": by_loss(compiled, *programs),
+            "Trace_ELBO": by_loss(Trace_ELBO(), *programs),
+            "JitTrace_ELBO": by_loss(JitTrace_ELBO(ignore_jit_warnings=True), *programs),
         }
-        ready = {n: warm_up(step) for n, step in gradients.items()}
-        print(f"\n{name}")
-        print(line.format("gradient", "ms", "/hand", "warm-up s"))
-        ms = medians(gradients, seconds)
-        for n in gradients:
-            ratio = f"{ms[n] / ms['by hand']:.2f}"
-            print(line.format(n, f"{ms[n]:.2f}", ratio, f"{ready[n]:.1f}"), flush=True)
-        programs = model, guide, args
+        numbers = in_turn(gradients, seconds=15.0)
+        yield Row(f"gradient in Pyro, {name} (captured and compiled in {seconds:.0f} s)", numbers)
         steps = {
-            "SVI, vi_kit": by_svi(Loss(), *programs),
-            "SVI, vi_kit, compiled": by_svi(compiled, *programs),
-            "vi_kit, compiled; one fused Adam": by_one_optimizer(compiled, *programs),
             "SVI, Trace_ELBO": by_svi(Trace_ELBO(), *programs),
             "SVI, JitTrace_ELBO": by_svi(JitTrace_ELBO(ignore_jit_warnings=True), *programs),
+            "SVI, vi_kit": by_svi(Loss(), *programs),
+            "SVI, vi_kit, compiled": by_svi(compiled, *programs),
+            "vi_kit, compiled, one fused Adam": by_one_optimizer(compiled, *programs),
         }
-        for step in steps.values():
-            warm_up(step)
-        print(line.format("whole step", "ms", "/Trace", ""))
-        ms = medians(steps, seconds)
-        for n in steps:
-            print(line.format(n, f"{ms[n]:.2f}", f"{ms[n] / ms['SVI, Trace_ELBO']:.2f}", ""))
+        yield Row(f"step in Pyro, {name}", in_turn(steps, seconds=15.0))
 
 
 if __name__ == "__main__":
-    main()
+    for row in rows():
+        print(row, flush=True)

@@ -1,8 +1,8 @@
 """The noisy cone as Becker et al. 2024 fit it: bounds after 5000 steps of plain SGD, 64 draws each, and seconds.
 
 Run it: `python -m benchmarks.cone [--lib numpyro]`. Published: ELBO -8.08, HVI -9.75, IWHVI -8.18, DIWHVI -7.33,
-IWELBO(5) -7.67 to -7.79. The last is not what this many draws give: a few lines of plain JAX end at -7.537 with 64 draws
-(four seeds, within .001 of each other), and anywhere from -8.32 to -7.56 with one.
+IWELBO(5) -7.67 to -7.79. The last is not what this many draws give: a few lines of plain JAX end at -7.537 with 64
+draws (four seeds, within .001 of each other), and anywhere from -8.32 to -7.56 with one.
 """
 
 import argparse

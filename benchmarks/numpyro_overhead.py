@@ -6,6 +6,7 @@ Run it: `python -m benchmarks.numpyro_overhead`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,6 +51,14 @@ def walk(num_sites: int) -> tuple[Any, Any]:
     return model, guide
 
 
+def evaluate(loss: Any, params: Any, model: Any, guide: Any) -> Any:
+    return jax.block_until_ready(loss.loss(random.key(0), params, model, guide))
+
+
+def lower(svi: Any, state: Any) -> Any:
+    return jax.jit(lambda s: svi.update(s)).lower(state)
+
+
 def rows() -> Iterator[Row]:
     programs = {"eight schools, AutoNormal": (eight_schools, AutoNormal(eight_schools))}
     programs |= {f"walk of {n} sites": walk(n) for n in (1, 10, 50, 200)}
@@ -60,13 +69,8 @@ def rows() -> Iterator[Row]:
             state = svi.init(random.key(0))
             params = svi.get_params(state)
 
-            def evaluate(loss: Any = loss, params: Any = params) -> Any:
-                return jax.block_until_ready(loss.loss(random.key(0), params, model, guide))
-
-            def lower(svi: Any = svi, state: Any = state) -> Any:
-                return jax.jit(lambda s: svi.update(s)).lower(state)
-
-            eager[loss_name], lowered[loss_name] = evaluate, lower
+            eager[loss_name] = partial(evaluate, loss, params, model, guide)
+            lowered[loss_name] = partial(lower, svi, state)
         if "200" not in name:
             yield Row(f"eager loss in NumPyro, {name}", in_turn(eager))
         yield Row(f"trace and lower a step in NumPyro, {name}", in_turn(lowered, warm_up=1))

@@ -1,7 +1,7 @@
 """How time and memory of a gradient grow with what is in a model, as exponents of power laws, beside those expected.
 
-Replicates, data and independent bits in NumPyro, where the memory is what XLA sets aside for what it computes; chains of
-sites in Pyro, where it is what is saved for the backward pass. The exponents are those of the upper half of the
+Replicates, data and independent bits in NumPyro, where the memory is what XLA sets aside for what it computes; chains
+of sites in Pyro, where it is what is saved for the backward pass. The exponents are those of the upper half of the
 sizes. Linear ones come out below 1 where fixed costs are not small yet.
 
 Run it: `python -m benchmarks.scaling`.
