@@ -1,6 +1,7 @@
 """Captured steps against steps that are run as they are written: equal on the same noise, for each estimator.
 
-By default few; `VI_KIT_IDIOMS=all` takes every shape, estimator and objective, families and idioms among them."""
+By default few; `VI_KIT_IDIOMS=all` takes every shape, estimator and objective, families and idioms
+among them."""
 
 import os
 
@@ -12,6 +13,7 @@ from tests.conformance import idioms
 from tests.conformance.families import FAMILIES
 from tests.conformance.shapes import Independent
 from tests.conformance.test_families import ACCEPTED
+from tests.conformance.test_idioms import covering
 from tests.conformance.test_shapes import CASES, ESTIMATORS, OBJECTIVES, SHAPES
 from tests.libraries import PyroWords
 from vi_kit.pyro import Loss, capture
@@ -60,7 +62,7 @@ FAMILY_CASES = [(f, e) for f, estimators in ACCEPTED.items() for e in estimators
 
 @pytest.mark.parametrize(("family", "estimator"), FAMILY_CASES if WIDE else [("gamma", "reparam")])
 def test_family(family, estimator):
-    made = Independent(FAMILIES[family])
+    made = Independent(FAMILIES[family], sizes=(2,))
     check(
         lambda loss: made.gradients(PyroWords(), loss, NUM_DRAWS, 1),
         vi.iwae(num_particles=2),
@@ -68,7 +70,7 @@ def test_family(family, estimator):
     )
 
 
-IDIOM_CASES = [c for c in idioms.cases() if c.lib == "pyro"]
+IDIOM_CASES = [c for c in covering() if c.lib == "pyro"]
 
 
 @pytest.mark.parametrize("case", IDIOM_CASES if WIDE else [], ids=str)
