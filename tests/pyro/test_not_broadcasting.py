@@ -404,3 +404,22 @@ def test_programs_with_randomness_of_their_own_are_not_compared():
         pyro.sample("x", dist.Normal((z * noise).sum(-1), 1.0), obs=torch.tensor(2.0).double())
 
     assert "random besides its sites" in Loss().explain(model, guide)
+
+
+def test_an_attempt_that_is_given_up_moves_no_averages():
+    """Of batch normalisation: the first step moves them once for each replicate, as the others do."""
+    norm, x = torch.nn.BatchNorm1d(2), torch.randn(10, 2)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        loc = torch.nn.functional.linear(norm(x), z.reshape(1, 2))[:, 0]
+        with pyro.plate("data", 10):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:, 0])
+
+    def guide():
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
+
+    loss = Loss(vi.iwae(num_particles=3))
+    for step in range(2):
+        loss.loss_and_grads(model, guide)
+        assert norm.num_batches_tracked == 3 * (step + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -274,46 +275,48 @@ class Loss(CommonLoss, ELBO):
             None  # of what is in front, which is truer than what comes after it
         )
         while num_replans < 3:
-            backend = PyroBackend(self.state)
-            run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
-            backend.recorded = None if plan.settled else []
-            if plan.has_front and not plan.settled:
-                arguments = programs[0].args, programs[0].kwargs
-                backend.reader = Mixing(Record(), arguments, plan.harmless)
-            try:
-                named = self.settings.execute(run, *programs)
-                groups = {group: one.array for group, one in named.items()}
-                if groups.keys() - {None}:
-                    backend.refuse_unknown(groups.values())
-            except Replan as replan:
-                num_replans, reason = num_replans + 1, str(replan)
-                plan = self._plan(programs, again=True)
-                continue
-            except Exception as error:
-                if not run.has_front:
-                    raise
-                if (
-                    plan.compared
-                ):  # with parameters held there may be no gradient that the program takes itself
-                    plan = replace(plan, compared=frozenset())
-                    self._keep(plan, programs)
+            # an attempt that is given up leaves no trace
+            with nullcontext({}) if plan.settled else buffers_kept() as written:
+                backend = PyroBackend(self.state)
+                run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
+                backend.recorded = None if plan.settled else []
+                if plan.has_front and not plan.settled:
+                    arguments = programs[0].args, programs[0].kwargs
+                    backend.reader = Mixing(Record(), arguments, plan.harmless)
+                try:
+                    named = self.settings.execute(run, *programs)
+                    groups = {group: one.array for group, one in named.items()}
+                    if groups.keys() - {None}:
+                        backend.refuse_unknown(groups.values())
+                except Replan as replan:
+                    num_replans, reason = num_replans + 1, str(replan)
+                    plan = self._plan(programs, again=True)
                     continue
-                if isinstance(error, EstimatorError):
-                    refusal = refusal or error
-                plan = self._fallback(run, in_words(error), refusal or error, programs)
-                continue
-            if plan.settled:
-                return groups, run
-            with torch.random.fork_rng(devices=[]), buffers_kept():
-                found, compared = checked(run, backend.recorded or [], PyroBackend(self.state))
-            if found is not None and not found.is_certain and plan.analytic:
-                found = self._without_moments(plan, found, programs)
-            must_be_certain = not (self.settings.vectorize or plan.in_turn)
-            if found is None or not (found.is_certain or must_be_certain):
-                plan = replace(run.with_shared_slots(), compared=compared, settled=True)
-                self._keep(plan, programs)
-                return groups, run
-            plan = self._fallback(run, found.text, None, programs)
+                except Exception as error:
+                    if not run.has_front:
+                        raise
+                    if plan.compared:  # with parameters held there may be no gradient that the program takes itself
+                        plan = replace(plan, compared=frozenset())
+                        self._keep(plan, programs)
+                        continue
+                    if isinstance(error, EstimatorError):
+                        refusal = refusal or error
+                    plan = self._fallback(run, in_words(error), refusal or error, programs)
+                    continue
+                if plan.settled:
+                    written.clear()
+                    return groups, run
+                with torch.random.fork_rng(devices=[]), buffers_kept():
+                    found, compared = checked(run, backend.recorded or [], PyroBackend(self.state))
+                if found is not None and not found.is_certain and plan.analytic:
+                    found = self._without_moments(plan, found, programs)
+                must_be_certain = not (self.settings.vectorize or plan.in_turn)
+                if found is None or not (found.is_certain or must_be_certain):
+                    plan = replace(run.with_shared_slots(), compared=compared, settled=True)
+                    self._keep(plan, programs)
+                    written.clear()
+                    return groups, run
+                plan = self._fallback(run, found.text, None, programs)
         if reason:
             raise ObjectiveError(reason)
         raise BackendError(
