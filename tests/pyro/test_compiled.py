@@ -316,7 +316,8 @@ def test_autoguides_are_made_by_the_first_step():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(w[0] + w[1] * x, s), obs=x)
 
-    for make in (pyro.infer.autoguide.AutoNormal, pyro.infer.autoguide.AutoMultivariateNormal):
+    guides = pyro.infer.autoguide
+    for make in (guides.AutoNormal, guides.AutoMultivariateNormal, guides.AutoIAFNormal):
         pyro.clear_param_store()
         pair = Pair(regression, make(regression))
         pair.check(X)
@@ -331,6 +332,19 @@ def asks(x, z):
     if z.sum() > 0:
         return z
     return 2 * z
+
+
+def makes_no_difference_yet(x, z):
+    h = z if z.sum().item() > 0 else 0.1 * z
+    return SWITCH * h
+
+
+def shows(x, z):
+    print(z.sum().item(), z)
+    return z
+
+
+SWITCH = torch.tensor(0.0)
 
 
 def indexes(x, z):
@@ -362,13 +376,14 @@ def counts(x, z, seen=[0]):  # noqa: B006
     ("use", "words"),
     [
         (asks, r"a value is asked for at test_compiled.py:\d+, .*\n.*`if z.sum\(\) > 0:`"),
+        (makes_no_difference_yet, r"a value is asked for .*\n.*`h = z if z.sum"),
         (indexes, r"the shape of a result .*\n.*`return z\[x > 0\].sum\(\) \+ 0.0 \* z`"),
         (to_numpy, r"became an array of NumPy at .*\n.*`return z \+ float\("),
         (draws, "random numbers outside torch"),
         (goes_round, "ROUNDS is an iterator"),
         (counts, r"use\.defaults\[0\]\[0\] is another one after the step"),
     ],
-    ids=["branch", "mask", "numpy", "random", "iterator", "counter"],
+    ids=["branch", "branch at zero", "mask", "numpy", "random", "iterator", "counter"],
 )
 def test_refused_with_nothing_lost(use, words):
     norm = nn.BatchNorm1d(1)
@@ -392,6 +407,22 @@ def test_refused_with_nothing_lost(use, words):
     after = leaf.grad, norm.running_mean, torch.get_rng_state(), random.getstate()
     assert after[3] == before[3]
     torch.testing.assert_close(after[:3], before[:3], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_values_that_are_only_shown():
+    def program(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(shows(x, z), 1.0), obs=x)
+
+    def its_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+    pair = Pair(program, its_guide)
+    pair.check(X)
+    assert pair.num_captured == 1
 
 
 @pytest.mark.usefixtures("graphs")

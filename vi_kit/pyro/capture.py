@@ -35,6 +35,9 @@ OTHERWISE = {
 MAKING = (aten.lift_fresh.default, aten.lift_fresh_copy.default)
 """Operations that bring into a graph what Python made."""
 
+SHOWING = ("print(", "logging.", "logger.", "log.", "LOG.", "warnings.warn(")
+"""How a line begins that shows values."""
+
 REDRAWN = (aten.native_dropout.default, aten.rrelu_with_noise.default)
 """Operations that draw, and whose result depends on more than what is drawn."""
 
@@ -75,8 +78,17 @@ def told_error(frame: Any, what: str) -> CaptureError:
     return cannot(
         f"{what} at {name}, which a compiled step cannot follow",
         f"`{text}`" if text else name,
-        "leave compile=True out, or use tensors throughout (torch.where in place of if)",
+        "leave compile=True out, or keep it a tensor (torch.where in place of if)",
     )
+
+
+def only_shows(frame: Any, harmless: frozenset[str]) -> bool:
+    """Whether a program asks for a value to print or to log it. That the value made no difference to this step is not
+    enough: data and buffers that are zero now may be others in the next."""
+    if line_of(frame) not in harmless:
+        return False
+    file, number, _ = asked(frame)
+    return linecache.getline(file, number).strip().startswith(SHOWING)
 
 
 @dataclass
@@ -103,7 +115,7 @@ class Follow(TorchDispatchMode):
     those that draw the same again.
 
     Args:
-        harmless: lines at which a program may be told values.
+        harmless: lines at which a program may be told values, if only to show them.
     """
 
     def __init__(self, harmless: frozenset[str], repeats: bool):
@@ -136,7 +148,7 @@ class Follow(TorchDispatchMode):
         with _untraced():
             result = func(*args, **kwargs)
         is_check = is_validation(frame) or is_own(frame, (PYRO, VI_KIT))
-        if not is_check and line_of(frame) not in self.harmless:
+        if not (is_check or only_shows(frame, self.harmless)):
             raise told_error(frame, "a value is asked for")
         if is_check:
             one = args[0] if len(args) == 1 else (args[0] == args[1]).all()
@@ -183,7 +195,7 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in TELLING:
             frame = caller()
-            if not is_own(frame) and line_of(frame) not in self.harmless:
+            if not (is_own(frame) or only_shows(frame, self.harmless)):
                 what = TELLING[func]
                 raise told_error(frame, f"there is {what}" if what != UNSEEN else what)
         return func(*args, **(kwargs or {}))

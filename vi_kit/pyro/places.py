@@ -319,7 +319,9 @@ def _of_class(cls: type) -> Iterator[tuple[Any, Any, str]]:
 def _of_object(x: Any) -> Iterator[tuple[Any, Any, str]]:
     skip = UNREAD if isinstance(x, torch.nn.Module) else frozenset()
     attributes = getattr(x, "__dict__", {})
-    if not _is_installed(type(x).__module__):
+    if _is_installed(type(x).__module__):  # what transforms remember of their last value
+        skip = skip.union(name for name in attributes if name.startswith("_cached"))
+    else:
         yield _View(lambda: len(attributes)), None, "'s attributes"
     for name in list(attributes):
         if name not in skip:
