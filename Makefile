@@ -20,8 +20,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-fuzz: setup  # random programs, and every idiom with every estimator
-	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_IDIOMS=all $(BIN)/python -m pytest -n 2 -rP tests/fuzz tests/conformance/test_idioms.py tests/conformance/test_shapes.py
+FULL := $(addprefix tests/conformance/test_,idioms.py shapes.py mixed.py) tests/exact/test_two_level.py \
+	$(addprefix tests/statistical/test_,conjugate.py programs.py objectives.py)
+
+fuzz: setup  # random programs, and every case that otherwise runs in one library in turn
+	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_IDIOMS=all $(BIN)/python -m pytest -n 2 -rP tests/fuzz $(FULL)
 
 lint: setup
 	$(BIN)/ruff check .

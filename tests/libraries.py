@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,3 +211,19 @@ class Renamed:
 
 
 LIBRARIES = {"pyro": PyroWords, "numpyro": NumPyroWords}
+
+
+def in_turn(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """A product, each case of it in one of the libraries, and all that leaves one axis open in both.
+
+    `VI_KIT_IDIOMS=all` has each case in both. A row is the name of a library and a value of each axis; those that are
+    tuples are several values.
+    """
+    rows = []
+    for number, lib in enumerate(LIBRARIES):
+        for case in itertools.product(*map(enumerate, axes)):
+            is_turn = (number + sum(i for i, _ in case)) % len(LIBRARIES) == 0
+            if is_turn or os.environ.get("VI_KIT_IDIOMS") == "all":
+                values = (x if isinstance(x, tuple) else (x,) for _, x in case)
+                rows.append((lib, *itertools.chain(*values)))
+    return rows

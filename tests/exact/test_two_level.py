@@ -1,12 +1,11 @@
 """Every pair of discrete estimators on a two-level Bernoulli model with a plate."""
 
-import itertools
-
 import numpy as np
 import pytest
 
 import vi_kit as vi
 from tests.cases import TwoLevelBernoulli
+from tests.libraries import in_turn
 from tests.oracles import check_unbiased, seed_of
 
 ESTIMATORS = {
@@ -24,8 +23,11 @@ OBJECTIVES = {
 EXACT = TwoLevelBernoulli.exact
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize(("first", "second"), [*itertools.product(ESTIMATORS, repeat=2)])
+@pytest.mark.parametrize(
+    ("lib", "first", "second", "objective"),
+    in_turn(ESTIMATORS, ESTIMATORS, OBJECTIVES),
+    indirect=["lib"],
+)
 def test_pair_is_unbiased(objective, first, second, lib, request):
     program, particles = OBJECTIVES[objective]
     loss = lib.Loss(

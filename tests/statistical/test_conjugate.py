@@ -7,6 +7,7 @@ import pytest
 
 import vi_kit as vi
 from tests import oracles
+from tests.libraries import LIBRARIES, in_turn
 from tests.statistical_cases import (
     ConjugateNormal,
     GammaPoisson,
@@ -40,12 +41,12 @@ SINGLE = [
     *itertools.product([ConjugateNormal, Mixture], ["constant", "moving"]),
 ]
 PAIRS = [
-    *((first, second, "iwae") for first, second in itertools.product(CONTINUOUS, DISCRETE)),
-    *itertools.product(["reparam", "measure"], ["enumerate", "loo"], ["elbo"]),
-    ("reparam", "enumerate", "miwae"),
-    ("score", "local", "miwae"),
-    ("loo", "loo", "miwae"),
-    ("measure", "measure", "miwae"),
+    *in_turn(CONTINUOUS, DISCRETE, ["iwae"]),
+    *itertools.product(LIBRARIES, ["reparam", "measure"], ["enumerate", "loo"], ["elbo"]),
+    *((lib, "reparam", "enumerate", "miwae") for lib in LIBRARIES),
+    *((lib, "score", "local", "miwae") for lib in LIBRARIES),
+    *((lib, "loo", "loo", "miwae") for lib in LIBRARIES),
+    *((lib, "measure", "measure", "miwae") for lib in LIBRARIES),
 ]
 
 
@@ -56,14 +57,15 @@ def check(lib, case, estimators, objective, num_draws, request):
     oracles.check_unbiased(draws, exact(case, num_particles))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize(("case", "estimator"), SINGLE)
+@pytest.mark.parametrize(
+    ("lib", "case", "estimator", "objective"), in_turn(SINGLE, OBJECTIVES), indirect=["lib"]
+)
 def test_one_site(case, estimator, objective, lib, request):
     num_draws = 25 if estimator == "reparam" else 80  # little noise, and implicit ones take long
     check(lib, case, ESTIMATORS[estimator], objective, num_draws, request)
 
 
-@pytest.mark.parametrize(("first", "second", "objective"), PAIRS)
+@pytest.mark.parametrize(("lib", "first", "second", "objective"), PAIRS, indirect=["lib"])
 def test_normal_then_categorical(first, second, objective, lib, request):
     estimators = {"m": ESTIMATORS[first], "z": ESTIMATORS[second]}
     check(lib, ShiftedMixture, estimators, objective, 50, request)

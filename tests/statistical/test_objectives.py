@@ -9,7 +9,7 @@ import pytest
 
 import vi_kit as vi
 from tests import oracles
-from tests.libraries import Renamed
+from tests.libraries import Renamed, in_turn
 from tests.statistical_cases import (
     ConjugateNormal,
     LocalBernoulli,
@@ -117,8 +117,9 @@ def gradient_of_loss(case, objective, num_copies, fn, *, fixed=None):
     return sign(objective) * oracles.gradient(value, case.values)
 
 
-@pytest.mark.parametrize("estimator", DISCRETE)
-@pytest.mark.parametrize("name", OF_WEIGHTS)
+@pytest.mark.parametrize(
+    ("lib", "name", "estimator"), in_turn(OF_WEIGHTS, DISCRETE), indirect=["lib"]
+)
 def test_bernoulli_sites_in_a_plate(name, estimator, lib, request):
     objective, num_copies, fn = OF_WEIGHTS[name]
     loss = lib.Loss(objective, DISCRETE[estimator], num_samples=1000)

@@ -15,6 +15,7 @@ from array_api_compat import array_namespace
 import vi_kit as vi
 from tests import oracles
 from tests.cases import TwoLevelBernoulli
+from tests.libraries import in_turn
 from tests.statistical_cases import (
     DISCRETE,
     ConjugateNormal,
@@ -233,8 +234,9 @@ PROGRAMS = [
 ]
 
 
-@pytest.mark.parametrize("estimator", DISCRETE)
-@pytest.mark.parametrize("written", PROGRAMS, ids=repr)
+@pytest.mark.parametrize(
+    ("lib", "written", "estimator"), in_turn(PROGRAMS, DISCRETE), indirect=["lib"], ids=str
+)
 def test_program_is_unbiased(written, estimator, lib, request):
     loss = lib.Loss(written.program(), DISCRETE[estimator], num_samples=1000)
     draws = written.case(lib).gradients(loss, 50, oracles.seed_of(request.node.name))
