@@ -89,8 +89,8 @@ class PyroWords:
             draws.append(np.concatenate([[value], *(leaf.grad.numpy() for leaf in leaves)]))
         return np.array(draws)
 
-    def value(self, loss: Any, model: Any, guide: Any, seed: int) -> float:
-        """One estimate of the loss (nats)."""
+    def value(self, loss: Any, model: Any, guide: Any, seed: int, compiled: bool = False) -> float:
+        """One estimate of the loss (nats); `compiled` is for NumPyro."""
         import pyro
 
         pyro.set_rng_seed(seed % 2**31)
@@ -189,11 +189,14 @@ class NumPyroWords:
             draws.append(np.concatenate([[value], *(np.asarray(draw[n]) for n in names)]))
         return np.array(draws)
 
-    def value(self, loss: Any, model: Any, guide: Any, seed: int) -> float:
-        """One estimate of the loss (nats)."""
+    def value(self, loss: Any, model: Any, guide: Any, seed: int, compiled: bool = False) -> float:
+        """One estimate of the loss (nats); `compiled` as a whole, or one operation after the other."""
         import jax
 
-        return float(loss.loss(jax.random.key(seed), {}, model, guide))
+        def once(key: Any) -> Any:
+            return loss.loss(key, {}, model, guide)
+
+        return float((jax.jit(once) if compiled else once)(jax.random.key(seed)))
 
 
 class Renamed:

@@ -369,7 +369,7 @@ def test_held_draws_of_a_marginal_are_single_by_default(lib):
     guide, _, model = programs(lib)
     kept = vi.marginal(guide, ["k"], vi.ImportanceSampling(2))
     loss = lib.Loss(vi.trajectory_balance())
-    assert np.isfinite(lib.value(loss, model, kept, 0))
+    assert np.isfinite(lib.value(loss, model, kept, 0, compiled=True))
     several = lib.Loss(vi.trajectory_balance(), {"u": vi.Enumerate(), "k": vi.Score()})
     with pytest.raises(vi.EstimatorError, match="held has several values at sites"):
         lib.value(several, model, kept, 0)

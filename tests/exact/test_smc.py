@@ -252,7 +252,8 @@ def test_refusals(lib):
     model, guide = walk(lib)
 
     def value(algorithm, estimators=None):
-        return lib.value(lib.Loss(vi.elbo(), estimators), model, vi.normalize(model, algorithm), 0)
+        posterior = vi.normalize(model, algorithm)
+        return lib.value(lib.Loss(vi.elbo(), estimators), model, posterior, 0, compiled=True)
 
     def backwards():
         for t in reversed(range(len(DATA))):
@@ -332,7 +333,7 @@ def test_the_bound_of_a_filter_is_near_the_evidence(lib):
         ("series", vi.iwae(num_particles=32), proposal),
     ):
         loss = lib.Loss(objective, num_samples=50)
-        bounds[name] = -lib.value(loss, model, guide, 0)
+        bounds[name] = -lib.value(loss, model, guide, 0, compiled=True)
     assert exact - 0.5 < bounds["filter"] < exact + 0.1
     assert bounds["series"] < bounds["filter"] - 0.1
 
@@ -366,7 +367,8 @@ def test_series_that_see_each_other_are_resampled_together(lib):
             before = sum(z)
         exact += p
     posterior = vi.normalize(model, vi.SMC(guide, 2))
-    mean = -lib.value(lib.Loss(vi.iwae(num_particles=1500)), model, posterior, 0)
+    loss = lib.Loss(vi.iwae(num_particles=1500))
+    mean = -lib.value(loss, model, posterior, 0, compiled=True)
     assert abs(mean - np.log(exact)) < 0.05, (mean, np.log(exact))
 
 
