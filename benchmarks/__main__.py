@@ -22,6 +22,7 @@ PARTS = (
     "vae_overhead",
     "air",
     "air_pyro",
+    "cone",
     "scaling",
 )
 README = Path(__file__).parent / "README.md"
