@@ -23,6 +23,7 @@ PARTS = (
     "air",
     "air_pyro",
     "cone",
+    "discrete",
     "scaling",
 )
 README = Path(__file__).parent / "README.md"
@@ -36,7 +37,7 @@ def lines_of(part: str) -> list[str]:
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     lines = []
-    for line in run.stdout:
+    for line in filter(lambda line: line.startswith("|"), run.stdout):
         print(line, end="", flush=True)
         lines.append(line)
     if run.wait():

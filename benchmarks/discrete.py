@@ -20,7 +20,7 @@ import importlib
 import importlib.util
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from jax import lax, random
 from numpyro.infer import SVI
 
 import vi_kit as vi
+from benchmarks.timing import Row
 from vi_kit.numpyro import Loss
 
 NUM_PIXELS, NUM_BITS, NUM_VALUES, BATCH_SIZE = 64, 200, 64, 50
@@ -446,21 +447,35 @@ def toy(target: float, quick: bool) -> None:
         beside_storchastic("(a) toy, t = 0.45", points, None, 20 if quick else 300)
 
 
-def images(quick: bool) -> None:
-    data = digits()
-    x = jnp.asarray(data[:BATCH_SIZE])
-    rounds, steps, draws = (2, 100, 8) if quick else (4, 800, 40)
-    bits = Problem(
+def belief_problem(data: np.ndarray, steps: int, draws: int) -> Problem:
+    return Problem(
         "(b) belief network of 200 bits, ELBO",
         vi.elbo(),
         belief_network,
         belief_guide,
-        (x,),
+        (jnp.asarray(data[:BATCH_SIZE]),),
         Loss(vi.elbo(), vi.DisARM(), num_samples=2),
         3e-3,
         steps,
         draws,
     )
+
+
+def rows() -> Iterator[Row]:
+    """Variance x time on the belief network in the middle of training."""
+    data = digits()
+    problem = belief_problem(data, 400, 20)
+    found = measure(problem, BITS, train(problem, data), rounds=2)
+    products = {c: m.variance(1) * m.milliseconds for c, m in found.items() if not c.biased}
+    base = next(c for c in products if c.estimator == LEAVE_ONE_OUT)
+    numbers = {base.name: products.pop(base)} | {c.name: p for c, p in products.items()}
+    yield Row("variance x time, 200 bits of digits, NumPyro", numbers, "nats^2 ms")
+
+
+def images(quick: bool) -> None:
+    data = digits()
+    rounds, steps, draws = (2, 100, 8) if quick else (4, 800, 40)
+    bits = belief_problem(data, steps, draws)
     points = train(bits, data)
     results = measure(bits, BITS, points, rounds)
     print_table(results)
