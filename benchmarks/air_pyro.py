@@ -6,7 +6,6 @@ Run it: `python -m benchmarks.air_pyro`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pyro
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import vi_kit as vi
+from benchmarks.pyro_overhead import make_step
 from benchmarks.timing import Row, in_turn
 from vi_kit.pyro import Loss
 
@@ -111,18 +111,13 @@ def rows() -> Iterator[Row]:
     def infer_of(site: Any) -> dict[str, Any]:
         return {"enumerate": "parallel"} if site["name"].startswith("bit") else {}
 
-    def step(loss: Any, guide: Any) -> None:
-        loss.loss_and_grads(model, guide, x)
-        for leaf in pyro.get_param_store()._params.values():
-            leaf.grad = None
-
     theirs = {
-        "TraceGraph_ELBO": partial(step, TraceGraph_ELBO(), guide),
-        "TraceEnum_ELBO": partial(
-            step, TraceEnum_ELBO(max_plate_nesting=1), infer_config(guide, infer_of)
+        "TraceGraph_ELBO": make_step(TraceGraph_ELBO(), model, guide, x),
+        "TraceEnum_ELBO": make_step(
+            TraceEnum_ELBO(max_plate_nesting=1), model, infer_config(guide, infer_of), x
         ),
     }
-    mine = {f"vi_kit {name}": partial(step, loss, guide) for name, loss in ours.items()}
+    mine = {f"vi_kit {name}": make_step(loss, model, guide, x) for name, loss in ours.items()}
     yield Row("AIR gradient in Pyro, batch 64", in_turn({**theirs, **mine}, seconds=30.0))
 
 

@@ -18,15 +18,13 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from benchmarks.pyro_overhead import NUM_LATENT, NUM_PIXELS, VAE
+from benchmarks.pyro_overhead import NUM_LATENT, NUM_PIXELS, VAE, Step, make_step
 from benchmarks.timing import Row, in_turn
 from vi_kit.pyro import Loss
 
 HALF_LOG_2PI = 0.9189385332046727
 LOG_2_OVER_PI = -0.4515827052894548
 NUM_DATA, NUM_COVARIATES = 1000, 30
-
-Step = Callable[[], Any]
 
 
 def log_normal(z: torch.Tensor, loc: Any, scale: Any) -> torch.Tensor:
@@ -88,16 +86,6 @@ def by_hand(loss: Callable[..., torch.Tensor], params: list[torch.Tensor], args:
     return step
 
 
-def by_loss(loss: Any, model: Any, guide: Any, args: Any) -> Step:
-    def step() -> float:
-        value = loss.loss_and_grads(model, guide, *args)
-        for p in pyro.get_param_store()._params.values():
-            p.grad = None
-        return value
-
-    return step
-
-
 def by_svi(loss: Any, model: Any, guide: Any, args: Any) -> Step:
     svi = SVI(model, guide, Adam({"lr": 1e-3, "fused": True}), loss)
     return lambda: svi.step(*args)
@@ -150,23 +138,24 @@ def rows() -> Iterator[Row]:
     for name, model, guide, args, hand, params in problems():
         pyro.clear_param_store()
         compiled, programs = Loss(compile=True), (model, guide, args)
+        jit = JitTrace_ELBO(ignore_jit_warnings=True)
         start = time.perf_counter()
         for _ in range(3):
-            by_loss(compiled, *programs)()
+            make_step(compiled, model, guide, *args)()
         seconds = time.perf_counter() - start
         gradients = {
             "by hand": by_hand(hand, params, args),
             "by hand, torch.compile": by_hand(torch.compile(hand), params, args),
-            "vi_kit": by_loss(Loss(), *programs),
-            "vi_kit, compiled": by_loss(compiled, *programs),
-            "Trace_ELBO": by_loss(Trace_ELBO(), *programs),
-            "JitTrace_ELBO": by_loss(JitTrace_ELBO(ignore_jit_warnings=True), *programs),
+            "vi_kit": make_step(Loss(), model, guide, *args),
+            "vi_kit, compiled": make_step(compiled, model, guide, *args),
+            "Trace_ELBO": make_step(Trace_ELBO(), model, guide, *args),
+            "JitTrace_ELBO": make_step(jit, model, guide, *args),
         }
         numbers = in_turn(gradients, seconds=15.0)
         yield Row(f"gradient in Pyro, {name} (captured and compiled in {seconds:.0f} s)", numbers)
         steps = {
             "SVI, Trace_ELBO": by_svi(Trace_ELBO(), *programs),
-            "SVI, JitTrace_ELBO": by_svi(JitTrace_ELBO(ignore_jit_warnings=True), *programs),
+            "SVI, JitTrace_ELBO": by_svi(jit, *programs),
             "SVI, vi_kit": by_svi(Loss(), *programs),
             "SVI, vi_kit, compiled": by_svi(compiled, *programs),
             "vi_kit, compiled, one fused Adam": by_one_optimizer(compiled, *programs),

@@ -22,9 +22,11 @@ import torch
 from jax import random
 
 import vi_kit as vi
+from benchmarks.pyro_overhead import make_step
 from benchmarks.timing import Row, exponent, in_turn
 from vi_kit.numpyro import Loss
 from vi_kit.pyro import Loss as PyroLoss
+from vi_kit.pyro.front import saved_bytes
 
 NUM_FEATURES = 256
 
@@ -103,22 +105,12 @@ def loss_params(model: Any, guide: Any) -> dict[str, Any]:
 
 def in_pyro(loss: Any, programs: tuple[Any, Any]) -> tuple[Callable[[], Any], float]:
     """A gradient, and the bytes that are saved for its backward pass."""
-    saved: dict[int, int] = {}
-
-    def step() -> None:
-        loss.loss_and_grads(*programs)
-        for leaf in pyro.get_param_store()._params.values():
-            leaf.grad = None
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    step = make_step(loss, *programs)
     pyro.clear_param_store()
     step()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_bytes() as saved:
         step()
-    return step, float(sum(saved.values()))
+    return step, saved()
 
 
 def grown(

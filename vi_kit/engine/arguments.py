@@ -34,13 +34,13 @@ def described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Hashable,
 
 
 @dataclass(frozen=True, eq=False)
-class _Same:
+class Same:
     """One object, held so that no other takes its place in memory."""
 
     held: Any
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.held is self.held
+        return isinstance(other, Same) and other.held is self.held
 
     def __hash__(self) -> int:
         return id(self.held)
@@ -59,12 +59,12 @@ def _state(x: Any, met: set[int], depth: int) -> Hashable:
         return type(x), tuple(x.shape), getattr(x, "dtype", None)
     is_plain = isinstance(x, list | tuple | Mapping)
     if id(x) in met or not depth or isinstance(x, type):
-        return None if is_plain else _Same(x)
+        return None if is_plain else Same(x)
     met.add(id(x))
     inside = x if is_plain else _inside(x)
     parts = inside.items() if isinstance(inside, Mapping) else enumerate(inside[:MAX_ITEMS])
     of_parts = tuple((k, _state(v, met, depth - 1)) for k, v in parts)
-    return (type(x), len(x), of_parts) if is_plain else (_Same(x), of_parts)
+    return (type(x), len(x), of_parts) if is_plain else (Same(x), of_parts)
 
 
 def _inside(x: Any) -> Any:

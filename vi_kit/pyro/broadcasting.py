@@ -32,6 +32,7 @@ from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.expectations import Random
 from vi_kit.pyro.front import (
+    InPlaceOf,
     Position,
     Recorded,
     Uneven,
@@ -180,7 +181,7 @@ class _CannotBeAlone(Exception):
     """A value cannot be made again for a program alone."""
 
 
-class _Solo:
+class _Solo(InPlaceOf):
     """A reading of a program alone, at one index of what was in front when it was recorded."""
 
     def __init__(
@@ -189,9 +190,9 @@ class _Solo:
         recorded: Recorded,
         known: dict[Site, tuple[Any, torch.Tensor]],
     ):
-        self.original: Any = recorded.reading
+        super().__init__(recorded.reading)
         self.was, self.known = was, known
-        self.program = self.original.program
+        self.program = self.reading.program
         self.nesting = was.plan.max_plate_nesting
         self.dims, self.num_terms = recorded.dims, recorded.num_terms
         draw = recorded.draw
@@ -205,7 +206,7 @@ class _Solo:
         self.program = with_one_of_each(self.program, lambda _: self.position, self.nesting)
         self.run = Run(was.backend, replace(was.plan, num_slots=1, tracked=False))
         self.run.subsamples = dict(was.subsamples)
-        self.terms = list(self.original.terms)
+        self.terms = list(self.reading.terms)
         self.text: str | None = None
 
     def run_alone(self, backend: PyroBackend) -> Mismatch | None:
@@ -231,7 +232,7 @@ class _Solo:
 
     def latent(self, statement: Statement) -> torch.Tensor:
         """The value that the site had at this index."""
-        original, name = self.original, statement.name
+        original, name = self.reading, statement.name
         simulated = original.draws(name)
         value: Any = original.values[name] if simulated else original.draw.by_name[name]
         if not simulated and not isinstance(value, Random):
@@ -263,11 +264,11 @@ class _Solo:
     def record(self, made: LogDensity) -> None:
         """Compare a log density with what it was."""
         name, what = made.name, self.program.what(made.name)
-        if isinstance(self.original, Replay) and name in self.original.sites:
+        if isinstance(self.reading, Replay) and name in self.reading.sites:
             made = made.unmasked()
         density = made.density
         axes = tuple(a for a in made.axes if a.kind == PLATE)
-        self.num_terms += isinstance(self.original, Simulation) and name in self.original.sites
+        self.num_terms += isinstance(self.reading, Simulation) and name in self.reading.sites
         if isinstance(density, Random):
             closed = (self.num_terms, what) in self.was.plan.closed
             density = settled(density.value, density.sample, closed)
@@ -292,26 +293,8 @@ class _Solo:
             own = own.broadcast(whole.axes)
         self._compare(what, own.array, whole.array, spread)
 
-    def draws(self, name: str) -> bool:
-        return self.original.draws(name)
-
-    def stops_at(self, name: str, is_auxiliary: bool) -> bool:
-        return self.original.stops_at(name, is_auxiliary)
-
-    def wants(self, name: str) -> bool:
-        return self.original.wants(name)
-
-    def leaves_out(self, name: str) -> bool:
-        return self.original.leaves_out(name)
-
-    def takes_given(self, name: str) -> bool:
-        return self.original.takes_given(name)
-
-    def relaxes(self, name: str) -> bool:
-        return self.original.relaxes(name)
-
     def drawn_from(self, name: str) -> Any:
-        drawn = self.original.drawn_from(name)
+        drawn = super().drawn_from(name)
         if drawn is None or drawn[0] not in self.known:
             return drawn
         return drawn[0], self.known[drawn[0]][0], drawn[2]

@@ -304,7 +304,6 @@ class Loss(CommonLoss, ELBO):
                     plan = self._fallback(run, in_words(error), refusal or error, programs)
                     continue
                 if plan.settled:
-                    written.clear()
                     return groups, run
                 with torch.random.fork_rng(devices=[]), buffers_kept():
                     found, compared = checked(run, backend.recorded or [], PyroBackend(self.state))

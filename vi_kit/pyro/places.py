@@ -21,8 +21,7 @@ import torch
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import Trace
 
-INSTALLED = ("jax", "numpy", "numpyro", "pyro", "torch", "vi_kit")
-"""Packages whose functions and classes stay as they are."""
+from vi_kit.engine.arguments import INSTALLED, Same
 
 CONSTANTS = (
     type(None),
@@ -153,7 +152,7 @@ class Survey:
             return x.__code__
         if isinstance(x, type) or _has_inside(x):
             return type(x), x if isinstance(x, type) else None
-        return type(x), _Same(x)
+        return type(x), Same(x)
 
     def iterator(self) -> str | None:
         """The name of something that gives something else each time, if there is one."""
@@ -193,19 +192,6 @@ class Survey:
 
 class Written(Exception):
     """A program writes to a place whose name this is."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """One object, held so that no other takes its place in memory."""
-
-    held: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.held is self.held
-
-    def __hash__(self) -> int:
-        return id(self.held)
 
 
 @functools.cache
