@@ -1,0 +1,1 @@
+"""What is done around the gradient: fit, diagnose, choose, export."""

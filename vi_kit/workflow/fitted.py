@@ -1,0 +1,58 @@
+"""What a fit is made of and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(eq=False)
+class Fit:
+    """What `fit` returns: the programs, where their parameters ended, and how they got there.
+
+    Attributes:
+        model: the model, with the scale of its minibatches seen to.
+        guide: the guide, likewise.
+        args: what they take: all the data, or the first minibatch of a loader.
+        kwargs: likewise.
+        loss: the `Loss` of the library.
+        params: the parameters by name, as the programs see them (constrained).
+        losses: of each step (nats), shape `(num_steps,)`.
+        gradient_norms: the Euclidean norm of the gradient of each step, before clipping, same shape.
+        stopped: why it stopped, in words.
+        explained: which estimator each site had, and why.
+        seconds: by phase: `"first step"`, `"steps"`.
+        versions: of the libraries.
+        seed: of all random numbers.
+        notes: what else there is to know.
+    """
+
+    model: Callable
+    guide: Callable
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    loss: Any
+    params: dict[str, Any]
+    losses: np.ndarray
+    gradient_norms: np.ndarray
+    stopped: str
+    explained: str
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+    seed: int
+    notes: tuple[str, ...] = ()
+    kept: Any = field(default=None, repr=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were taken."""
+        return len(self.losses)
+
+    @property
+    def bound(self) -> float:
+        """Mean of the last tenth of the losses, at least ten of them, with the sign of the objective (nats)."""
+        last = self.losses[-max(10, len(self.losses) // 10) :]
+        return self.loss.settings.sign * float(np.mean(last))
