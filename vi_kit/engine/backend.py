@@ -36,6 +36,11 @@ class Backend(Arrays, Protocol[R]):
         """Everything that must be entered before an objective program is run."""
         ...
 
+    def salted(self, dist: Distribution, salt: Any) -> AbstractContextManager[None]:
+        """What is drawn inside, also by `dist`, has random numbers of its own, made of those that come next and of a
+        number; what is drawn after does not depend on that."""
+        ...
+
     def replicated(self, run: R, axis: Axis) -> AbstractContextManager[None]:
         """Every sample statement inside draws independent copies along `axis`."""
         ...

@@ -64,7 +64,10 @@ def draw_apart(
 
 def expanded(run: Run, site: Site, dist: Distribution) -> Expansion:
     """What the estimator of a site makes, looked over."""
-    return checked(run.backend, site, dist, estimator_of(site).expand(dist))
+    if site.label not in run.salts:
+        return checked(run.backend, site, dist, estimator_of(site).expand(dist))
+    with run.backend.salted(dist, run.salts[site.label]):
+        return checked(run.backend, site, dist, estimator_of(site).expand(dist))
 
 
 def claim(run: Run, site: Site, expansion: Expansion) -> None:
@@ -129,7 +132,7 @@ def draw_inside(
     plain = run.plain_value(site, dist, choice, inside=True)
     if plain is not None:
         return plain, site
-    if not site.tracked and dist.has_rsample:
+    if not site.tracked and dist.has_rsample and site.label not in run.salts:
         return None, site
     value = expanded(run, site, dist).value
     return (run.backend.track(value, site) if site.tracked else value), site

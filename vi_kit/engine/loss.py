@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from vi_kit.base.errors import BackendError, message, refuse_settings
+from vi_kit.base.errors import BackendError, message, refuse_settings, whole_number
 from vi_kit.engine.plan import Plan, Plans, explanation
 from vi_kit.engine.select import Given
 from vi_kit.engine.settings import SETTINGS, Settings
+from vi_kit.engine.variance import GradientVariance, variance_of
 from vi_kit.language.programs import Program
 from vi_kit.language.words import Objective
 
@@ -62,6 +65,13 @@ class CommonLoss:
         """The same loss with `times` as many samples."""
         return self._changed(self.settings.estimators, times * self.settings.num_samples)
 
+    def with_salts(self, salts: Mapping[str, Any]) -> Self:
+        """The same loss, at the same state, with other random numbers at some sites: see `Settings`."""
+        salted = copy.copy(self)
+        salted.settings = replace(self.settings, salts=salts)
+        salted._plans = self._plans
+        return salted
+
     def _changed(self, estimators: Mapping[str, Given] | Given | None, num_samples: int) -> Self:
         own = self.settings
         return type(self)(
@@ -76,6 +86,58 @@ class CommonLoss:
     def replay(self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any) -> Any:
         """Model and guide at their present parameters, for `vi.check_unbiased`."""
         return type(self).replays(model, guide, args, kwargs, params)
+
+    def gradient_variance(
+        self,
+        model: Callable,
+        guide: Callable,
+        *args: Any,
+        num_draws: int = 200,
+        seed: int = 0,
+        params: Any = None,
+        **kwargs: Any,
+    ) -> GradientVariance:
+        r"""The variance of one gradient at the present parameters, by parameter and by latent site.
+
+        That of a parameter is summed over its coordinates. That of a site is what its random numbers contribute:
+        the mean of the variance that is left where those of all other sites are held,
+        $E[\mathrm{Var}(g \mid \text{the noise of all other sites})]$. By so much the variance of the whole gradient
+        would fall if the expectation over this site's noise were exact. It is found by gradients in which this noise
+        alone is drawn again: half the mean squared difference. The contributions add up to at least the total, and to
+        more where sites interact (one noise changes what another one does). What an estimator learns is as at first.
+
+        Args:
+            model: as for `SVI`.
+            guide: likewise.
+            *args: of model and guide.
+            num_draws: gradients; each takes one more for every site.
+            seed: of the draws.
+            params: NumPyro: values of the parameters, if not those that the programs start with.
+            **kwargs: of model and guide.
+
+        Returns:
+            Variances, each with its standard error: of a mean of squares, as the fourth moments say. Where gradients
+            have heavy tails that is too small.
+
+        Raises:
+            ObjectiveError: not a number of draws, or fewer than two.
+            EstimatorError: as at the first step.
+
+        Example:
+            >>> import pyro, torch, vi_kit as vi
+            >>> import pyro.distributions as dist
+            >>> from vi_kit.pyro import Loss
+            >>> def model():
+            ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+            >>> def guide():
+            ...     pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.5)), 1.0))
+            >>> found = Loss().gradient_variance(model, guide, num_draws=50)
+            >>> [part.name for part in found.params], [part.name for part in found.sites]
+            (['m'], ['z'])
+        """
+        num_draws = whole_number("gradient_variance", "num_draws", num_draws, least=2)
+        return variance_of(self, self.replay(model, guide, args, kwargs, params), num_draws, seed)
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""

@@ -80,6 +80,8 @@ class Run:
         self.learns = False
         self.variant = 0
         self.is_aside = False
+        self.salts: Mapping[str, Any] = {}
+        """See `Settings`."""
         self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.apart: frozenset[Axis] = frozenset()
         self.uneven: set[Axis] = set()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vi_kit.base.errors import EstimatorError, ObjectiveError, message, whole_number
 from vi_kit.base.named import Named
@@ -37,6 +38,8 @@ class Settings:
         max_plate_nesting: dims reserved for plates, `None` to find out.
         vectorize: whether replicates are drawn in one pass; `None` to find out.
         selection: the estimators by pattern, and the sites that are summed out of the model.
+        salts: by label of a site, what its random numbers are made of besides the generator; none but for
+            `gradient_variance`.
     """
 
     objective: Objective
@@ -45,6 +48,7 @@ class Settings:
     max_plate_nesting: int | None
     vectorize: bool | None
     selection: Selection
+    salts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(

@@ -307,6 +307,15 @@ class NumPyroBackend:
             yield
 
     @contextmanager
+    def salted(self, dist: Any, salt: Any) -> Iterator[None]:
+        kept, own = self.key, dist.key
+        self.key, dist.key = random.fold_in(kept, salt), random.fold_in(own, salt)
+        try:
+            yield
+        finally:
+            self.key = kept
+
+    @contextmanager
     def replicated(self, run: Run, axis: Axis) -> Iterator[None]:
         raise NotImplementedError("replicates do not broadcast here")
         yield

@@ -85,6 +85,7 @@ class LossStep:
     ) -> tuple[dict[str | None, jax.Array], Run, NumPyroBackend]:
         backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance)
         run = Run(backend, plan, learning=learning)
+        run.salts = self.settings.salts
         names: list[str | None] = []
 
         def execute() -> Any:

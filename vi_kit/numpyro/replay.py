@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from vi_kit.engine.plan import Plan
 from vi_kit.engine.replay import (
     counts_in_guide,
     is_drawn,
@@ -68,6 +69,9 @@ class NumPyroReplay:
             for path, leaf in jax.tree_util.tree_leaves_with_path(moved[n])
             for index in np.ndindex(*jnp.shape(leaf))
         ]
+        self.owners = [
+            n for n in sorted(moved) for x in jax.tree.leaves(moved[n]) for _ in range(jnp.size(x))
+        ]
         self.rounding = float(jnp.finfo(jnp.result_type(float)).eps) ** 0.5
 
     def started(self, loss: Any) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
@@ -79,22 +83,60 @@ class NumPyroReplay:
         first = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
         return guide, own, {**self.state, **first}
 
+    def estimate(self, loss: Any, guide: Callable, held: Any, flat: Any, key: Any) -> Any:
+        """The state after a step, and its estimate of the loss with the gradient behind it.
+
+        Args:
+            loss: of the step.
+            guide: with room for what it keeps.
+            held: parameters by which no gradient is taken, and the state before.
+            flat: the others.
+            key: of the step.
+        """
+        fixed, state = held
+
+        def value(flat: Any) -> tuple[Any, Any]:
+            params = {**fixed, **self.unravel(flat), **state}
+            result = loss.loss_with_mutable_state(
+                key, params, self.model, guide, *self.args, **self.kwargs
+            )
+            return result["loss"], {**state, **(result["mutable_state"] or {})}
+
+        (found, state), slope = jax.value_and_grad(value, has_aux=True)(flat)
+        return state, jnp.concatenate([found[None], slope])
+
     def estimates(self, loss: Any, num_draws: int, seed: int) -> np.ndarray:
         guide, own, first = self.started(loss)
 
         def step(state: Any, key: Any) -> tuple[Any, Any]:
-            def value(flat: Any) -> tuple[Any, Any]:
-                params = {**own, **self.fixed, **self.unravel(flat), **state}
-                result = loss.loss_with_mutable_state(
-                    key, params, self.model, guide, *self.args, **self.kwargs
-                )
-                return result["loss"], {**state, **(result["mutable_state"] or {})}
-
-            (found, state), slope = jax.value_and_grad(value, has_aux=True)(self.flat)
-            return state, jnp.concatenate([found[None], slope])
+            held = {**own, **self.fixed}, state
+            return self.estimate(loss, guide, held, self.flat, key)
 
         keys = random.split(random.key(seed), num_draws)
         return np.asarray(jax.jit(lambda keys: lax.scan(step, first, keys)[1])(keys))
+
+    def plan(self, loss: Any) -> Plan:
+        return loss._explained(loss._programs(self.model, self.guide, self.args, self.kwargs))[0]
+
+    def redrawn(
+        self, loss: Any, labels: Sequence[str], num_draws: int, warm_up: int, seed: int
+    ) -> np.ndarray:
+        guide, own, first = self.started(loss)
+        rows = jnp.eye(1 + len(labels), len(labels), -1, dtype=jnp.int32)
+
+        def step(state: Any, key: Any) -> tuple[Any, Any]:
+            held = {**own, **self.fixed}, state
+
+            def once(salts: Any) -> tuple[Any, Any]:
+                salted = loss.with_salts(dict(zip(labels, salts, strict=True)))
+                return self.estimate(salted, guide, held, self.flat, key)
+
+            states, draws = lax.map(once, rows)
+            return jax.tree.map(lambda x: x[0], states), draws[:, 1:]
+
+        keys = random.split(random.key(seed), warm_up + num_draws)
+        draws = jax.jit(lambda keys: lax.scan(step, first, keys)[1])(keys)
+        return np.asarray(draws[warm_up:], float)
 
     def losses(self, loss: Any, num_draws: int, seed: int) -> Displaced:
         guide, own, state = self.started(loss)

@@ -323,6 +323,20 @@ class PyroBackend:
             yield
 
     @contextmanager
+    def salted(self, dist: Any, salt: int) -> Iterator[None]:
+        del dist
+        seed = int(torch.randint(2**31, ()))
+        generators = [torch.default_generator, *_generators_of_devices()]
+        before = [g.get_state() for g in generators]
+        for g in generators:
+            g.manual_seed(2**31 * salt + seed)
+        try:
+            yield
+        finally:
+            for g, state in zip(generators, before, strict=True):
+                g.set_state(state)
+
+    @contextmanager
     def replicated(self, run: Run, axis: Axis) -> Iterator[None]:
         with _ReplicatePlate(axis.name, axis.size, run.place(axis)):
             yield
@@ -574,6 +588,10 @@ class PyroBackend:
                     fix="use them in the model or in the guide, or one bound for all",
                 )
             )
+
+
+def _generators_of_devices() -> tuple[Any, ...]:
+    return torch.cuda.default_generators if torch.cuda.is_initialized() else ()
 
 
 class _Outermost(Messenger):

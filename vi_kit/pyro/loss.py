@@ -280,6 +280,7 @@ class Loss(CommonLoss, ELBO):
                 backend = PyroBackend(self.state)
                 run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
                 backend.recorded = None if plan.settled else []
+                run.salts = self.settings.salts if plan.settled else {}
                 if plan.has_front and not plan.settled:
                     arguments = programs[0].args, programs[0].kwargs
                     backend.reader = Mixing(Record(), arguments, plan.harmless)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 
+from vi_kit.engine.plan import Plan
 from vi_kit.engine.replay import (
     counts_in_guide,
     is_drawn,
@@ -53,6 +54,9 @@ class PyroReplay:
             f"{n}{list(index) if index else ''}"
             for n, leaf in zip(self.names, leaves, strict=True)
             for index in np.ndindex(*leaf.shape)
+        ]
+        self.owners = [
+            n for n, leaf in zip(self.names, leaves, strict=True) for _ in range(leaf.numel())
         ]
         self.at = np.concatenate([np.zeros(0), *(_flat(leaf, leaf) for leaf in leaves)])
         self.rounding = float(torch.finfo(torch.get_default_dtype()).eps) ** 0.5
@@ -98,6 +102,40 @@ class PyroReplay:
                 value = loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
                 draws.append(np.concatenate([[value], *(_flat(p.grad, p) for p in leaves)]))
             return np.array(draws)
+
+    def plan(self, loss: Any) -> Plan:
+        with self.started(0):
+            return _apart(loss)._explained(
+                loss._programs(self.model, self.guide, self.args, self.kwargs)
+            )[0]
+
+    def gradient(self, loss: Any, leaves: list[torch.Tensor]) -> np.ndarray:
+        for leaf in leaves:
+            leaf.grad = None
+        loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+        return np.concatenate([np.zeros(0), *(_flat(p.grad, p) for p in leaves)])
+
+    def redrawn(
+        self, loss: Any, labels: Sequence[str], num_draws: int, warm_up: int, seed: int
+    ) -> np.ndarray:
+        loss = _apart(loss)
+        loss.compile = False  # a captured step does not know of sites
+        salts = [dict.fromkeys(labels, 0) | ({} if k is None else {k: 1}) for k in (None, *labels)]
+        with self.started(seed) as leaves:
+            for _ in range(max(1, warm_up)):  # the first makes the plan
+                self.gradient(loss, leaves)
+            draws = []
+            for i in range(num_draws):
+                before, after, found = dict(loss.state), {}, []
+                for own in salts:
+                    torch.manual_seed(seed + i)
+                    salted = loss.with_salts(own)
+                    salted.state = dict(before)
+                    found.append(self.gradient(salted, leaves))
+                    after = after or salted.state
+                loss.state = after
+                draws.append(found)
+        return np.array(draws)
 
     def losses(self, loss: Any, num_draws: int, seed: int) -> Displaced:
         # a mean of many is as cheap as one, where programs broadcast
