@@ -53,6 +53,7 @@ from vi_kit.language.words import (
 )
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
+from vi_kit.workflow.sampling import sample
 
 __version__ = "0.1.0"
 
@@ -99,6 +100,7 @@ __all__ = [
     "normalize",
     "objective",
     "quadrature_error",
+    "sample",
     "simulate",
     "softmax",
     "split_gradients",

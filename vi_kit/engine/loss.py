@@ -25,6 +25,9 @@ class CommonLoss:
     replays: ClassVar[Callable[..., Any]]
     """Runs programs plainly, for `vi.check_unbiased`."""
 
+    drawn: ClassVar[Callable[..., Any]]
+    """Runs programs plainly, for `vi.sample` and what is made of draws."""
+
     can_infer_discrete = True
 
     def __init__(
@@ -138,6 +141,11 @@ class CommonLoss:
         """
         num_draws = whole_number("gradient_variance", "num_draws", num_draws, least=2)
         return variance_of(self, self.replay(model, guide, args, kwargs, params), num_draws, seed)
+
+    def draws(self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any) -> Any:
+        """Plain runs of model and guide at some parameters (see `vi_kit.workflow.draws.Runs`)."""
+        summed = self.settings.selection.marginalize
+        return type(self).drawn(model, guide, args, kwargs, params, summed)
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""

@@ -30,6 +30,7 @@ from vi_kit.numpyro.backend import (
     predictions,
 )
 from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.draws import NumPyroRuns
 from vi_kit.numpyro.filter import ALGORITHM
 from vi_kit.numpyro.planning import LossStep, of_value_zero, plan_for, total_of
 from vi_kit.numpyro.replay import NumPyroReplay
@@ -65,6 +66,7 @@ class Loss(CommonLoss, ELBO):
 
     library = "NumPyro"
     replays = NumPyroReplay
+    drawn = NumPyroRuns
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What Pyro's SVI asks for."""

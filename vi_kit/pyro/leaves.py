@@ -79,3 +79,12 @@ def _contents(place: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(place, FunctionType):
         cells = inspect.getclosurevars(place)
         yield from {**cells.nonlocals, **cells.globals}.items()
+
+
+def modules_in(place: Any, steps: int = NEAR) -> Iterator[torch.nn.Module]:
+    """The modules that programs and arguments hold, as far as they can be found."""
+    if isinstance(place, torch.nn.Module):
+        yield from place.modules()
+    elif steps:
+        for _, inside in _contents(place):
+            yield from modules_in(inside, steps - 1)

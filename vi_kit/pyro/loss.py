@@ -34,6 +34,7 @@ from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, checked, refused
 from vi_kit.pyro.capture import Follow, is_made
 from vi_kit.pyro.compiled import Call, Compiler, Estimate
+from vi_kit.pyro.draws import PyroRuns
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.mixing import Mixing
@@ -110,6 +111,7 @@ class Loss(CommonLoss, ELBO):
 
     library = "Pyro"
     replays = PyroReplay
+    drawn = PyroRuns
 
     def __init__(
         self,

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from vi_kit.workflow.asking import Trained
+from vi_kit.workflow.sampling import sample
+
 
 @dataclass(eq=False)
-class Fit:
+class Fit(Trained):
     """What `fit` returns: the programs, where their parameters ended, and how they got there.
 
     Attributes:
@@ -56,3 +59,9 @@ class Fit:
         """Mean of the last tenth of the losses, at least ten of them, with the sign of the objective (nats)."""
         last = self.losses[-max(10, len(self.losses) // 10) :]
         return self.loss.settings.sign * float(np.mean(last))
+
+    def sample(
+        self, num_samples: int = 1000, *args: Any, seed: int = 0, **kwargs: Any
+    ) -> dict[str, np.ndarray]:
+        """Draws of the guide; see `vi.sample`."""
+        return sample(self, *args, num_samples=num_samples, seed=seed, **kwargs)
