@@ -53,6 +53,8 @@ from vi_kit.language.words import (
 )
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
+from vi_kit.workflow.exporting import to_arviz
+from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
 
 __version__ = "0.1.0"
@@ -99,12 +101,14 @@ __all__ = [
     "marginal",
     "normalize",
     "objective",
+    "predictive",
     "quadrature_error",
     "sample",
     "simulate",
     "softmax",
     "split_gradients",
     "stop_gradient",
+    "to_arviz",
     "uncondition",
 ]
 __all__ += estimators.__all__

@@ -136,6 +136,11 @@ class Draws:
         return {n: s for n, s in self.model.items() if s.kind is Kind.OBSERVED}
 
     @property
+    def has_summed(self) -> bool:
+        """Whether the loss sums sites of the model out."""
+        return any(s.kind is Kind.SUMMED for s in self.model.values())
+
+    @property
     def terms(self) -> list[tuple[float, Site]]:
         """The sites that the log weight is made of, each with its sign. What the model draws itself cancels."""
         ours = (Kind.LATENT, Kind.OBSERVED, Kind.FACTOR)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from vi_kit.workflow.asking import Trained
+from vi_kit.workflow.exporting import to_arviz
+from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
 
 
@@ -65,3 +67,11 @@ class Fit(Trained):
     ) -> dict[str, np.ndarray]:
         """Draws of the guide; see `vi.sample`."""
         return sample(self, *args, num_samples=num_samples, seed=seed, **kwargs)
+
+    def predictive(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        """Draws of the data; see `vi.predictive`."""
+        return predictive(self, *args, **kwargs)
+
+    def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
+        """The fit as ArviZ has posteriors; see `vi.to_arviz`."""
+        return to_arviz(self, *args, **kwargs)
