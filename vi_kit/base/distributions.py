@@ -6,13 +6,14 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, ClassVar
 
 from array_api_compat import array_namespace, device
 
 from vi_kit.base.named import Array
 from vi_kit.base.protocols import Elementary, Mixture, Moments, Push
-from vi_kit.base.supports import Wrappers, edges, has_arrays
+from vi_kit.base.supports import Wrappers, edges, has_arrays, is_a
 
 PARAMS = {
     "Bernoulli": ("probs",),
@@ -73,6 +74,8 @@ class DistributionView(ABC):
         fn: the distribution. Masks around it and in it are dropped: they change the density, not the draw.
 
     Attributes:
+        given: the distribution, with its masks.
+        fn: without them.
         mask: what was dropped around it, `True` if nothing was.
         hides_elements: whether a mask was dropped in it, which leaves out a part of its density.
     """
@@ -80,11 +83,10 @@ class DistributionView(ABC):
     wrappers: ClassVar[Wrappers]
 
     def __init__(self, fn: Any):
-        w = self.wrappers
-        self.mask: Any
-        fn, self.mask, self.hides_elements = self._unmasked(fn)
-        self.fn = base = fn
-        while isinstance(base, w.independent | w.expanded):
+        self.given = fn
+        self.fn, self.mask, self.hides_elements = self._unmasked(fn)
+        fn = base = self.fn
+        while is_a(type(base), self.wrappers.laying_out):
             base = base.base_dist
         self.name = _family(base)
         self.batch_shape: tuple[int, ...] = tuple(fn.batch_shape)
@@ -100,12 +102,12 @@ class DistributionView(ABC):
             return fn, True, False
         w = self.wrappers
         base, mask, hides = self._unmasked(fn.base_dist)
-        if isinstance(fn, w.masked):
+        if is_a(type(fn), w.masked):
             return base, fn._mask & mask, hides
         if base is not fn.base_dist:
             fn = copy.copy(fn)
             fn.base_dist = base
-        if mask is True or isinstance(fn, w.expanded):
+        if mask is True or is_a(type(fn), w.expanded):
             return fn, mask, hides
         return fn, True, True
 
@@ -234,25 +236,22 @@ class DistributionView(ABC):
         return self.fn.log_prob(value)
 
     def support_size(self) -> int | None:
-        fn, event_ndim, transforms = self._elements()
-        if transforms or not fn.has_enumerate_support:
+        if self._listed is None:
             return None
-        values = self._values(fn)
-        if values is None:
-            return None
-        return values.shape[0] ** math.prod(self.event_shape[:event_ndim])
+        _, event_ndim, _ = self._elements()
+        return self._listed.shape[0] ** math.prod(self.event_shape[:event_ndim])
 
     def support(self) -> Array:
         fn, event_ndim, _ = self._elements()
-        values = self._values(fn)
+        values = self._listed
         assert values is not None
-        values = values.reshape(values.shape[0], *fn.event_shape)
         shape = self.event_shape[:event_ndim]
         count, size = math.prod(shape), values.shape[0]
         if event_ndim == 0:
             return values
         return values[_digits(size, count, values)].reshape(size**count, *shape, *fn.event_shape)
 
+    @cached_property
     def _listed(self) -> Array | None:
         """The values of each element, if they can be counted off."""
         fn, _, transforms = self._elements()
@@ -273,7 +272,7 @@ class DistributionView(ABC):
         """
         if not self.is_discrete(self.fn):
             return far()
-        value, listed = self.sample(), self._listed()
+        value, listed = self.sample(), self._listed
         if listed is None:
             return value
         xp = array_namespace(value)

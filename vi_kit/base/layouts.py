@@ -12,7 +12,7 @@ class Gradient(enum.Enum):
     Attributes:
         NONE: not in the value, which is a constant given the draws before. Then the gradient of the site's own log
             density has mean zero, and is left out where the cost is linear in it.
-        PATH: all of it is in the value, which a sampler made of the parameters.
+        PATH: all of it is in the value, which a sampler made of the parameters. Its site has no `log_q` then.
         PART: some of it is, and some in what `Estimator.contract` adds. What is always right to say.
     """
 

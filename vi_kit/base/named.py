@@ -14,6 +14,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from vi_kit.base.value import value
+
 Array = Any
 
 EVENT, PLATE, REPLICATE, SLOT, WORLD = range(-1, 4)
@@ -41,6 +43,9 @@ class Axis:
     size: int
     scale: float = field(default=1.0, compare=False)
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # by which most differ: terms look for axes all the time
+
     @property
     def key(self) -> tuple[int, int, str]:
         return (self.kind, self.order, self.name)
@@ -54,7 +59,7 @@ def union(*groups: Iterable[Axis]) -> tuple[Axis, ...]:
     return tuple(sorted(found, key=lambda a: a.key, reverse=True))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@value(slots=True)
 class Named:
     """An array and the axes of its dims, leftmost first."""
 
@@ -67,7 +72,7 @@ class Named:
             return self.array
         own = iter(self.array.shape)
         shape = tuple(next(own) if a in self.axes else 1 for a in axes)
-        return array_namespace(self.array).reshape(self.array, shape)
+        return self.array.reshape(shape)
 
     def sum(self, axes: Iterable[Axis]) -> Named:
         """Sum over those of `axes` that the array has."""
@@ -76,7 +81,7 @@ class Named:
         if not dims:
             return self
         kept = tuple(a for a in self.axes if a not in axes)
-        return Named(array_namespace(self.array).sum(self.array, axis=dims), kept)
+        return Named(self.array.sum(dims), kept)
 
     def __add__(self, other: Named) -> Named:
         return combine(operator.add, self, other)
@@ -142,15 +147,16 @@ def softmax(x: Array, axis: int = 0) -> Array:
 
 def ordered(array: Array, axes: tuple[Axis, ...]) -> Named:
     """Bring the dims of `array` into canonical order."""
-    wanted = union(axes)
-    if wanted == axes:
+    if len(axes) < 2 or (wanted := union(axes)) == axes:
         return Named(array, axes)
     return Named(array_namespace(array).permute_dims(array, tuple(map(axes.index, wanted))), wanted)
 
 
 def combine(fn: Callable[..., Array], *operands: Named) -> Named:
     """Apply an elementwise function with broadcasting over the union of axes."""
-    axes = union(*(o.axes for o in operands))
+    axes = operands[0].axes
+    if any(o.axes != axes for o in operands):
+        axes = union(*(o.axes for o in operands))
     return Named(fn(*(o.aligned(axes) for o in operands)), axes)
 
 
@@ -173,24 +179,22 @@ def from_layout(array: Array, layout: Mapping[int, Axis], required: Iterable[Axi
     Raises:
         ValueError: a dim of size above one at a position that `layout` does not name.
     """
-    required = set(required)
-    axes, shape, ndim = [], [], array.ndim
-    for position in range(-ndim, 0):
-        size, axis = array.shape[position], layout.get(position)
-        if axis is None or (size == 1 and axis.size != 1 and axis not in required):
-            if size != 1:
-                raise ValueError(f"dim {position} of shape {tuple(array.shape)}")
-            continue
+    required, whole = set(required), tuple(array.shape)
+    if not (required or whole):
+        return Named(array)
+    axes, shape = [], []
+    for position, size in enumerate(whole, -len(whole)):
+        axis = layout.get(position)
         if size == 1 and axis not in required:
             continue
+        if axis is None:
+            raise ValueError(f"dim {position} of shape {whole}")
         axes.append(axis)
         shape.append(size)
-    if len(axes) != ndim:
-        array = array_namespace(array).reshape(array, tuple(shape))
+    if len(axes) != len(whole):
+        array = array.reshape(tuple(shape))
     named = ordered(array, tuple(axes))
-    if required <= set(named.axes) and all(
-        s == a.size for s, a in zip(named.array.shape, named.axes, strict=True)
-    ):
+    if required.issubset(axes) and all(s == a.size for s, a in zip(shape, axes, strict=True)):
         return named
     return named.broadcast(required)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,17 @@ class Wrappers:
     transformed: type
     expanded: type
     mixture: type
+
+    @functools.cached_property
+    def laying_out(self) -> tuple[type, ...]:
+        """Those that only lay out its elements."""
+        return self.independent, self.expanded
+
+
+@functools.cache
+def is_a(kind: type, classes: type | tuple[type, ...]) -> bool:
+    """Whether a class is below others. Where these have abstract bases, as distributions do, to ask anew takes long."""
+    return issubclass(kind, classes)
 
 
 def moves(dist: Distribution) -> str | None:

@@ -8,7 +8,6 @@ induction the sum that is left is unbiased.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from vi_kit.base.layouts import Gradient
 from vi_kit.base.named import Named, total
@@ -46,19 +45,17 @@ def contract(cost: Cost, sites: Sequence[Site]) -> dict[str | None, Named]:
 
 def _without_noise(term: Term) -> Term:
     """Without the gradient of a log density at a value drawn from it, whose mean is zero."""
-    if term.own is None:
+    own = term.own
+    if own is None or own.has_path or own.estimator.gradient is not Gradient.NONE:
         return term
-    if term.own.estimator.gradient is Gradient.NONE and not term.own.has_path:
-        term = replace(term, base=stopped(term.base))
-    return replace(term, own=None)
+    return term.changed(base=stopped(term.base))
 
 
 def without(term: Term, site: Site) -> Term:
     """The term, no longer depending on a contracted site."""
     if not any(site in group for group in (term.upstream, term.alternatives, term.slopes)):
         return term
-    return replace(
-        term,
+    return term.changed(
         upstream=term.upstream - {site},
         alternatives={s: a for s, a in term.alternatives.items() if s is not site},
         slopes={s: a for s, a in term.slopes.items() if s is not site},

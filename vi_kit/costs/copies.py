@@ -57,7 +57,7 @@ def _weighted(term: Term) -> Term:
     alternatives = {s: term.scaled(a, ()) for s, a in term.alternatives.items()}
     slopes = {s: term.scaled(a, ()) for s, a in term.slopes.items()}
     base = term.scaled(term.base, ())
-    return replace(term, base=base, alternatives=alternatives, slopes=slopes, weight=1.0)
+    return term.changed(base=base, alternatives=alternatives, slopes=slopes, weight=1.0)
 
 
 def _hollow(term: Term) -> Term:
@@ -65,7 +65,7 @@ def _hollow(term: Term) -> Term:
         return {s: Named(None, n.axes) for s, n in values.items()}
 
     alternatives, slopes = without(term.alternatives), without(term.slopes)
-    return replace(term, base=Named(None, term.base.axes), alternatives=alternatives, slopes=slopes)
+    return term.changed(base=Named(None, term.base.axes), alternatives=alternatives, slopes=slopes)
 
 
 def merged(
@@ -105,8 +105,7 @@ def merged(
                 s: along([t and getattr(t, name)[s] for t in row]) for s in getattr(found[0], name)
             }
 
-        return replace(
-            found[0],
+        return found[0].changed(
             base=along([t and t.base for t in row]),
             alternatives=of_sites("alternatives"),
             slopes=of_sites("slopes"),
@@ -173,8 +172,7 @@ def _with_sites(term: Term, kept: Mapping[Site, Site]) -> Term:
     def of(sites: Iterable[Site]) -> frozenset[Site]:
         return frozenset(kept.get(s, s) for s in sites)
 
-    return replace(
-        term,
+    return term.changed(
         alternatives={kept.get(s, s): n for s, n in term.alternatives.items()},
         slopes={kept.get(s, s): n for s, n in term.slopes.items()},
         upstream=of(term.upstream),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from vi_kit.base.context import current
@@ -68,7 +67,7 @@ class Cost:
                         fix="vi.evaluate(fn, draw) makes a cost of drawn values; costs can be multiplied",
                     )
                 )
-        return Cost(replace(t, weight=t.weight * factor) for t in self.terms)
+        return Cost(t.changed(weight=t.weight * factor) for t in self.terms)
 
     __rmul__ = __mul__
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, message
 from vi_kit.base.named import SLOT, Named, combine, total
+from vi_kit.base.value import value
 from vi_kit.costs.terms import Site, Term, centred, cost_context, stopped
 from vi_kit.costs.worlds import contract_world, settle, that_happens, world_weights
 
 
-@dataclass(frozen=True, eq=False)
+@value()
 class Downstream:
     """The terms that depend on a site; they ascend the same parameters, given the same draws of the sites before it.
 

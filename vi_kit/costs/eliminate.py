@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import message
@@ -36,11 +35,14 @@ def eliminated(
     """
     left = list(terms)
     order = sorted(sites, key=lambda s: (len(_plates(s)), s.order), reverse=True)
+    place = {site: i for i, site in enumerate(order)}
     for i, site in enumerate(order):
-        own = [t for t in left if site in t.upstream]
+        own, others = list[Term](), list[Term]()
+        for t in left:
+            (own if site in t.upstream else others).append(t)
         if not own:
             continue
-        later = {s for t in own for s in t.upstream}.intersection(order[i + 1 :])
+        later = {s for t in own for s in t.upstream if place.get(s, -1) > i}
         weights = sorted({float(t.weight) for t in own})
         problem = (
             _crossing(site, own, later, scale_of)
@@ -51,11 +53,11 @@ def eliminated(
             current().refuse(problem)
             left = [without(t, site) for t in left]
             continue
-        own = [replace(t, weight=1.0) for t in own]
+        own = [t.changed(weight=1.0) for t in own]
         (total,) = applied(_Summed(site), [own], site.world, None)
         name = f"the sum over site {site.name!r}"
-        total = replace(total, weight=weights[0], label=name, statement=name)
-        left = [*(t for t in left if site not in t.upstream), without(total, site)]
+        total = total.changed(weight=weights[0], label=name, statement=name)
+        left = [*others, without(total, site)]
     return left
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device
 
@@ -174,13 +174,13 @@ def _applied(
     name = getattr(reduction.fn, "__name__", "apply")
     run.before_nonlinear(Nonlinear(name, every, plates, over, summed, in_turn))
     reduced = summed | ({over} if over else set())
-    local = [s for s in run.sites if s.world is not None and reduced.intersection(s.axes)]
+    local = [s for s in run.sites if s.world is not None and not reduced.isdisjoint(s.axes)]
     nothing = Term(Named(run.backend.zero()))
     merged = [merge(row) or [nothing] for row in rows]
     rows = [[happening(t, local) for t in row] for row in merged]
     exact = unfold(rows, local, summed, over)
     if exact is not None:
-        terms = [replace(t, upstream=with_elements(t.upstream)) for row in rows for t in row]
+        terms = [t.changed(upstream=with_elements(t.upstream)) for row in rows for t in row]
         arguments = [(named, {}, {}) for named in exact]
     else:
         settled = [merge(settle(t, local) for t in row) for row in rows]

@@ -9,12 +9,13 @@ and carries each alternative through by swapping one element at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast
 
 from vi_kit.base.context import Context, current
 from vi_kit.base.layouts import Alternatives, Closed, Gradient, Layout, Single, Worlds
 from vi_kit.base.named import Axis, Named, total
+from vi_kit.base.value import value
 
 
 class Acting(Protocol):
@@ -39,7 +40,7 @@ class Site:
         layout: how many values it has, as its estimator says.
         role: of the program that sampled it: `"model"`, `"guide"` or `"reference"`.
         variant: of the estimate that it is a part of.
-        log_q: log density of its value, neither scaled nor masked (nats).
+        log_q: log density of its value, neither scaled nor masked (nats); `None` if it is not `scored`.
         world: axis of its worlds, if its value is several at once, such as all of its support.
         weights: of the worlds, where they are not their probabilities.
         slots: axis of the alternatives to its drawn value.
@@ -50,6 +51,7 @@ class Site:
         chosen: the world drawn for each element, once one had to be drawn.
         elements: its elements as sites of their own, once they had to be told apart.
         summed: whether it is summed out of the density of its program, and no site of the objective.
+        label: its name, told apart from those of other roles and variants.
     """
 
     name: str
@@ -70,15 +72,21 @@ class Site:
     chosen: Term | None = field(default=None, repr=False)
     elements: dict[tuple[int, ...], Site] = field(default_factory=dict, repr=False)
     summed: bool = False
+    label: str = field(init=False)
 
-    @property
-    def label(self) -> str:
-        return label_of(self.name, self.role, self.variant, self.summed)
+    def __post_init__(self) -> None:
+        self.label = label_of(self.name, self.role, self.variant, self.summed)
 
     @property
     def tracked(self) -> bool:
         """Whether it must be known which terms depend on it."""
         return is_tracked(self.estimator, self.layout)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the log density of its value is asked for: not where all of the gradient is in the value."""
+        is_path = self.estimator.gradient is Gradient.PATH and not self.estimator.holds_params
+        return not is_path or isinstance(self.layout, Worlds)
 
     @property
     def is_live(self) -> bool:
@@ -97,7 +105,7 @@ class Site:
 def is_tracked(estimator: Acting, layout: Layout) -> bool:
     """Whether it must be known which terms depend on a site. It need not be where a world axis shows it, or where the
     gradient finds its way through the value."""
-    if isinstance(layout, Worlds | Closed):
+    if isinstance(layout, (Worlds, Closed)):
         return False
     return estimator.gradient is not Gradient.PATH or estimator.holds_params
 
@@ -113,7 +121,7 @@ def kept_name(what: str, label: str) -> str:
     return f"vi_kit.{what}.{label}"
 
 
-@dataclass(frozen=True, eq=False)
+@value()
 class Term:
     """A summand of a cost.
 
@@ -154,11 +162,21 @@ class Term:
         factor = self.weight
         for axis in self.pending.intersection(scales):
             factor = factor * current().scale(axis)
-        return (
-            named.scaled(factor)
-            if isinstance(factor, float)
-            else Named(named.array * factor, named.axes)
-        )
+        return times(named, factor)
+
+    def changed(self, **attributes: Any) -> Term:
+        """A copy with other attributes. `dataclasses.replace` sets all the others anew, and there are many terms."""
+        copy = object.__new__(Term)
+        vars(copy).update(vars(self))
+        vars(copy).update(attributes)
+        return copy
+
+
+def times(named: Named, factor: Any) -> Named:
+    """An array times a number, or an array without dims."""
+    if isinstance(factor, float):
+        return named.scaled(factor)
+    return Named(named.array * factor, named.axes)
 
 
 def stopped(named: Named) -> Named:
@@ -181,7 +199,7 @@ def lift(fn: Callable[..., Named], *terms: Term) -> tuple[Named, dict[Site, Name
 def held_fixed(term: Term) -> Term:
     """The term as a constant: no gradient through its value, nor through what it depends on."""
     held = term.held | term.upstream
-    return replace(term, base=stopped(term.base), alternatives={}, slopes={}, held=held)
+    return term.changed(base=stopped(term.base), alternatives={}, slopes={}, held=held)
 
 
 def merge(terms: Iterable[Term]) -> list[Term]:
@@ -208,14 +226,21 @@ def _added(group: Sequence[Term]) -> Term:
     numbers = [t.weight for t in group if isinstance(t.weight, float | int)]
     common = max(numbers, key=abs) if len(numbers) == len(group) else 1.0
     common = common or 1.0
-    parts = [replace(t, weight=t.weight / common) for t in group]
-    alternatives = {
-        s: total(t.scaled(t.alternatives[s], ()) for t in parts) for s in group[0].alternatives
-    }
-    slopes = {s: total(t.scaled(t.slopes[s], ()) for t in parts) for s in group[0].slopes}
-    base = total(t.scaled(t.base, ()) for t in parts)
-    return replace(
-        group[0], base=base, alternatives=alternatives, slopes=slopes, weight=common, own=None
+    shares = [t.weight / common for t in group]
+
+    def summed(parts: Iterable[Named]) -> Named:
+        alike: dict[Any, tuple[Any, list[Named]]] = {}
+        for share, part in zip(shares, parts, strict=True):
+            key = share if isinstance(share, float | int) else id(share)
+            alike.setdefault(key, (share, []))[1].append(part)
+        return total(times(total(added), share) for share, added in alike.values())
+
+    return group[0].changed(
+        base=summed(t.base for t in group),
+        alternatives={s: summed(t.alternatives[s] for t in group) for s in group[0].alternatives},
+        slopes={s: summed(t.slopes[s] for t in group) for s in group[0].slopes},
+        weight=common,
+        own=None,
     )
 
 

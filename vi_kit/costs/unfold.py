@@ -118,7 +118,7 @@ def _make_elements(site: Site, local: Sequence[Site], reduced: set[Axis]) -> Non
 
 def _term_at(term: Term, index: Index, local: Sequence[Site], reduced: set[Axis]) -> Term:
     upstream = (term.upstream - set(local)) | _elements_at(term, index, local, reduced)
-    return replace(term, base=_at(term.base, index, local, reduced), upstream=upstream)
+    return term.changed(base=_at(term.base, index, local, reduced), upstream=upstream)
 
 
 def _element(site: Site, index: Index, reduced: set[Axis]) -> Site:

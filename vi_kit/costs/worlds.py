@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from array_api_compat import array_namespace, device
 
@@ -25,8 +24,7 @@ def contract_world(site: Site, weights: Term, term: Term) -> Term:
     if site in term.held:
         weights = held_fixed(weights)
     base, alternatives = lift(weighted_sum, weights, term)
-    return replace(
-        term,
+    return term.changed(
         base=base,
         alternatives=alternatives,
         slopes={s: weighted_sum(weights.base, slope) for s, slope in term.slopes.items()},
@@ -49,7 +47,7 @@ def happening(term: Term, sites: Iterable[Site]) -> Term:
             continue
         weights = world_weights(site).base
         if set(weights.axes) <= set(term.base.axes):
-            term = replace(term, base=combine(that_happens, stopped(weights), term.base))
+            term = term.changed(base=combine(that_happens, stopped(weights), term.base))
     return term
 
 
@@ -90,7 +88,7 @@ def world_weights(site: Site) -> Term:
         return site.weights
     assert site.log_q is not None
     base, alternatives = lift(_exp, site.log_q)
-    return replace(site.log_q, base=base, alternatives=alternatives)
+    return site.log_q.changed(base=base, alternatives=alternatives)
 
 
 def _exp(named: Named) -> Named:
@@ -107,7 +105,7 @@ def settle(term: Term, sites: Iterable[Site]) -> Term:
             continue
         chosen = choose(site, sites[:i])
         if site in term.held:
-            chosen = replace(chosen, alternatives={}, held=chosen.upstream)
+            chosen = chosen.changed(alternatives={}, held=chosen.upstream)
 
         def pick(one_hot: Named, value: Named, world: Axis = world) -> Named:
             if world not in value.axes:
@@ -120,8 +118,7 @@ def settle(term: Term, sites: Iterable[Site]) -> Term:
         base, alternatives = lift(pick, chosen, term)
         if site not in term.held and world in term.base.axes:
             alternatives[site] = stopped(term.base.renamed(world, slots))
-        term = replace(
-            term,
+        term = term.changed(
             base=base,
             alternatives=alternatives,
             slopes={s: pick(chosen.base, slope) for s, slope in term.slopes.items()},

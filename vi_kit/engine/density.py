@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
@@ -12,8 +11,7 @@ from vi_kit.base.distributions import DistributionView
 from vi_kit.base.named import Array, Axis
 
 
-@dataclass(frozen=True)
-class LogDensity:
+class LogDensity(NamedTuple):
     """What a statement adds to a log density (nats).
 
     Attributes:
@@ -50,9 +48,9 @@ class LogDensity:
     ) -> LogDensity:
         """From what a distribution says, without and with its masks, and the scale and the mask of the handlers around
         its statement."""
-        rest = _split(scale, (*axes, *(a for a, _ in inside)))
+        rest = _split(1.0 if scale is None else scale, (*axes, *dict(inside)))
         is_number = isinstance(rest, int | float)
-        is_open = all(m is None or m is True for m in (mask, dist.mask))
+        is_open = (mask is None or mask is True) and dist.mask is True
 
         def factor() -> Array:
             ones = array_namespace(plain).ones_like(plain)
@@ -77,23 +75,23 @@ class LogDensity:
     def unmasked(self) -> LogDensity:
         """The same without masks: of a site that is summed out the probabilities still sum to one, and the mask is on
         what is observed."""
-        return replace(self, density=scaled_and_masked(self.plain, self.scale, True))
+        return self._replace(density=scaled_and_masked(self.plain, self.scale, True))
 
 
 def scaled_and_masked(array: Array, scale: float | Array, mask: Any) -> Array:
     """An array times a scale, with zero where a mask is false."""
-    xp = array_namespace(array)
     if mask is False:
-        return xp.zeros_like(array)
+        return array_namespace(array).zeros_like(array)
     if not (isinstance(scale, int | float) and scale == 1.0):
         array = array * scale
-    return array if mask is None or mask is True else xp.where(mask, array, 0.0)
+    if mask is None or mask is True:
+        return array
+    return array_namespace(array).where(mask, array, 0.0)
 
 
-def _split(scale: float | Array | None, axes: Iterable[Axis]) -> float | Array:
+def _split(scale: float | Array, axes: Iterable[Axis]) -> float | Array:
     """A statement's scale without the part that comes from its subsampled plates, which is kept pending."""
-    rest = 1.0 if scale is None else scale
     for axis in axes:
         if axis.scale != 1.0:
-            rest = rest / axis.scale
-    return 1.0 if isinstance(rest, float) and abs(rest - 1.0) < 1e-12 else rest
+            scale = scale / axis.scale
+    return 1.0 if isinstance(scale, float) and abs(scale - 1.0) < 1e-12 else scale

@@ -39,7 +39,7 @@ def draw(run: Run, statement: Statement, role: str, summed: str = "") -> tuple[A
     plain = run.plain_value(site, dist, choice)
     if plain is not None:
         return plain, site
-    if isinstance(choice.estimator.layout(dist), Closed):
+    if choice.is_closed:
         return _moments(run, site, dist), site
     expansion = expanded(run, site, dist)
     if expansion.is_worlds and run.backend.maps_values:
@@ -144,11 +144,14 @@ def open_site(
     """Choose the estimator of a site."""
     axes = tuple(sorted(statement.axes, key=lambda a: a.key, reverse=True))
     name, dist = statement.name, statement.dist
-    why = "inside control flow" if inside else ""
-    if role.removesuffix(" proposal") != "guide":
-        why = f"a draw from the {role}"
-    elif undeclared(run, axes, dist):
-        why = "a batch dim is in no plate"
+
+    def why() -> str:
+        if role.removesuffix(" proposal") != "guide":
+            return f"a draw from the {role}"
+        if undeclared(run, axes, dist):
+            return "a batch dim is in no plate"
+        return "inside control flow" if inside else ""
+
     own = label_of(name, role, run.variant, bool(summed))
     if summed:
         choice = run.plan.selection.summed(own, dist, summed)
@@ -159,8 +162,16 @@ def open_site(
         choice = run.plan.selection.choose(
             name, own, dist, (*axes, *run.apart), statement.infer, why, run.variant
         )
-    site = Site(name, run.num_sites, axes, choice.acting, choice.layout, role, run.variant)
-    site.summed = bool(summed)
+    site = Site(
+        name,
+        run.num_sites,
+        axes,
+        choice.acting,
+        choice.layout,
+        role,
+        run.variant,
+        summed=bool(summed),
+    )
     run.num_sites += 1
     run.sites.append(site)
     run.by_order[site.order] = run.opened = site

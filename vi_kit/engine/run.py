@@ -450,7 +450,7 @@ class Run:
 
     def place(self, axis: Axis) -> int:
         """Reserve a dim, left of all others, for an axis."""
-        worlds = [d for a, d in self.dims.items() if a.kind == WORLD]
+        worlds = {d for a, d in self.dims.items() if a.kind == WORLD}
         if axis.kind == WORLD and len(worlds) >= self.max_world_dims:
             if not (self.plan.tracked or self.plan.scoped):
                 raise Replan
@@ -509,10 +509,12 @@ class Run:
         shared = len(self.dims) > len(set(self.dims.values()))
         if shared and self.plan.scoped:
             upstream = self._in_scope()
-        seen = {s.world for s in upstream}
-        for axis, dim in self.dims.items():
-            if shared and axis.kind == WORLD and axis not in seen:
-                continue
+        placed = self.dims
+        if shared:  # of the axes that have one dim that of a site which it sees
+            seen = [s.world for s in upstream if s.world in placed]
+            others = [a for a in placed if a.kind != WORLD]
+            placed = {a: placed[a] for a in (*others, *seen) if a is not None}
+        for axis, dim in placed.items():
             if dim in layout:
                 raise EstimatorError(
                     message(
@@ -649,7 +651,8 @@ class Run:
         named = self.named(self.backend.untracked(log_prob), axes, known, what)
         upstream = known - {own}
         self.note_term(what, axes, upstream, own, inside)
-        joined = {a for a in axes if counts and (what, a) in self.plan.joined}
+        in_all = {a for term, a in self.plan.joined if term == what}
+        joined = in_all.intersection(axes) if counts else set[Axis]()
         if joined:
             named, drawn_here = named.sum(joined), None
         alternatives: dict[Site, Named] = {}
@@ -658,18 +661,17 @@ class Run:
                 if site in upstream and not held and site not in constants:
                     alternatives[site] = _slice(named, self.slot_axis, slots, site.slots)
             named = named.index(self.slot_axis, 0)
-        worlds = {s for s in self.sites if s.world is not None and s.world in named.axes}
-        upstream = frozenset(upstream | worlds)
-        within = [a for a in axes if a not in joined]
-        self._check_reach(upstream, within, what)
-        plates = [a for a in (*axes, *(a for a, _ in inside)) if a.kind == PLATE]
-        self.scales.update({a: a.scale for a in plates if a.scale != 1.0})
+        upstream |= {self.by_order[a.order] for a in named.axes if a.kind == WORLD}
+        self._check_reach(upstream, [a for a in axes if a not in joined], what)
+        plates = [a for a in (*axes, *dict(inside)) if a.kind == PLATE]
+        scaled = [a for a in plates if a.scale != 1.0]
+        self.scales.update((a, a.scale) for a in scaled)
         term = Term(
             named,
             alternatives,
             upstream=upstream,
-            pending=frozenset(a for a in plates if unscaled or a.scale != 1.0),
-            inside=frozenset(i for i in inside if (what, i[0]) not in self.plan.joined),
+            pending=frozenset(plates if unscaled else scaled),
+            inside=frozenset(i for i in inside if i[0] not in in_all) if in_all else inside,
             held=upstream if held else upstream & constants,
             label=what,
             statement=statement,
@@ -747,6 +749,8 @@ class Run:
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:
         """Refuse terms outside the plate of a site whose elements all change at once."""
+        if not upstream:
+            return
         for site in sorted(filter(self.all_at_once, upstream), key=lambda s: s.order):
             missing = [a.name for a in site.axes if a.kind == PLATE and a not in axes]
             if not missing or self.is_sampled_instead(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from vi_kit.base.errors import EstimatorError, message
-from vi_kit.base.layouts import Layout, Single, is_support
+from vi_kit.base.layouts import Closed, Layout, Single, is_support
 from vi_kit.base.named import REPLICATE, Axis
 from vi_kit.base.protocols import Distribution
 from vi_kit.costs.terms import kept_name
@@ -53,11 +54,16 @@ class Choice:
     layout: Layout = field(default_factory=Single)
     """Of the value of the site."""
 
-    @property
+    @cached_property
     def acting(self) -> Estimator:
         """What draws the values of the site and contracts its terms: itself, or one that it falls back on."""
         fallback = self.estimator.fallback if isinstance(self.estimator, Analytic) else None
         return self.estimator if fallback is None else fallback
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether moments are carried, be it besides a draw of what it falls back on."""
+        return isinstance(self.layout, Closed) or self.acting is not self.estimator
 
 
 def as_chosen(estimator: Estimator) -> Estimator:
@@ -144,7 +150,7 @@ class Selection:
         dist: Distribution,
         axes: Sequence[Axis],
         infer: Mapping[str, Any],
-        not_enumerated: str = "",
+        not_enumerated: Callable[[], str],
         variant: int = 0,
     ) -> Choice:
         """The estimator of one site: pattern, then annotation, then default.
@@ -155,13 +161,13 @@ class Selection:
             dist: its distribution.
             axes: its plates and replicate axes.
             infer: its annotations.
-            not_enumerated: why the default rule must not enumerate the site, if so.
+            not_enumerated: says why the default rule must not enumerate the site, if so.
             variant: which of `Policy.variants`.
         """
         kind = (dist.name, dist.event_shape, dist.has_rsample, dist.has_partial_rsample)
         if label in self.resolved and self.resolved[label].kind == kind:
             return self.resolved[label]
-        choice = self._choose(name, label, dist, axes, infer, not_enumerated, variant)
+        choice = self._choose(name, label, dist, axes, infer, not_enumerated(), variant)
         choice = replace(choice, kind=kind)
         choice = replace(choice, estimator=self.adapted(choice.estimator))
         return replace(choice, layout=choice.acting.layout(dist))

@@ -172,17 +172,18 @@ class Simulation:
         name, axes = made.name, made.axes
         what = self.program.what(name)
         _refuse_second(self, name)
-        if name in self.sites:
-            site = self.sites[name]
+        site = self.sites.get(name)
+        if site is not None:
+            self.run.note_density(site, self.details[name].dist, made.plain)
+        if site is not None and site.scored:
             site.log_q = self.run.term(
                 made.plain, axes, what, constants=self.constants, own=site, counts=False
             )
-            self.run.note_density(site, self.details[name].dist, made.plain)
             if site.estimator.holds_params:
                 untracked = self.run.backend.untracked(made.factor())
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
                 self.factors[name] = Factor(values, made.number)
-        own = self.sites.get(name) if made.number is not None else None
+        own = site if made.number is not None else None
         self.terms.append(_term(self, made, drawn_here=own, constants=self.constants))
 
     @property
@@ -462,7 +463,7 @@ class Replay(AtDraw):
             name: {s: n.scaled(1.0 / scale) for s, n in getattr(term, name).items()}
             for name in ("alternatives", "slopes")
         }
-        return replace(term, base=term.base.scaled(1.0 / scale), weight=float(scale), **parts)
+        return term.changed(base=term.base.scaled(1.0 / scale), weight=float(scale), **parts)
 
 
 def _term(reading: Simulation | Replay, made: LogDensity, **others: Any) -> Term:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar, Protocol, cast
 
 from vi_kit.base.context import current
@@ -12,12 +12,13 @@ from vi_kit.base.demands import Continuous, Demand
 from vi_kit.base.layouts import Gradient, Layout, Single
 from vi_kit.base.named import Array, Axis, Named
 from vi_kit.base.protocols import Distribution, Moments
+from vi_kit.base.value import value
 from vi_kit.costs.downstream import Downstream
 from vi_kit.costs.terms import CostContext, Site, Term
 from vi_kit.estimators.memory import Memory
 
 
-@dataclass(frozen=True, eq=False)
+@value()
 class Expansion:
     """What `Estimator.expand` hands back.
 

@@ -11,6 +11,7 @@ from vi_kit.base.context import current
 from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.named import PLATE, Array, Axis, Named
 from vi_kit.base.protocols import Distribution
+from vi_kit.base.value import value
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import CostContext, Site, Term
 from vi_kit.estimators.base import Estimator
@@ -31,7 +32,7 @@ class Simulated:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@value()
 class Program:
     """A model or guide with the arguments of this step.
 
@@ -93,7 +94,7 @@ def with_replaced(arguments: Any, replacement: Callable[[Any], Any]) -> Any:
     return replacement(arguments)
 
 
-@dataclass(frozen=True, eq=False)
+@value()
 class Statement:
     """A sample statement as a library met it.
 
@@ -122,7 +123,7 @@ class Statement:
         return (*batch, *self.dist.event_shape)
 
 
-@dataclass(frozen=True, eq=False)
+@value()
 class Draw(Mapping[str, Any]):
     """Values of the latent sites of one simulation, by name.
 
@@ -531,7 +532,7 @@ class Composite(Protocol):
 
 def is_composite(fn: Any) -> bool:
     """Whether a callable is such a program."""
-    return getattr(fn, "is_composite", False) is True
+    return getattr(type(fn), "is_composite", False) is True
 
 
 def refuse_composite(program: Program, what: str) -> None:

@@ -96,7 +96,7 @@ class Filtering(Conditioned):
     def record(self, made: LogDensity) -> None:
         """See `Simulation.record`: nothing is drawn of the first particle, if that is given."""
         if self.first is not None:
-            made = replace(made, plain=jnp.where(self.number == 0, 0.0, made.plain))
+            made = made._replace(plain=jnp.where(self.number == 0, 0.0, made.plain))
         super().record(made)
 
     @property

@@ -165,7 +165,7 @@ class Loss(CommonLoss, ELBO):
         for name, (fn, infer, plates, _) in latents.items():
             for variant in variants:
                 own, dist = label_of(name, role, variant), NumPyroDistribution(fn)
-                choice = selection.choose(name, own, dist, (), infer, "sampled", variant)
+                choice = selection.choose(name, own, dist, (), infer, lambda: "sampled", variant)
                 yield own, choice, dist, plates
         if isinstance(guide, Resampled):
             dist = NumPyroDistribution(Categorical(logits=jnp.zeros(2)))

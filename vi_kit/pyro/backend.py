@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Categorical
+from pyro.distributions import Categorical, Unit
 from pyro.ops.provenance import (
     ProvenanceTensor,
     detach_provenance,
@@ -105,6 +106,7 @@ class PyroBackend:
         self.probe: LeakProbe | None = None
         self.params: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         self.drawn: set[Any] = set()
+        self.draws: list[Draw] = []
         self.steps: set[torch.Tensor] = set()
         self.own_params: dict[str, torch.Tensor] = {}
         self.own_modules: dict[str, torch.nn.Module] = {}
@@ -368,14 +370,11 @@ class PyroBackend:
 
     def spoilt_gradients(self) -> dict[str, torch.Tensor]:
         """The parameters of which the gradient is not a number, by name, where asking is no wait for a device."""
-        named = {n: p for role in self.params.values() for n, p in role.items()}
-        named = {
-            n: p for n, p in named.items() if p.grad is not None and p.grad.device.type == "cpu"
-        }
-        grads: list[Any] = [p.grad for p in named.values()]
-        if not grads or not bool(torch.stack([g.sum() for g in grads]).isnan().any()):
+        named = {id(p): (n, p) for role in self.params.values() for n, p in role.items()}
+        grads = {n: (p, g) for n, p in named.values() if (g := p.grad) is not None and g.is_cpu}
+        if not math.isnan(sum(g.sum().item() for _, g in grads.values())):
             return {}
-        return {n: p for n, p in named.items() if p.grad is not None and bool(p.grad.isnan().any())}
+        return {n: p for n, (p, g) in grads.items() if bool(g.isnan().any())}
 
     def simulate(self, run: Run, program: Program) -> Draw:
         return self._run(Simulation(run, program))
@@ -533,10 +532,10 @@ class PyroBackend:
     def _note_leaves(self, run: Run, program: Program, result: Draw | Cost) -> None:
         """Find what a program trains, announced or not: in the dry run to know it, and where parameters are held to be
         sure that none was missed."""
-        values = [detach_provenance(v) for v in result.values()] if isinstance(result, Draw) else []
-        cost = result.density if isinstance(result, Draw) else result
         if program.held or run.finds_leaves:
-            arrays = [*values, *(t.base.array for t in cost.terms)]
+            values = result.values() if isinstance(result, Draw) else ()
+            cost = result.density if isinstance(result, Draw) else result
+            arrays = [*map(detach_provenance, values), *(t.base.array for t in cost.terms)]
             found, known = self._reached(arrays), self.params[program.owner]
             if found:
                 run.missed_leaves(self._not_held(program, found))
@@ -545,11 +544,14 @@ class PyroBackend:
                 if id(leaf) not in ids:
                     known[self._described(leaf, program)] = leaf
             run.note_leaves(program.owner, dict(known))
-        self.drawn.update(v.grad_fn for v in values)
+        if isinstance(result, Draw):
+            self.draws.append(result)
 
     def _reached(self, arrays: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors to train from which arrays are computed, but for values that were drawn before."""
-        return [leaf for leaf in reached(arrays, self.drawn) if leaf not in self.steps]
+        values = (v for draw in self.draws for v in draw.values())
+        drawn = self.drawn.union(detach_provenance(v).grad_fn for v in values)
+        return [leaf for leaf in reached(arrays, drawn) if leaf not in self.steps]
 
     def _described(self, leaf: torch.Tensor, program: Program) -> str:
         name, known = (
@@ -719,6 +721,13 @@ class _Handler:
         self.statement = ""
         self.scope: Mapping[str, int] = {}
         self.depths: dict[str, int] = {}
+        self.unscoped: set[str] = set()
+        self.view: PyroDistribution | None = None
+        self.met: tuple[Any, tuple[Axis, ...], frozenset[tuple[Axis, int]]] = (
+            None,
+            (),
+            frozenset(),
+        )
 
     def hold(self, params: Iterable[torch.Tensor]) -> None:
         for p in params:
@@ -744,13 +753,9 @@ class _Handler:
 
     def in_scope(self) -> frozenset[Site]:
         """The sites that the statement may see, by the `pyro.markov` contexts that it shares with them."""
-        depths, scope = self.depths, self.scope
-        return frozenset(
-            s
-            for s in self.run.sites
-            if s.name in depths
-            and (s.name == self.statement or depths[s.name] in (0, scope.get(s.name)))
-        )
+        shared = {name for name, depth in self.scope.items() if self.depths.get(name) == depth}
+        names = shared | self.unscoped | {self.statement}
+        return frozenset(s for s in self.run.sites if s.name in names)
 
     def param(self, backend: PyroBackend, msg: Any) -> None:
         value, leaf = msg["value"], _leaf(msg["value"])
@@ -762,13 +767,15 @@ class _Handler:
             msg["value"] = value.detach()
 
     def sample(self, msg: Any) -> None:
-        name, infer = msg["name"], msg["infer"]
+        name, infer, fn = msg["name"], msg["infer"], msg["fn"]
         self.statement, self.scope = name, infer.get("_markov_scope", {})
         self.depths[name] = infer.get("_markov_depth", 0)
-        if isinstance(msg["fn"], _Subsample):
+        if not self.depths[name]:
+            self.unscoped.add(name)
+        if type(fn) is _Subsample:
             if self.noise is not None:
                 self.noise.at_site()
-            key = (name, msg["fn"].size)
+            key = (name, fn.size)
             if msg["value"] is None and key in self.run.subsamples:
                 msg["value"], msg["done"] = self.run.subsamples[key], True
             return
@@ -776,7 +783,7 @@ class _Handler:
         if _is_silent(msg) or (msg["done"] and not given):
             return
         if is_copy(msg) and self.reading.leaves_out(name):
-            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+            msg["value"], msg["done"] = torch.zeros(fn.shape()), True
             return
         if given and not self.reading.takes_given(name):
             msg["done"] = True
@@ -786,13 +793,12 @@ class _Handler:
             if isinstance(msg["value"], torch.Tensor) and msg["value"].grad_fn is None:
                 msg["value"] = msg["value"].view_as(msg["value"])
             return
-        fn = at_value(msg["fn"], msg["value"]) if given else msg["fn"]
-        dist = PyroDistribution(fn)
+        dist = self.viewed(at_value(fn, msg["value"]) if given else fn)
         if "obs" in infer:
             infer = {**infer, "obs": self.originals.get(id(infer["obs"]), infer["obs"])}
         if self.noise is not None:
             self.noise.at_site()
-        value = self._latent(Statement(name, dist, self.axes(msg), infer, given))
+        value = self._latent(Statement(name, dist, self.within(msg)[0], infer, given))
         if self.noise is not None:
             self.noise.after_site(name)
         msg["value"], msg["done"] = dist.fn() if value is None else value, True
@@ -811,7 +817,7 @@ class _Handler:
     def sampled(self, msg: Any) -> None:
         """Note the log density of a statement."""
         name, fn, value = msg["name"], msg["fn"], msg["value"]
-        if isinstance(fn, _Subsample):
+        if type(fn) is _Subsample:
             self.run.share_subsample(self.program.role, (name, fn.size), value, _same)
             if self.noise is not None:
                 self.noise.after_site(name)
@@ -820,7 +826,7 @@ class _Handler:
             return
         if (is_copy(msg) and self.reading.leaves_out(name)) or not self.reading.wants(name):
             return
-        if getattr(fn, "has_rsample", True) is False and type(fn).__name__ == "Unit":
+        if type(fn) is Unit and not fn.has_rsample:
             if self.program.role == "guide":
                 self.run.note_problem(
                     message(
@@ -835,7 +841,7 @@ class _Handler:
             fn = relaxed(fn)
         if self.run.ignores_supports or isinstance(value, Random):
             fn = unchecked(fn)
-        axes, unmasked = self.axes(msg), PyroDistribution(fn)
+        (axes, inside), unmasked = self.within(msg), self.viewed(fn)
         drawn: tuple[Any, Any, bool] | None = self.reading.drawn_from(name)
         if drawn is not None and isinstance(value, Random) and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)
@@ -849,14 +855,29 @@ class _Handler:
                 raise
             whole = unmasked.fn is fn and unmasked.unrounded is None
             plain = log_prob if whole else unmasked.log_prob(value)
-        scale, mask, inside = msg["scale"], msg["mask"], _iterations(msg)
+        scale, mask = msg["scale"], msg["mask"]
         if isinstance(mask, torch.Tensor):  # the program may go on to change it in place
             mask = mask.clone()
         made = LogDensity.of(name, axes, plain, log_prob, unmasked, scale, mask, inside)
         self.reading.record(made)
 
-    def axes(self, msg: Any) -> tuple[Axis, ...]:
-        """Plates and replicates of a statement."""
+    def viewed(self, fn: Any) -> PyroDistribution:
+        """The view of a distribution: the same before a statement has its value and after."""
+        if self.view is None or self.view.given is not fn:
+            self.view = PyroDistribution(fn)
+        return self.view
+
+    def within(self, msg: Any) -> tuple[tuple[Axis, ...], frozenset[tuple[Axis, int]]]:
+        """Plates and replicates of a statement; the sequential plates, and how often each has been gone through."""
+        stack = msg["cond_indep_stack"]
+        if stack is not self.met[0]:
+            frames = [f for f in stack if not f.vectorized]
+            inside = frozenset((_plate(f, 0, int(f.size)), f.counter) for f in frames)
+            known = stack if all(f.size >= 0 for f in stack) else None
+            self.met = known, self._axes(msg), inside
+        return self.met[1:]
+
+    def _axes(self, msg: Any) -> tuple[Axis, ...]:
         replicates = {a.name: a for a in self.run.open_replicates}
         axes = []
         for frame in msg["cond_indep_stack"]:
@@ -884,12 +905,6 @@ class _Handler:
 def _plate(frame: Any, order: int, size: int) -> Axis:
     scale = float(frame.full_size / size) if (frame.full_size or 0) > 0 else 1.0
     return Axis(PLATE, order, frame.name, size, scale)
-
-
-def _iterations(msg: Any) -> frozenset[tuple[Axis, int]]:
-    """The sequential plates of a statement, and how often each has been gone through."""
-    frames = [f for f in msg["cond_indep_stack"] if not f.vectorized]
-    return frozenset((_plate(f, 0, int(f.size)), f.counter) for f in frames)
 
 
 def _before(run: Run, key: Any) -> frozenset[Site]:

@@ -84,7 +84,7 @@ class Compared(InPlaceOf):
         known = self.backend.leaked
         if known and not self.is_held:  # what comes before a leak does not depend on it
             density, plain = (track_provenance(x, known) for x in (made.density, made.plain))
-            made = replace(made, density=density, plain=plain)
+            made = made._replace(density=density, plain=plain)
         found[key] = made
 
     # How it is done
@@ -151,8 +151,7 @@ class Compared(InPlaceOf):
         set_noise(kept)
 
     def _together(self, made: LogDensity, others: LogDensity) -> LogDensity:
-        return replace(
-            made,
+        return made._replace(
             density=self._joined(made.density, others.density, 0, 0),
             plain=self._joined(made.plain, others.plain, 0, 0),
             factor=lambda: self._joined(made.factor(), others.factor(), 0, 0),

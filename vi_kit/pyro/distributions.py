@@ -18,12 +18,15 @@ from torch.distributions import (
 from torch.distributions.utils import clamp_probs
 
 from vi_kit.base.distributions import DistributionView, Wrappers, without_validation
+from vi_kit.base.supports import is_a
 
 ROUNDED = (
     dist.RelaxedBernoulliStraightThrough,
     dist.RelaxedOneHotCategoricalStraightThrough,
 )
 """Round what they draw. Their log density is that of what was rounded, which they note at the value."""
+
+STRAIGHT_THROUGH = (*ROUNDED, dist.OneHotCategoricalStraightThrough)
 
 MADE_OF_ARRAYS = (torch.distributions.Distribution, torch.distributions.Transform)
 
@@ -50,7 +53,7 @@ class PyroDistribution(DistributionView):
 
     def __init__(self, fn: Any):
         super().__init__(fn)
-        self.unrounded = _unrounded(self.fn)
+        self.unrounded = _unrounded(self.fn) if self.is_straight_through else None
 
     def sample(self) -> torch.Tensor:
         return self.sample_elements(self.unrounded or self.fn)
@@ -61,7 +64,7 @@ class PyroDistribution(DistributionView):
         return self.unrounded.log_prob(getattr(value, "_vi_kit_drawn", value))
 
     def rounds(self, fn: Any) -> bool:
-        return isinstance(fn, (*ROUNDED, dist.OneHotCategoricalStraightThrough))
+        return is_a(type(fn), STRAIGHT_THROUGH)
 
     def shown(self, value: torch.Tensor) -> Any:
         if self.unrounded is None:
@@ -86,7 +89,7 @@ class PyroDistribution(DistributionView):
         return self.fn.rsample()
 
     def is_partial(self, fn: Any) -> bool:
-        while isinstance(fn, TransformedDistribution):
+        while is_a(type(fn), TransformedDistribution):
             fn = fn.base_dist
         parts = getattr(type(fn), "score_parts", WHOLE)
         return bool(fn.has_rsample) and parts is not WHOLE

@@ -264,8 +264,7 @@ class Turns(InPlaceOf):
             ndim = len(reading.draw.details[name].dist.event_shape)
             reading.draw.deltas[name] = self._along(sheet, "value", 0, ndim)
         for record, sheet in self.records.values():
-            together = replace(
-                record,
+            together = record._replace(
                 density=self._along(sheet, "density", 0, 0),
                 plain=self._along(sheet, "plain", 0, 0),
                 factor=lambda sheet=sheet: self._along(sheet, "factor", 0, 0),

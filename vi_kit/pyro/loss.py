@@ -175,7 +175,7 @@ class Loss(CommonLoss, ELBO):
         groups, run = self._estimate(
             self._programs(model, guide, args, kwargs), with_gradient=False
         )
-        value = self._value(groups).item()
+        value = self._number(groups)
         if math.isnan(value):
             raise not_finite(value, run.first_not_finite(), run.backend.spoilt_params())
         return value
@@ -203,7 +203,7 @@ class Loss(CommonLoss, ELBO):
         """As without `compile=True`."""
         programs = self._programs(model, guide, args, kwargs)
         groups, run = self._estimate(programs, with_gradient=True)
-        value = self._value(groups).item()
+        value = self._number(groups)
         if not math.isfinite(value):
             raise not_finite(value, run.first_not_finite(), run.backend.spoilt_params())
         loss = self._with_gradient(groups, run)
@@ -414,12 +414,16 @@ class Loss(CommonLoss, ELBO):
         return plan
 
     def _value(self, groups: Mapping[str | None, torch.Tensor]) -> torch.Tensor:
-        reported = [v.detach() for g, v in groups.items() if g != "guide"]
-        return self.settings.sign * torch.as_tensor(sum(reported))
+        return self.settings.sign * torch.as_tensor(sum(v.detach() for v in _reported(groups)))
+
+    def _number(self, groups: Mapping[str | None, torch.Tensor]) -> float:
+        return self.settings.sign * sum(v.item() for v in _reported(groups))
 
     def _surrogate(self, groups: Mapping[str | None, torch.Tensor], run: Run) -> torch.Tensor:
-        if set(groups) <= {None}:
-            return self.settings.sign * groups.get(None, torch.zeros(()))
+        if not groups:
+            return torch.zeros(())
+        if set(groups) == {None}:
+            return -groups[None] if self.settings.objective.maximised else groups[None]
         shared = groups.get(None)
         loss = self._value(groups)
         for role in ("model", "guide"):
@@ -472,6 +476,11 @@ class Loss(CommonLoss, ELBO):
     def _advance(self, run: Run) -> None:
         for key, value in run.new_state.items():
             run.backend.set_state(key, value)
+
+
+def _reported(groups: Mapping[str | None, torch.Tensor]) -> list[torch.Tensor]:
+    """What adds up to the value of an objective."""
+    return [v for group, v in groups.items() if group != "guide"]
 
 
 def _told_apart(programs: tuple[Program, Program]) -> tuple[Any, Any]:
