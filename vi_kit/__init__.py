@@ -10,7 +10,9 @@ from vi_kit.base.errors import (
     AnalyticError,
     BackendError,
     CaptureError,
+    CheckpointError,
     EstimatorError,
+    NotFiniteError,
     ObjectiveError,
     ViKitError,
 )
@@ -53,6 +55,8 @@ from vi_kit.language.words import (
 )
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
+from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
+from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.exporting import to_arviz
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
@@ -67,9 +71,13 @@ __all__ = [
     "BackendError",
     "Baseline",
     "CaptureError",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointWarning",
     "Constant",
     "EstimatorError",
     "Exact",
+    "Fit",
     "Hamiltonian",
     "ImportanceSampling",
     "Langevin",
@@ -77,6 +85,7 @@ __all__ = [
     "LeaveOneOut",
     "MovingAverage",
     "NeuralBaseline",
+    "NotFiniteError",
     "Objective",
     "ObjectiveError",
     "ScaledBaseline",

@@ -19,6 +19,14 @@ class ObjectiveError(ViKitError):
     """An objective program, its settings, or the pair of programs given to it is not usable."""
 
 
+class NotFiniteError(ObjectiveError):
+    """A loss, a gradient or a parameter is not a finite number."""
+
+
+class CheckpointError(ViKitError):
+    """A checkpoint cannot be written, or is of another fit."""
+
+
 class AnalyticError(ViKitError):
     """A zero-variance expectation met an operation that it has no rule for."""
 

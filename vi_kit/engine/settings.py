@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vi_kit.base.errors import EstimatorError, ObjectiveError, message, whole_number
+from vi_kit.base.errors import EstimatorError, NotFiniteError, ObjectiveError, message, whole_number
 from vi_kit.base.named import Named
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Site
@@ -154,13 +154,13 @@ def _no_values_between(sites: Sequence[Site], error: Exception) -> EstimatorErro
     return EstimatorError("\n".join(texts))
 
 
-def not_numbers(params: Sequence[str], where: str | None) -> ObjectiveError:
+def not_numbers(params: Sequence[str], where: str | None) -> NotFiniteError:
     """The error about a gradient that is not a number, at a statement, or about parameters that one has spoilt."""
     names = ", ".join(map(repr, params))
     found = f"the gradient of parameter {names} is not a number"
     if where is None:
         found = f"parameter {names} is not a number"
-    return ObjectiveError(
+    return NotFiniteError(
         message(
             found,
             got=f"a gradient through {where}" if where else "nan, after a step whose gradient was",
@@ -170,11 +170,11 @@ def not_numbers(params: Sequence[str], where: str | None) -> ObjectiveError:
     )
 
 
-def not_finite(value: float, where: str | None, spoilt: Sequence[str] = ()) -> ObjectiveError:
+def not_finite(value: float, where: str | None, spoilt: Sequence[str] = ()) -> NotFiniteError:
     """The error about a loss that is not finite, with the first statement whose log density is not."""
     if spoilt:
         return not_numbers(spoilt, None)
-    return ObjectiveError(
+    return NotFiniteError(
         message(
             f"the loss is {value}"
             + (f": the log density of {where} is not finite" if where else ""),

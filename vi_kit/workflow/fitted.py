@@ -33,6 +33,8 @@ class Fit(Trained):
         versions: of the libraries.
         seed: of all random numbers.
         notes: what else there is to know.
+        state: what modules (batch normalisation) and baselines keep from step to step, by name.
+        restarts: the losses of each start, if there were several.
     """
 
     model: Callable
@@ -49,7 +51,8 @@ class Fit(Trained):
     versions: Mapping[str, str]
     seed: int
     notes: tuple[str, ...] = ()
-    kept: Any = field(default=None, repr=False)
+    state: Mapping[str, Any] = field(default_factory=dict)
+    restarts: tuple[np.ndarray, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -57,10 +60,10 @@ class Fit(Trained):
         return len(self.losses)
 
     @property
-    def bound(self) -> float:
-        """Mean of the last tenth of the losses, at least ten of them, with the sign of the objective (nats)."""
-        last = self.losses[-max(10, len(self.losses) // 10) :]
-        return self.loss.settings.sign * float(np.mean(last))
+    def objective(self) -> float:
+        """The objective (nats): its mean over the last tenth of the steps, at least ten of them."""
+        sign = self.loss.settings.sign
+        return sign * float(np.mean(self.losses[-last_tenth(self.num_steps) :]))
 
     def sample(
         self, num_samples: int = 1000, *args: Any, seed: int = 0, **kwargs: Any
@@ -75,3 +78,8 @@ class Fit(Trained):
     def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
         """The fit as ArviZ has posteriors; see `vi.to_arviz`."""
         return to_arviz(self, *args, **kwargs)
+
+
+def last_tenth(num_steps: int) -> int:
+    """How many steps tell where a fit ended."""
+    return max(10, num_steps // 10)

@@ -1,0 +1,104 @@
+"""How minibatches reach NumPyro's programs: rows of arrays, and plates that count for all of them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from vi_kit.engine.statements import is_copy
+from vi_kit.language.marginal import mapped_part
+from vi_kit.workflow.minibatch import Frame, Seen, Statement
+
+
+def as_arrays(tree: Any) -> Any:
+    """What has rows (arrays of NumPy, of torch) as arrays that JAX takes."""
+    return jax.tree.map(lambda x: x if not has_rows(x) else _as_array(x), tree)
+
+
+def lengths(one: Any) -> list[int]:
+    """Of the arrays in an argument, along their first axis."""
+    return [x.shape[0] for x in jax.tree.leaves(one) if has_rows(x)]
+
+
+def cut(one: Any, index: Any) -> Any:
+    """Some rows of the arrays in an argument."""
+    return jax.tree.map(lambda x: x[index] if has_rows(x) else x, one)
+
+
+def has_rows(x: Any) -> bool:
+    """Whether it is an array, of NumPy or JAX or torch, that can be cut."""
+    return getattr(x, "ndim", 0) > 0 and hasattr(x, "__array__")
+
+
+def _as_array(x: Any) -> Any:
+    return x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
+
+
+class Scaled(Messenger):
+    """Statements in some plates count for as many rows as they stand for."""
+
+    def __init__(self, plates: Mapping[str, int]):
+        super().__init__()
+        self.plates = plates
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample":
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name in self.plates and frame.size != self.plates[frame.name]:
+                factor = self.plates[frame.name] / frame.size
+                msg["scale"] = factor if msg["scale"] is None else msg["scale"] * factor
+
+
+def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:
+    """A program whose plates count for all rows."""
+    if not plates:
+        return program
+
+    def of_part(fn: Callable, role: str) -> Callable:
+        @functools.wraps(fn)
+        def with_scale(*args: Any, **kwargs: Any) -> Any:
+            with Scaled(plates):
+                return fn(*args, **kwargs)
+
+        return with_scale
+
+    return mapped_part(program, of_part, role)
+
+
+def look(model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
+    """See `vi_kit.workflow.fitting.Library.look`."""
+    guide = copy.deepcopy(guide)  # an autoguide sets itself up by the first rows that it sees
+    with handlers.block(), handlers.seed(rng_seed=random.key(0)):
+        guide_trace = handlers.trace(guide).get_trace(*args, **kwargs)
+        replayed = handlers.replay(model, guide_trace)
+        model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
+    sites = [*guide_trace.values(), *model_trace.values()]
+    full = {s["name"]: s["args"][0] for s in sites if s["type"] == "plate"}
+    params = {s["name"]: s["value"] for s in sites if s["type"] == "param"}
+    shapes = {
+        f"{name}{jax.tree_util.keystr(path)}": jnp.shape(leaf)
+        for name, value in params.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value)
+    }
+    num_rows = next(n for one in (*args, *kwargs.values()) for n in lengths(one))
+    return Seen(num_rows, list(_statements(sites, full)), shapes)
+
+
+def _statements(sites: list[Any], full: Mapping[str, int]) -> Iterator[Statement]:
+    for site in sites:
+        if site["type"] == "sample" and not is_copy(site):
+            frames = tuple(
+                Frame(f.name, f.size, full.get(f.name, f.size)) for f in site["cond_indep_stack"]
+            )
+            scale = 1.0 if site["scale"] is None else float(np.max(np.asarray(site["scale"])))
+            yield Statement(site["name"], site["is_observed"], scale, frames)

@@ -1,0 +1,105 @@
+"""Optimisers of optax and of NumPyro, in the words of a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import optax
+from jax.example_libraries import optimizers
+from numpyro.optim import Minimize, _NumPyroOptim
+
+from vi_kit.base.errors import ObjectiveError, message
+
+Params = Any
+
+
+class Optimizer(Protocol):
+    """Pure functions of a state, in which the parameters are."""
+
+    def init(self, params: Params) -> Any: ...
+
+    def params(self, state: Any) -> Params: ...
+
+    def update(self, grads: Params, state: Any, value: jax.Array, size: jax.Array) -> Any:
+        """The state after a step, whose length is multiplied by `size`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Optax:
+    """A gradient transformation of optax."""
+
+    transformation: optax.GradientTransformation
+
+    def init(self, params: Params) -> Any:
+        return params, self.transformation.init(params)
+
+    def params(self, state: Any) -> Params:
+        return state[0]
+
+    def update(self, grads: Params, state: Any, value: jax.Array, size: jax.Array) -> Any:
+        params, own = state
+        transformation = optax.with_extra_args_support(self.transformation)
+        updates, own = transformation.update(grads, own, params, value=value)
+        updates = jax.tree.map(lambda u: u * size.astype(u.dtype), updates)
+        return optax.apply_updates(params, updates), own
+
+
+@dataclass(frozen=True)
+class OfNumPyro:
+    """An optimiser of `numpyro.optim`, whose steps have the length that it gives them."""
+
+    optim: _NumPyroOptim
+
+    def init(self, params: Params) -> Any:
+        return self.optim.init(params)
+
+    def params(self, state: Any) -> Params:
+        return self.optim.get_params(state)
+
+    def update(self, grads: Params, state: Any, value: jax.Array, size: jax.Array) -> Any:
+        return self.optim.update(grads, state, value=value)
+
+
+def optimizer_of(given: Any, *, shrinks: bool) -> Optimizer:
+    """What a user gave.
+
+    Args:
+        given: an optimiser, or a step size for Adam.
+        shrinks: whether steps may have to become smaller.
+
+    Raises:
+        ObjectiveError: none of these, or one that cannot serve.
+    """
+    if given is None:
+        given = 0.01
+    if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
+        return Optax(optax.adam(given))
+    if isinstance(given, optax.GradientTransformation):
+        return Optax(given)
+    if isinstance(given, optimizers.Optimizer):
+        given = _NumPyroOptim(lambda *fns: fns, *given)
+    if isinstance(given, Minimize):
+        fix = "fit(..., fixed_draws=30), which minimises with the noise held"
+        raise _refused(given, "a minimiser of a function without noise", "steps", fix)
+    if isinstance(given, _NumPyroOptim):
+        if shrinks:
+            got = "an optimiser of NumPyro, whose step size cannot be changed"
+            raise _refused(given, got, "an optimiser of optax", "optimizer=optax.adam(0.01)")
+        return OfNumPyro(given)
+    got = f"{given!r}, of {type(given).__module__.split('.')[0]}"
+    expected = "an optimiser of optax or numpyro.optim, or a positive step size for Adam"
+    raise _refused(given, got, expected, "optimizer=optax.adam(0.01)")
+
+
+def _refused(given: Any, got: str, expected: str, fix: str) -> ObjectiveError:
+    return ObjectiveError(
+        message(
+            f"fit of NumPyro: {type(given).__name__} cannot be its optimiser",
+            got=got,
+            expected=expected,
+            fix=fix,
+        )
+    )

@@ -1,0 +1,298 @@
+"""Steps of a fit in NumPyro: a compiled loop over many, for one start or several at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax, random
+from jax.flatten_util import ravel_pytree
+from numpyro.infer import SVI
+from numpyro.optim import _NumPyroOptim
+
+from vi_kit.base.errors import CheckpointError, NotFiniteError, message
+from vi_kit.engine.settings import not_numbers
+from vi_kit.numpyro.minibatch import has_rows
+from vi_kit.workflow.batches import Call, Rows, Stream
+from vi_kit.workflow.fitting import Job
+from vi_kit.workflow.training import MOST_AT_ONCE, Steps
+
+MAX_BYTES = 2**26
+"""Of minibatches that wait for their steps."""
+MAX_COORDINATES = 2000
+"""That a stopping rule is shown."""
+
+NOTHING = _NumPyroOptim(lambda: (lambda params: params, None, lambda params: params))
+"""For what SVI makes besides."""
+
+
+class NumPyroTrainer:
+    """See `vi_kit.workflow.training.Trainer`.
+
+    Args:
+        job: what is to be done.
+        init_params: where parameters start, by name, if not where the programs have them.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        init_params: Mapping[str, Any] | None,
+    ):
+        source, num_restarts, seed = job.source, job.request.num_restarts, job.request.seed
+        self.loss, self.model, self.guide, self.source = job.loss, job.model, job.guide, source
+        self.optimizer, self.clip_norm = job.optimizer, job.request.clip_norm
+        self.num_restarts, self.averages, self.done, self.best = num_restarts, job.averages, 0, 0
+        if isinstance(source, Rows):
+            source.args = jax.tree.map(lambda x: jnp.asarray(x) if has_rows(x) else x, source.args)
+        keys = random.split(random.key(seed), (2, num_restarts))
+        starts = [self._start(key, i, init_params) for i, key in enumerate(keys[0])]
+        self.keys = keys[1]
+        self.carry = starts[0]
+        if num_restarts > 1:
+            self.carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+        self.alive = jnp.ones(num_restarts, bool)
+        self.loops: dict[Any, Callable] = {}
+
+    def _start(self, key: Any, restart: int, init_params: Mapping[str, Any] | None) -> Any:
+        args, kwargs = self.source.example
+        guide = self.guide if restart == 0 else copy.deepcopy(self.unused)
+        if restart == 0 and self.num_restarts > 1:  # an autoguide draws its start when first run
+            self.unused = copy.deepcopy(self.guide)
+        svi = SVI(self.model, self.loss.with_state(guide), NOTHING, self.loss)
+        given = None if init_params is None else dict(init_params)
+        state = svi.init(key, *args, init_params=given, **kwargs)
+        if restart == 0:
+            self.constrain: Any = svi.constrain_fn
+            self.with_state = svi.guide
+        params = state.optim_state[1]
+        carry = {"optimizer": self.optimizer.init(params), "mutable": state.mutable_state or {}}
+        if self.averages:
+            carry |= {"mean": params, "count": jnp.zeros(())}
+        carry["size"] = jnp.ones(())
+        return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), carry)
+
+    # One step, and many
+
+    def _value(self, params: Any, mutable: Any, key: Any, call: Call) -> Any:
+        args, kwargs = call
+        values = {**self.constrain(params), **lax.stop_gradient(mutable)}
+        result = self.loss.loss_with_mutable_state(
+            key, values, self.model, self.with_state, *args, **kwargs
+        )
+        return result["loss"], result["mutable_state"] or {}
+
+    def _step(self, carry: Any, key: Any, call: Call) -> Any:
+        """The state after one step, the loss, and the norm of the gradient."""
+        params = self.optimizer.params(carry["optimizer"])
+        with_gradient = jax.value_and_grad(self._value, has_aux=True)
+        (loss, mutable), grads = with_gradient(params, carry["mutable"], key, call)
+        norm = optax.global_norm(grads)
+        if self.clip_norm is not None:
+            factor = jnp.minimum(1.0, self.clip_norm / norm)
+            grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+        state = self.optimizer.update(grads, carry["optimizer"], loss, carry["size"])
+        new = {**carry, "optimizer": state, "mutable": mutable}
+        if self.averages:
+            count = jnp.where(carry["count"] > 0, carry["count"] + 1, 0)
+            params = self.optimizer.params(state)
+            new["count"] = count
+            new["mean"] = jax.tree.map(
+                lambda m, p: jnp.where(count > 1, m + (p - m) / jnp.maximum(count - 1, 1), m),
+                carry["mean"],
+                params,
+            )
+        return new, loss, norm
+
+    def _loop(self, call_of: Callable[[Any, Any], Call], capacity: int) -> Callable:
+        """Up to `capacity` steps. A start whose loss or gradient is not finite stays where it was."""
+        single = self.num_restarts == 1
+
+        def step(carry: Any, alive: Any, index: Any, call: Call) -> Any:
+            if single:
+                made = self._step(carry, random.fold_in(self.keys[0], index), call)
+                new, loss, norm = made[0], made[1][None], made[2][None]
+            else:
+                keys = jax.vmap(random.fold_in, (0, None))(self.keys, index)
+                new, loss, norm = jax.vmap(self._step, (0, 0, None))(carry, keys, call)
+            alive = alive & jnp.isfinite(loss) & jnp.isfinite(norm)
+
+            def chosen(new: Any, old: Any) -> Any:
+                keep = alive[0] if single else alive.reshape(-1, *[1] * (new.ndim - 1))
+                return jnp.where(keep, new, old)
+
+            return jax.tree.map(chosen, new, carry), alive, loss, norm
+
+        def run(carry: Any, alive: Any, data: Any, steps: Any, first: Any, num: Any) -> Any:
+            shape = (capacity, self.num_restarts)
+            losses = jnp.zeros(shape), jnp.zeros(shape)
+
+            def body(loop: Any) -> Any:
+                i, carry, alive, losses, norms = loop
+                call = call_of(data, jax.tree.map(lambda x: x[i], steps))
+                carry, alive, loss, norm = step(carry, alive, first + i, call)
+                losses = losses.at[i].set(loss.astype(losses.dtype))
+                return i + 1, carry, alive, losses, norms.at[i].set(norm.astype(norms.dtype))
+
+            def going(loop: Any) -> Any:
+                return (loop[0] < num) & loop[2].any()
+
+            return lax.while_loop(going, body, (0, carry, alive, *losses))
+
+        return jax.jit(run, donate_argnums=0)
+
+    # What the loop of a fit asks for
+
+    def advance(self, most: int) -> Steps:
+        key, data, steps, call_of, num, capacity = self._batches(most)
+        if num == 0:
+            nothing = np.zeros((0,) if self.num_restarts == 1 else (0, self.num_restarts))
+            return Steps(nothing, nothing, ended=True)
+        if key not in self.loops:
+            self.loops[key] = self._loop(call_of, capacity)
+        found = self.loops[key](self.carry, self.alive, data, steps, self.done, num)
+        taken, self.carry, self.alive, losses, norms = found
+        taken = int(taken)
+        dead = not bool(self.alive.any())
+        good = taken - 1 if dead else taken
+        losses, norms = (np.asarray(x[:good], float) for x in (losses, norms))
+        if self.num_restarts == 1:
+            losses, norms = losses[:, 0], norms[:, 0]
+        self.done += good
+        trouble = self._trouble(key, data, steps, call_of, good) if dead else None
+        return Steps(losses, norms, trouble=trouble)
+
+    def _batches(self, most: int) -> tuple[Any, Any, Any, Callable, int, int]:
+        """What a loop takes for the next steps: its key, the data, what each step has, how they make a call, the number
+        of steps, and the most that the loop can take."""
+        source = self.source
+        if isinstance(source, Rows):
+            leaves, tree = jax.tree.flatten(source.args)
+            is_data = [has_rows(x) for x in leaves]
+            data = [x for x, own in zip(leaves, is_data, strict=True) if own]
+
+            def rows(data: Any, index: Any) -> Call:
+                own = iter(data)
+                parts = [next(own) if d else x for x, d in zip(leaves, is_data, strict=True)]
+                return replace(source, args=jax.tree.unflatten(tree, parts)).at(index)
+
+            steps = np.zeros((MOST_AT_ONCE, source.batch_size), np.int32)
+            for i in range(most):
+                steps[i] = source.index()
+            return "rows", data, steps, rows, most, MOST_AT_ONCE
+        if isinstance(source, Stream):
+            return self._stacked(source, most)
+        return "whole", (), (), lambda data, step: source.example, most, MOST_AT_ONCE
+
+    def _stacked(self, source: Stream, most: int) -> tuple[Any, Any, Any, Callable, int, int]:
+        """Minibatches of one kind."""
+        kind: Any = None
+        found: list[Sequence[Any]] = []
+        capacity, tree, others = MOST_AT_ONCE, None, []
+        while len(found) < min(most, capacity):
+            call = source.take()
+            if call is None:
+                break
+            leaves, tree_of_call = jax.tree.flatten(call)
+            is_array = [hasattr(x, "dtype") for x in leaves]
+            arrays = [np.asarray(x) for x, own in zip(leaves, is_array, strict=True) if own]
+            rest = [x for x, own in zip(leaves, is_array, strict=True) if not own]
+            own_kind = tree_of_call, tuple((x.shape, x.dtype) for x in arrays), repr(rest)
+            if kind not in (None, own_kind):
+                source.waiting.append(call)
+                break
+            kind, tree, others = own_kind, tree_of_call, (is_array, rest)
+            capacity = max(1, min(64, MAX_BYTES // max(1, sum(x.nbytes for x in arrays))))
+            found.append(arrays)
+        num = len(found)
+        steps = [np.stack([*xs, *[xs[0]] * (capacity - num)]) for xs in zip(*found, strict=True)]
+
+        def stacked(data: Any, step: Any) -> Call:
+            arrays, rest = iter(step), iter(others[1])
+            return jax.tree.unflatten(tree, [next(arrays if own else rest) for own in others[0]])
+
+        return kind, (), steps, stacked, num, capacity
+
+    def _trouble(self, key: Any, data: Any, steps: Any, call_of: Callable, i: int) -> Exception:
+        """Why the step after the last good one failed, in words."""
+        call = call_of(data, jax.tree.map(lambda x: x[i], steps))
+        carry = jax.tree.map(lambda x: x[0], self.carry) if self.num_restarts > 1 else self.carry
+        params = self.optimizer.params(carry["optimizer"])
+        at = random.fold_in(self.keys[0], self.done)
+        try:
+            self._value(params, carry["mutable"], at, call)
+        except NotFiniteError as error:
+            return error
+        grads = jax.grad(lambda p: self._value(p, carry["mutable"], at, call)[0])(params)
+        spoilt = [n for n, g in grads.items() if not bool(jnp.isfinite(optax.global_norm(g)))]
+        return not_numbers(spoilt or list(grads), None if not spoilt else "the objective")
+
+    def _of_best(self) -> Any:
+        if self.num_restarts == 1:
+            return self.carry
+        return jax.tree.map(lambda x: x[self.best], self.carry)
+
+    def params(self) -> dict[str, Any]:
+        carry = self._of_best()
+        params = self.optimizer.params(carry["optimizer"])
+        if self.averages and float(carry["count"]) > 1:
+            params = carry["mean"]
+        return jax.tree.map(jnp.copy, self.constrain(params))
+
+    def state(self) -> dict[str, Any]:
+        """What modules and baselines keep from step to step."""
+        return jax.tree.map(jnp.copy, self._of_best()["mutable"])
+
+    def choose(self, start: int) -> None:
+        self.best = start
+
+    def explain(self) -> str:
+        args, kwargs = self.source.example
+        return self.loss.explain(self.model, self.guide, *args, **kwargs)
+
+    def notes(self) -> list[str]:
+        return []
+
+    def coordinates(self) -> np.ndarray:
+        params = self.optimizer.params(self.carry["optimizer"])
+        flat = (lambda p: ravel_pytree(p)[0]) if self.num_restarts == 1 else jax.vmap(_flat)
+        found = np.atleast_2d(np.asarray(flat(params), float))
+        return found[:, :: -(-found.shape[1] // MAX_COORDINATES)] if found.size else found
+
+    def shrink(self, factor: float) -> None:
+        self.carry["size"] = self.carry["size"] * factor
+
+    def average(self, on: bool) -> None:
+        self.carry["count"] = jnp.full_like(self.carry["count"], float(on))
+
+    def snapshot(self) -> dict[str, Any]:
+        leaves = [np.asarray(x) for x in jax.tree.leaves(self.carry)]
+        alive, at = np.asarray(self.alive), self.source.position()
+        return {"carry": leaves, "alive": alive, "done": self.done, "source": at}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        leaves, tree = jax.tree.flatten(self.carry)
+        own = [(x.shape, str(x.dtype)) for x in leaves]
+        theirs = [(x.shape, str(x.dtype)) for x in snapshot["carry"]]
+        if own != theirs:
+            raise CheckpointError(
+                message(
+                    "the checkpoint is of another fit",
+                    got=f"arrays of {theirs}",
+                    expected=f"arrays of {own}",
+                    fix="the optimiser and the settings of that fit, or another folder",
+                )
+            )
+        self.carry = jax.tree.unflatten(tree, [jnp.asarray(x) for x in snapshot["carry"]])
+        self.alive, self.done = jnp.asarray(snapshot["alive"]), snapshot["done"]
+        self.source.seek(snapshot["source"])
+
+
+def _flat(params: Any) -> Any:
+    return ravel_pytree(params)[0]

@@ -1,0 +1,287 @@
+"""Where the arguments of each step come from: all data at once, rows of arrays, or whatever yields minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from vi_kit.base.errors import ObjectiveError, message, whole_number
+from vi_kit.workflow.ambient import isolated
+
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""The arguments of model and guide."""
+
+
+class Source(Protocol):
+    """Gives each step its arguments, in an order that a seed decides."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Of all data; `None` if they are not cut, or it is not known."""
+        ...
+
+    @property
+    def example(self) -> Call:
+        """The arguments of one step."""
+        ...
+
+    def take(self) -> Call | None:
+        """Those of the next step; `None` if there are no more."""
+        ...
+
+    def position(self) -> dict[str, Any]:
+        """What `seek` needs to go on from here."""
+        ...
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+@dataclass
+class Whole:
+    """The same arguments in each step."""
+
+    example: Call
+    num_rows: int | None = None
+
+    def take(self) -> Call:
+        return self.example
+
+    def position(self) -> dict[str, Any]:
+        return {}
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        pass
+
+
+@dataclass
+class Rows:
+    """Rows of arrays, in a new order in each epoch. What is left over at its end waits for the next.
+
+    Attributes:
+        args: positional arguments; the arrays among them are cut along their first axis.
+        kwargs: the same in each step.
+        batch_size: rows of a step.
+        num_rows: of each array.
+        seed: of the order.
+        cut: from an argument and indices of shape `(batch_size,)` to those rows, of the arrays in it.
+        step: the next.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    batch_size: int
+    num_rows: int
+    seed: int
+    cut: Callable[[Any, Any], Any]
+    step: int = 0
+    epoch: int = -1
+    order: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+
+    @property
+    def example(self) -> Call:
+        return self.at(np.arange(self.batch_size))
+
+    def at(self, index: Any) -> Call:
+        """The arguments that have some rows."""
+        return tuple(self.cut(one, index) for one in self.args), self.kwargs
+
+    def index(self) -> np.ndarray:
+        """The rows of the next step, shape `(batch_size,)`."""
+        epoch, place = divmod(self.step, self.num_rows // self.batch_size)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+        self.step += 1
+        return self.order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def take(self) -> Call:
+        return self.at(self.index())
+
+    def position(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        self.step = int(position["step"])
+
+
+@dataclass
+class Stream:
+    """Minibatches of an iterable, from its start again and again; an iterator ends.
+
+    Attributes:
+        batches: the iterable.
+        args: what comes before each minibatch.
+        kwargs: what comes with it.
+        num_rows: of all data, if known.
+        seed: of the ambient random numbers that the iterable draws, as a torch `DataLoader` does to shuffle.
+        arrays: from what it yields to arrays of the library.
+    """
+
+    batches: Iterable[Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    num_rows: int | None
+    seed: int
+    arrays: Callable[[Any], Any]
+    epoch: int = -1
+    place: int = 0
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.waiting: list[Call] = []
+        self.iterator: Iterator[Any] = iter(())
+        first = self.take()
+        if first is None:
+            raise ObjectiveError(
+                message(
+                    "fit: there are no batches",
+                    got=f"{type(self.batches).__name__}, which yields nothing",
+                    expected="an iterable of minibatches: tuples, dicts or arrays",
+                    fix="check the loader; drop_last=True leaves nothing of fewer rows than a batch",
+                )
+            )
+        self.first = first
+        self.waiting.append(first)
+
+    @property
+    def example(self) -> Call:
+        return self.first
+
+    def take(self) -> Call | None:
+        if self.waiting:
+            return self.waiting.pop()
+        for _ in range(2):
+            if not self.ended and self.epoch >= 0:
+                with isolated(self._seed_of_batch()):
+                    batch = next(self.iterator, self)
+                if batch is not self:
+                    self.place += 1
+                    return self._arguments(batch)
+            if self.ended or not self._begins():
+                break
+        self.ended = True
+        return None
+
+    def _begins(self) -> bool:
+        """Whether there is another epoch."""
+        if self.epoch >= 0 and (self.place == 0 or self.iterator is self.batches):
+            return False
+        self.epoch, self.place = self.epoch + 1, 0
+        with isolated(self._seed_of_batch()):
+            self.iterator = iter(self.batches)
+        return True
+
+    def _seed_of_batch(self) -> int:
+        words = np.random.SeedSequence([self.seed, self.epoch, self.place]).generate_state(1)
+        return int(words[0])
+
+    def _arguments(self, batch: Any) -> Call:
+        batch = self.arrays(batch)
+        if isinstance(batch, Mapping):
+            return self.args, {**self.kwargs, **batch}
+        if isinstance(batch, list | tuple):
+            return (*self.args, *batch), self.kwargs
+        return (*self.args, batch), self.kwargs
+
+    def position(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "place": self.place - len(self.waiting)}
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        epoch, place = int(position["epoch"]), int(position["place"])
+        # what shuffles with a generator of its own has to shuffle as often
+        while (self.epoch, self.place - len(self.waiting)) < (epoch, place):
+            if self.take() is None:
+                raise ObjectiveError(
+                    message(
+                        "fit: there are fewer batches than when the checkpoint was written",
+                        got=f"{self.place} in epoch {self.epoch}",
+                        expected=f"at least {place} in epoch {epoch}",
+                        fix="the same batches, from their start",
+                    )
+                )
+
+
+def source_of(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    batch_size: int | None,
+    batches: Iterable[Any] | None,
+    data_size: int | None,
+    seed: int,
+    lengths: Callable[[Any], list[int]],
+    cut: Callable[[Any, Any], Any],
+    arrays: Callable[[Any], Any],
+) -> Source:
+    """What a user asked for.
+
+    Args:
+        lengths: of the arrays in an argument, along their first axis.
+
+    Raises:
+        ObjectiveError: arrays of several lengths, none at all, fewer rows than a batch has, or both ways at once.
+    """
+    if data_size is not None:
+        data_size = whole_number("fit", "data_size", data_size)
+    if batches is not None:
+        if batch_size is not None:
+            raise _both(batch_size)
+        if not isinstance(batches, Iterable):
+            raise ObjectiveError(
+                message(
+                    "fit: batches is not iterable",
+                    got=f"a {type(batches).__name__}",
+                    expected="a DataLoader, a list or another iterable of minibatches",
+                    fix="batches=loader, or arrays as arguments and batch_size=...",
+                )
+            )
+        rows = data_size or _rows_behind(batches)
+        return Stream(batches, args, kwargs, rows, seed, arrays)
+    if batch_size is None:
+        return Whole((args, kwargs))
+    batch_size = whole_number("fit", "batch_size", batch_size)
+    found = [length for one in args for length in lengths(one)]
+    if len(set(found)) != 1 or (data_size not in (None, found[0])):
+        raise ObjectiveError(
+            message(
+                "fit: batch_size cuts the arrays among the positional arguments, which have not one length",
+                got=f"lengths {found}" + f", data_size={data_size}" * (data_size is not None),
+                expected="positional arrays with a row for each datum; what is not data by keyword",
+                fix="fit(model, guide, x, y, batch_size=..., other=...)",
+            )
+        )
+    if batch_size > found[0]:
+        raise ObjectiveError(
+            message(
+                "fit: a batch has more rows than there are",
+                got=f"batch_size={batch_size} of {found[0]} rows",
+                expected=f"batch_size of at most {found[0]}",
+                fix="leave batch_size out",
+            )
+        )
+    return Rows(args, kwargs, batch_size, found[0], seed, cut)
+
+
+def _both(batch_size: Any) -> ObjectiveError:
+    return ObjectiveError(
+        message(
+            "fit: both batch_size and batches",
+            got=f"batch_size={batch_size!r} and batches=...",
+            expected="one of them",
+            fix="batches=loader alone: the loader decides on the size",
+        )
+    )
+
+
+def _rows_behind(batches: Any) -> int | None:
+    """The rows of the data set of a torch `DataLoader`."""
+    dataset = getattr(batches, "dataset", None)
+    try:
+        return len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        return None

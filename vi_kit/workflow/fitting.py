@@ -1,0 +1,266 @@
+"""`fit`, as far as both libraries do it the same way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vi_kit.base.errors import NotFiniteError
+from vi_kit.workflow.batches import Rows, Source, Whole, source_of
+from vi_kit.workflow.checkpoints import Folder
+from vi_kit.workflow.fitted import Fit, last_tenth
+from vi_kit.workflow.minibatch import Seen, lengthened, plates_of_rows
+from vi_kit.workflow.progress import Progress
+from vi_kit.workflow.request import Request
+from vi_kit.workflow.training import Trainer, Training
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where a user has the data. See `vi_kit.pyro.fit`."""
+
+    batch_size: int | None
+    batches: Iterable[Any] | None
+    data_size: int | None
+
+
+class Library(Protocol):
+    """What `fit` needs of a library."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Whose versions are noted."""
+        ...
+
+    def lengths(self, one: Any) -> list[int]:
+        """Of the arrays in an argument, along their first axis."""
+        ...
+
+    def cut(self, one: Any, index: Any) -> Any:
+        """Some rows of the arrays in an argument."""
+        ...
+
+    def arrays(self, one: Any) -> Any:
+        """An argument with arrays of the library."""
+        ...
+
+    def look(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
+        """Run model and guide once, as if for the first time, and leave nothing behind."""
+        ...
+
+    def scaled(self, program: Callable, plates: Mapping[str, int], role: str) -> Callable:
+        """A program in which the elements of some plates count for as many as is said."""
+        ...
+
+    def optimizer(self, given: Any, *, shrinks: bool) -> Any:
+        """What a user gave, checked."""
+        ...
+
+    def starts(self, job: Job) -> list[Callable[[], Trainer]]:
+        """What makes the trainers, of which each runs from its own start."""
+        ...
+
+    def keep(self, trainer: Trainer) -> None:
+        """The parameters of this one are those of the fit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trainer is made of.
+
+    Attributes:
+        loss: of the library.
+        model: with the scale of its minibatches seen to.
+        guide: likewise.
+        source: of arguments.
+        optimizer: checked.
+        request: the other settings.
+    """
+
+    loss: Any
+    model: Callable
+    guide: Callable
+    source: Source
+    optimizer: Any
+    request: Request
+
+    @property
+    def shrinks(self) -> bool:
+        return self.request.stop is not None and self.request.stop.shrinks
+
+    @property
+    def averages(self) -> bool:
+        return self.request.stop is not None and self.request.stop.averages
+
+
+def run(
+    library: Library,
+    loss: Any,
+    model: Callable,
+    guide: Callable,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    data: Data,
+    optimizer: Any,
+    request: Request,
+) -> Fit:
+    """Everything before the first step, the steps, and what is found."""
+    args, kwargs = library.arrays(args), library.arrays(dict(kwargs))
+    shrinks = request.stop is not None and request.stop.shrinks
+    made = library.optimizer(optimizer, shrinks=shrinks)
+    source = source_of(
+        args,
+        kwargs,
+        batch_size=data.batch_size,
+        batches=data.batches,
+        data_size=data.data_size,
+        seed=request.seed,
+        lengths=library.lengths,
+        cut=library.cut,
+        arrays=library.arrays,
+    )
+    plates = _plates(library, model, guide, source)
+    model = library.scaled(model, plates, "model")
+    guide = library.scaled(guide, plates, "guide")
+    job = Job(loss, model, guide, source, made, request)
+    ended: list[Ended] = []
+    failed: BaseException | None = None
+    starts = library.starts(job)
+    for i, start in enumerate(starts):
+        training = _begun(library, job, start(), i if len(starts) > 1 else None)
+        try:
+            ended.append(Ended(training, training.run()))
+        except BaseException as error:
+            failed = error
+            one_of_many = isinstance(error, NotFiniteError) and len(starts) > 1
+            if not one_of_many:
+                _fit_of(library, job, [Ended(training, "it failed")], error)
+                raise
+            ended.append(Ended(training, "it failed"))
+        if ended[-1].stopped.startswith("interrupted"):
+            break
+    if failed is not None and all(one.stopped == "it failed" for one in ended):
+        _fit_of(library, job, ended, failed)
+        raise failed
+    return _fit_of(library, job, ended)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A training, and why it ended."""
+
+    training: Training
+    stopped: str
+
+
+def _begun(library: Library, job: Job, trainer: Trainer, start: int | None) -> Training:
+    """A training from its beginning, or from its last checkpoint."""
+    request, folder = job.request, None
+    if request.checkpoint is not None:
+        settings = request.checkpoint
+        if start is not None:
+            settings = replace(settings, folder=Path(settings.folder) / f"start-{start}")
+        folder = Folder(settings, _made_of(library, job, trainer))
+    progress = Progress(request.num_steps, job.loss.settings.sign, request.progress)
+    training = Training(trainer, request, folder, progress)
+    training.resume()
+    return training
+
+
+def _plates(library: Library, model: Callable, guide: Callable, source: Source) -> dict[str, int]:
+    """The plates of a minibatch's rows that shall count for all rows."""
+    if isinstance(source, Whole) or (source.num_rows is not None and _takes_all(source)):
+        return {}
+    args, kwargs = source.example
+    first = library.look(model, guide, args, kwargs)
+    other = lengthened(args, kwargs, library.lengths, library.cut)
+    second = None
+    if other is not None:
+        try:
+            second = library.look(model, guide, *other)
+        except Exception:  # programs for minibatches of one length
+            second = None
+    return plates_of_rows(first, second, source.num_rows)
+
+
+def _takes_all(source: Source) -> bool:
+    return isinstance(source, Rows) and source.batch_size == source.num_rows
+
+
+def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
+    """What a fit is made of, by which its checkpoints are known."""
+    args, kwargs = job.source.example
+    request = job.request
+    return {
+        "library": type(library).__name__,
+        "model": _name(job.model),
+        "guide": _name(job.guide),
+        "loss": job.loss.settings.describe(),
+        "parameters": {k: str(tuple(np.shape(v))) for k, v in trainer.params().items()},
+        "optimizer": repr(job.optimizer).split(" at 0x")[0],
+        "data": str([library.lengths(one) for one in (*args, *kwargs.values())]),
+        "batches": type(job.source).__name__,
+        "seed": request.seed,
+        "clip_norm": request.clip_norm,
+        "num_restarts": request.num_restarts,
+        "stop": repr(request.stop),
+    }
+
+
+def _name(program: Callable) -> str:
+    return getattr(program, "__qualname__", type(program).__name__)
+
+
+def _fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) -> Fit:
+    """What was found: of several starts, that with the best objective; an error that ended it has it as `fit`."""
+    columns = [
+        (one, column)
+        for one in ended
+        for column in range(
+            1 if one.training.history.losses.ndim == 1 else one.training.history.losses.shape[1]
+        )
+    ]
+    losses = [_column(one.training.history.losses, column) for one, column in columns]
+    scores = [float(np.mean(x[-last_tenth(len(x)) :])) if len(x) else np.inf for x in losses]
+    scores = [score if np.isfinite(score) else np.inf for score in scores]
+    best = int(np.argmin(scores))
+    one, column = columns[best]
+    trainer = one.training.trainer
+    trainer.choose(column)
+    for other in ended:
+        if other is one:
+            library.keep(trainer)
+    source = job.source
+    args, kwargs = (source.args, source.kwargs) if isinstance(source, Rows) else source.example
+    fit = Fit(
+        job.model,
+        job.guide,
+        args,
+        kwargs,
+        job.loss,
+        params=trainer.params(),
+        state=trainer.state(),
+        losses=losses[best],
+        gradient_norms=_column(one.training.history.norms, column),
+        stopped=one.stopped,
+        explained=one.training.explained,
+        seconds=dict(one.training.seconds),
+        versions={name: importlib.metadata.version(name) for name in library.packages},
+        seed=job.request.seed,
+        notes=tuple(trainer.notes()),
+        restarts=tuple(losses) if len(losses) > 1 else (),
+    )
+    if error is not None:
+        error.fit = fit
+    return fit
+
+
+def _column(values: np.ndarray, column: int) -> np.ndarray:
+    return values if values.ndim == 1 else values[:, column]

@@ -1,0 +1,179 @@
+"""What a minibatch stands for: which plates hold its rows, and whether they count for all data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vi_kit.base.errors import ObjectiveError, message
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A plate around a statement.
+
+    Attributes:
+        name: of the plate.
+        size: elements that there are in this run.
+        full_size: elements that it stands for, by its own account.
+    """
+
+    name: str
+    size: int
+    full_size: int
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sample statement as one run had it.
+
+    Attributes:
+        site: its name.
+        is_observed: whether it is data.
+        scale: of its log density.
+        frames: its plates.
+    """
+
+    site: str
+    is_observed: bool
+    scale: float
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run of guide and model.
+
+    Attributes:
+        num_rows: of the minibatch.
+        statements: of both programs.
+        shapes: of the parameters that they make.
+    """
+
+    num_rows: int
+    statements: Sequence[Statement]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def plates_of_rows(first: Seen, other: Seen | None, data_size: int | None) -> dict[str, int]:
+    """The plates of the rows that count for a minibatch alone, with what they shall count for.
+
+    Args:
+        first: a run on a minibatch.
+        other: on one of another length, if the programs can be run on it.
+        data_size: rows of all data, if known.
+
+    Raises:
+        ObjectiveError: no plate follows the minibatch, so that its data would count as if they were all; a plate is of
+            another size than the data; the size is not known where it is needed; or a parameter has as many elements as
+            the minibatch.
+    """
+    texts = [_of_parameter(*found) for found in _following(first, other)]
+    sizes: dict[str, set[Frame]] = {}
+    for frame in (f for s in first.statements for f in s.frames if f.size == first.num_rows):
+        sizes.setdefault(frame.name, set()).add(frame)
+    if other is not None:
+        moved = {f.name for s in other.statements for f in s.frames if f.size == other.num_rows}
+        sizes = {name: frames for name, frames in sizes.items() if name in moved}
+    if not sizes:
+        texts.append(_no_plate(first))
+    needed: dict[str, int] = {}
+    for name, frames in sizes.items():
+        frame = max(frames, key=lambda f: f.full_size)
+        if len(frames) > 1:
+            texts.append(_contradicts(frame, min(f.full_size for f in frames)))
+        elif frame.full_size != frame.size:
+            if data_size not in (None, frame.full_size):
+                texts.append(_contradicts(frame, data_size))
+        elif not _is_scaled(name, first, other):
+            if data_size is None:
+                texts.append(_unknown_size(frame))
+            else:
+                needed[name] = data_size
+    if texts:
+        raise ObjectiveError("\n".join(texts))
+    return needed
+
+
+def lengthened(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    lengths: Callable[[Any], list[int]],
+    cut: Callable[[Any, Any], Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A minibatch with a row less, or two of them where it has one; `None` if it has no rows."""
+    found = [n for one in (*args, *kwargs.values()) for n in lengths(one)]
+    if not found or found[0] == 0:
+        return None
+    num = found[0]
+    index = np.arange(num - 1) if num > 1 else np.zeros(2, int)
+
+    def other(one: Any) -> Any:
+        return cut(one, index) if set(lengths(one)) == {num} else one
+
+    return tuple(map(other, args)), {k: other(v) for k, v in kwargs.items()}
+
+
+def _is_scaled(name: str, first: Seen, other: Seen | None) -> bool:
+    """Whether the program gives its rows more weight the fewer they are."""
+
+    def scales(seen: Seen) -> dict[str, float]:
+        own = [s for s in seen.statements if any(f.name == name for f in s.frames)]
+        return {s.site: s.scale for s in own}
+
+    before = scales(first)
+    if other is None:
+        return all(scale != 1.0 for scale in before.values())
+    after = scales(other)
+    ratio = first.num_rows / other.num_rows
+    both = before.keys() & after.keys()
+    return bool(both) and all(np.isclose(after[k], before[k] * ratio, rtol=1e-4) for k in both)
+
+
+def _following(first: Seen, other: Seen | None) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """Parameters whose shape goes with the minibatch's."""
+    if other is None:
+        return
+    for name, shape in first.shapes.items():
+        if name in other.shapes and other.shapes[name] != shape:
+            yield name, shape
+
+
+def _of_parameter(name: str, shape: tuple[int, ...]) -> str:
+    return message(
+        f"fit: parameter {name!r} has as many elements as a minibatch has rows",
+        got=f"shape {shape}; each minibatch would train the same elements for other rows",
+        expected="a guide that computes what it needs of the rows (amortised), or knows which rows it has",
+        fix='all data as arguments, and plate("data", size, subsample_size=...) in model and guide',
+    )
+
+
+def _no_plate(first: Seen) -> str:
+    names = sorted({s.site for s in first.statements if s.is_observed})
+    return message(
+        "fit: no plate holds the rows of a minibatch, so that they would count as if they were all data",
+        got=f"{first.num_rows} rows; observed sites {', '.join(map(repr, names)) or 'none'}",
+        expected="the data of each row in a plate of as many elements as there are rows",
+        fix='with plate("data", len(x)): sample(..., obs=x)',
+    )
+
+
+def _contradicts(frame: Frame, data_size: int | None) -> str:
+    return message(
+        f"fit: plate {frame.name!r} has another size than the data, or than in the other program",
+        got=f"a plate of {frame.full_size}, of which {frame.size} at a time; {data_size}",
+        expected="the same number",
+        fix=f"plate({frame.name!r}, {data_size}, subsample_size=...)",
+    )
+
+
+def _unknown_size(frame: Frame) -> str:
+    return message(
+        f"fit: how many rows there are is not known, and plate {frame.name!r} counts those of a minibatch alone",
+        got=f"batches without a length, a plate of {frame.size}",
+        expected="the number of rows of all data",
+        fix="data_size=...",
+    )
