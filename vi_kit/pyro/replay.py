@@ -42,7 +42,7 @@ class PyroReplay:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
         with self.undisturbed(0):
             traces = self.run({})
-            statements = [s for t in traces for s in _statements(t)]
+            statements = [s for t in traces for s in statements_of(t)]
             frames = [f for s in statements for f in s["cond_indep_stack"]]
             scaled = any(f.full_size not in (None, f.size) for f in frames)
             self.shares_plates = scaled or shares_plates(statements)
@@ -279,20 +279,20 @@ def _is_subsample(site: Any) -> bool:
     return site["type"] == "sample" and isinstance(site["fn"], _Subsample)
 
 
-def _statements(trace: Any) -> list[Any]:
+def statements_of(trace: Any) -> list[Any]:
     """The sample statements of a trace."""
     return [s for s in trace.nodes.values() if s["type"] == "sample" and not _is_subsample(s)]
 
 
 def _latent(trace: Any) -> list[Any]:
     """Sites that are drawn."""
-    return [s for s in _statements(trace) if is_drawn(s, PyroDistribution)]
+    return [s for s in statements_of(trace) if is_drawn(s, PyroDistribution)]
 
 
 def _own(guide: Any) -> Any:
     """The log density of a guide, whose sites have theirs."""
     return sum(
-        s["log_prob_sum"] for s in _statements(guide) if counts_in_guide(s, PyroDistribution)
+        s["log_prob_sum"] for s in statements_of(guide) if counts_in_guide(s, PyroDistribution)
     )
 
 

@@ -81,6 +81,7 @@ class Job:
         source: of arguments.
         optimizer: checked.
         request: the other settings.
+        plates: the plates of a minibatch's rows, with what they count for.
     """
 
     loss: Any
@@ -89,6 +90,7 @@ class Job:
     source: Source
     optimizer: Any
     request: Request
+    plates: Mapping[str, int]
 
     @property
     def shrinks(self) -> bool:
@@ -129,7 +131,7 @@ def run(
     plates = _plates(library, model, guide, source)
     model = library.scaled(model, plates, "model")
     guide = library.scaled(guide, plates, "guide")
-    job = Job(loss, model, guide, source, made, request)
+    job = Job(loss, model, guide, source, made, request, plates)
     ended: list[Ended] = []
     failed: BaseException | None = None
     starts = library.starts(job)
@@ -234,9 +236,7 @@ def _fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) -
     one, column = columns[best]
     trainer = one.training.trainer
     trainer.choose(column)
-    for other in ended:
-        if other is one:
-            library.keep(trainer)
+    library.keep(trainer)
     source = job.source
     args, kwargs = (source.args, source.kwargs) if isinstance(source, Rows) else source.example
     fit = Fit(

@@ -1,0 +1,168 @@
+"""`fit` for Pyro."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from vi_kit.engine.select import Given
+from vi_kit.language.words import Objective
+from vi_kit.pyro.loss import Loss
+from vi_kit.pyro.minibatch import cut, lengths, look, scaled
+from vi_kit.pyro.optimizers import Optimizer, optimizer_of
+from vi_kit.pyro.starts import Starts
+from vi_kit.workflow.checkpoints import Checkpoint
+from vi_kit.workflow.fitted import Fit
+from vi_kit.workflow.fitting import Data, Job, run
+from vi_kit.workflow.minibatch import Seen
+from vi_kit.workflow.moment import Callback
+from vi_kit.workflow.request import Request
+from vi_kit.workflow.stopping import StoppingRule
+from vi_kit.workflow.training import Trainer
+
+
+def fit(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    objective: Objective | None = None,
+    estimators: Mapping[str, Given] | Given | None = None,
+    optimizer: Any = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    batches: Iterable[Any] | None = None,
+    data_size: int | None = None,
+    clip_norm: float | None = None,
+    num_restarts: int = 1,
+    compile: bool | None = None,
+    stop: StoppingRule | None = None,
+    callbacks: Callback | Iterable[Callback] = (),
+    callback_every: int = 100,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    num_samples: int = 1,
+    max_plate_nesting: int | None = None,
+    vectorize: bool | None = None,
+    marginalize: Sequence[str] = (),
+    **kwargs: Any,
+) -> Fit:
+    """Fit a guide to a model.
+
+    Parameters are those of the param store, where the fit starts from what is there, and leaves what it has found.
+    Generators of random numbers are left as they were.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide, an autoguide among others.
+        *args: of both; with `batch_size`, arrays among them are data, cut along their first axis.
+        objective: see `vi_kit.pyro.Loss`; likewise `estimators`, `num_samples`, `max_plate_nesting`, `vectorize`,
+            `marginalize`.
+        optimizer: of `pyro.optim` (schedulers take a step after each), or a function from parameters to an optimiser of
+            `torch.optim`, or to that and its scheduler, or a step size for Adam; .01 if left out.
+        num_steps: how many steps are taken, if nothing ends the fit before.
+        seed: of all random numbers: where parameters start, draws, and the order of the data.
+        batch_size: rows of a step. Each epoch has an order of its own; rows that do not fill a batch wait.
+        batches: an iterable of minibatches instead, such as a torch `DataLoader`: tuples are further positional
+            arguments, dicts keywords. It is gone through again and again; an iterator ends the fit. Plates that hold
+            the rows of a minibatch, and count for those alone, are scaled to all rows.
+        data_size: how many rows there are, where an iterable does not say.
+        clip_norm: the largest norm of a gradient; longer ones are shortened.
+        num_restarts: starts from different random numbers, one after the other; that with the best objective is kept.
+        compile: whether steps are compiled, see `Loss`; if left out, where the fit would take more than a minute
+            without, and the programs can be.
+        stop: a rule that may end the fit before, such as `vi.Stationary()`.
+        callbacks: called after each `callback_every` steps with a `Moment`; the fit ends where one returns `True`.
+        callback_every: see there.
+        checkpoint: a folder, or a `vi.Checkpoint`, to save the fit in. If there is one of this fit, it goes on from
+            there, and its losses are the same, bit for bit, as if it had not been interrupted.
+        progress: whether there is a progress bar; if left out, in terminals and notebooks.
+        **kwargs: further arguments of both, the same in each step.
+
+    Returns:
+        The parameters and how they were found. Ctrl-C ends the fit after the step under way, with what it has found.
+
+    Raises:
+        ObjectiveError: a setting that cannot be; data that contradict a plate; before any work.
+        EstimatorError: as `Loss`, likewise.
+        NotFiniteError: a loss or a gradient is not finite. Whatever ends a fit early has its `Fit` as attribute `fit`,
+            with the parameters after the last good step.
+        CheckpointError: a folder that cannot be used, or the checkpoint of another fit.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from vi_kit.pyro import fit
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> found = fit(model, AutoNormal(model), torch.ones(3), optimizer=0.05, num_steps=500)
+        >>> round(float(found.params["AutoNormal.locs.z"]), 1)
+        0.8
+    """
+    request = Request.of(
+        (model, guide),
+        kwargs,
+        num_steps=num_steps,
+        seed=seed,
+        clip_norm=clip_norm,
+        num_restarts=num_restarts,
+        stop=stop,
+        callbacks=callbacks,
+        callback_every=callback_every,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    loss = Loss(
+        objective,
+        estimators,
+        num_samples=num_samples,
+        max_plate_nesting=max_plate_nesting,
+        vectorize=vectorize,
+        marginalize=marginalize,
+    )
+    data = Data(batch_size, batches, data_size)
+    library = OfPyro(compile, num_restarts)
+    return run(
+        library, loss, model, guide, args, kwargs, data=data, optimizer=optimizer, request=request
+    )
+
+
+@dataclass
+class OfPyro:
+    """See `vi_kit.workflow.fitting.Library`."""
+
+    compile: bool | None
+    num_restarts: int
+    begun: Starts | None = None
+    packages: tuple[str, ...] = ("vi-kit", "pyro-ppl", "torch")
+
+    def lengths(self, one: Any) -> list[int]:
+        return lengths(one)
+
+    def cut(self, one: Any, index: Any) -> Any:
+        return cut(one, index)
+
+    def arrays(self, one: Any) -> Any:
+        return one
+
+    def look(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
+        return look(model, guide, args, kwargs)
+
+    def scaled(self, program: Callable, plates: Mapping[str, int], role: str) -> Callable:
+        return scaled(program, plates, role)
+
+    def optimizer(self, given: Any, *, shrinks: bool) -> Optimizer:
+        return optimizer_of(given, num_restarts=self.num_restarts)
+
+    def starts(self, job: Job) -> list[Callable[[], Trainer]]:
+        self.begun = Starts(job, self.compile)
+        return [partial(self.begun.begin, i) for i in range(self.num_restarts)]
+
+    def keep(self, trainer: Any) -> None:
+        assert self.begun is not None
+        self.begun.keep(trainer)

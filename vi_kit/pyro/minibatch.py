@@ -1,0 +1,100 @@
+"""How minibatches reach Pyro's programs: rows of tensors, and plates that count for all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+
+from vi_kit.engine.statements import is_copy
+from vi_kit.language.marginal import mapped_part
+from vi_kit.pyro.guides import copied
+from vi_kit.pyro.noise import buffers_kept
+from vi_kit.pyro.replay import statements_of
+from vi_kit.workflow.ambient import isolated
+from vi_kit.workflow.minibatch import Frame, Seen, Statement
+
+
+def mapped(fn: Callable[[Any], Any], one: Any) -> Any:
+    """An argument with a function of the arrays in it."""
+    if isinstance(one, Mapping):
+        return {k: mapped(fn, v) for k, v in one.items()}
+    if isinstance(one, list | tuple) and type(one) in (list, tuple):
+        return type(one)(mapped(fn, v) for v in one)
+    return fn(one) if isinstance(one, torch.Tensor | np.ndarray) and one.ndim > 0 else one
+
+
+def lengths(one: Any) -> list[int]:
+    """Of the arrays in an argument, along their first axis."""
+    found: list[int] = []
+    mapped(lambda x: found.append(len(x)), one)
+    return found
+
+
+def cut(one: Any, index: np.ndarray) -> Any:
+    """Some rows of the arrays in an argument."""
+    rows = torch.as_tensor(index)
+    return mapped(lambda x: x[rows.to(x.device)] if isinstance(x, torch.Tensor) else x[index], one)
+
+
+class Scaled(poutine.messenger.Messenger):
+    """Statements in some plates count for as many rows as they stand for."""
+
+    def __init__(self, plates: Mapping[str, int]):
+        super().__init__()
+        self.plates = plates
+
+    def _pyro_sample(self, msg: Any) -> None:
+        for frame in msg["cond_indep_stack"]:
+            if frame.name in self.plates and frame.size != self.plates[frame.name]:
+                msg["scale"] = msg["scale"] * (self.plates[frame.name] / frame.size)
+
+
+def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:
+    """A program whose plates count for all rows."""
+    if not plates:
+        return program
+
+    def of_part(fn: Callable, role: str) -> Callable:
+        @functools.wraps(fn)
+        def with_scale(*args: Any, **kwargs: Any) -> Any:
+            with Scaled(plates):
+                return fn(*args, **kwargs)
+
+        return with_scale
+
+    return mapped_part(program, of_part, role)
+
+
+def look(model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
+    """See `vi_kit.workflow.fitting.Library.look`."""
+    guide = copied(guide, model)  # an autoguide sets itself up by the first rows that it sees
+    with isolated(0), buffers_kept(), torch.no_grad(), pyro.get_param_store().scope():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    traces: Any = (guide_trace, model_trace)
+    shapes = {
+        name: tuple(site["value"].shape)
+        for trace in traces
+        for name, site in trace.nodes.items()
+        if site["type"] == "param"
+    }
+    num_rows = next(n for one in (*args, *kwargs.values()) for n in lengths(one))
+    return Seen(num_rows, [s for trace in traces for s in _statements(trace)], shapes)
+
+
+def _statements(trace: Any) -> Iterator[Statement]:
+    for site in statements_of(trace):
+        if not is_copy(site):
+            frames = tuple(
+                Frame(f.name, int(f.size), int(f.full_size or f.size))
+                for f in site["cond_indep_stack"]
+            )
+            scale = float(torch.as_tensor(site["scale"]).max())
+            yield Statement(site["name"], site["is_observed"], scale, frames)

@@ -1,0 +1,361 @@
+"""Steps of a fit in Pyro."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.util import zero_grads
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from vi_kit.base.errors import CaptureError, CheckpointError, NotFiniteError, message
+from vi_kit.engine.settings import not_numbers
+from vi_kit.pyro.minibatch import mapped
+from vi_kit.pyro.noise import Generators, buffers_kept
+from vi_kit.workflow.batches import Call
+from vi_kit.workflow.fitting import Job
+from vi_kit.workflow.training import Steps
+
+MAX_COORDINATES = 2000
+"""That a stopping rule is shown."""
+TRIED = 3
+"""Steps that are timed, and not counted."""
+WORTH_COMPILING = 60.0
+"""Seconds that a fit would take without."""
+
+
+class PyroTrainer:
+    """See `vi_kit.workflow.training.Trainer`.
+
+    Args:
+        job: what is to be done.
+        start: which of several starts it is.
+        compile: whether steps are compiled; `None`: if they would take long.
+    """
+
+    def __init__(self, job: Job, start: int, compile: bool | None):
+        self.job, self.loss, self.source = job, job.loss, job.source
+        self.optimizer = job.optimizer.started() if start else job.optimizer
+        self.wish, self.compiles = compile, compile
+        self.done, self.count = 0, 0
+        self.leaves: dict[str, torch.Tensor] = {}
+        self.modules: dict[torch.nn.Module, None] = {}
+        self.kinds: set[Any] = set()
+        self.mean: dict[str, torch.Tensor] = {}
+        self.said: list[str] = []
+        self.generators = _seeded(job.request.seed, start)
+        self.away: Any = None
+
+    # Before a step
+
+    def explain(self) -> str:
+        with self._own_noise(), self._watched(), self._params_seen(), buffers_kept():
+            explained = self._explained(self.source.example)
+        for leaf in self.leaves.values():  # what others have left there
+            leaf.grad = None
+        return explained
+
+    def _explained(self, call: Call) -> str:
+        args, kwargs = call
+        self.kinds.add(_kind(call))
+        return self.loss.explain(self.job.model, self.job.guide, *args, **kwargs)
+
+    def _prepare(self, call: Call) -> None:
+        """Plan, and compile, what has not been met, so that a step is the same wherever a fit goes on."""
+        if self.compiles is None:
+            self.compiles = self._is_worth_it(call)
+        kind = _kind(call)
+        if kind not in self.kinds:
+            with self._nothing_done():
+                self._explained(call)
+        if self.compiles and (kind, "compiled") not in self.kinds:
+            self.kinds.add((kind, "compiled"))
+            self._compile(call)
+
+    def _is_worth_it(self, call: Call) -> bool:
+        steps = self.job.request.num_steps or 0
+        with self._nothing_done():
+            began = time.perf_counter()
+            for _ in range(TRIED):
+                self._gradient(call)
+            seconds = (time.perf_counter() - began) / TRIED
+        return steps * seconds > WORTH_COMPILING
+
+    def _compile(self, call: Call) -> None:
+        self.loss.compile = True
+        try:
+            with self._nothing_done():
+                for _ in range(2):  # the first runs as it is written
+                    self._gradient(call)
+        except CaptureError as error:
+            if self.wish:
+                raise
+            self.loss.compile = self.compiles = False
+            self.said.append(f"steps are not compiled: {str(error).splitlines()[0]}")
+
+    @contextmanager
+    def _nothing_done(self) -> Iterator[None]:
+        """Afterwards all is as it was, but for plans and compiled steps."""
+        before, state = Generators.now(), {k: v.clone() for k, v in self.loss.state.items()}
+        with buffers_kept():
+            try:
+                yield
+            finally:
+                self._zero()
+                before.restore()
+                self.loss.state.clear()
+                self.loss.state.update(state)
+
+    # A step
+
+    def advance(self, most: int) -> Steps:
+        losses: list[float] = []
+        norms: list[float] = []
+        good = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        with self._own_noise(), self._watched():
+            while len(losses) < most:
+                call = self.source.take()
+                if call is None:
+                    return Steps(np.array(losses), np.array(norms), ended=True)
+                try:
+                    loss, norm = self._step(call)
+                except NotFiniteError as error:
+                    self._back_to(good)
+                    return Steps(np.array(losses), np.array(norms), trouble=error)
+                losses.append(loss)
+                norms.append(norm)
+        return Steps(np.array(losses), np.array(norms))
+
+    def _step(self, call: Call) -> tuple[float, float]:
+        self._prepare(call)
+        loss, params = self._gradient(call)
+        grads = [p.grad for p in params.values() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        if not math.isfinite(norm):
+            spoilt = [
+                n for n, p in params.items() if p.grad is not None and not p.grad.isfinite().all()
+            ]
+            self._zero()
+            raise not_numbers(spoilt or list(params), "the objective")
+        clip_norm = self.job.request.clip_norm
+        if clip_norm is not None and norm > clip_norm:
+            for grad in grads:
+                grad.mul_(clip_norm / norm)
+        self.optimizer.step(params)
+        self._zero()
+        self.done += 1
+        if self.count:
+            self.count += 1
+            for name, leaf in params.items():
+                old = self.mean.setdefault(name, leaf.detach().clone())
+                old += (leaf.detach() - old) / (self.count - 1)
+        return loss, norm
+
+    def _gradient(self, call: Call) -> tuple[float, dict[str, torch.Tensor]]:
+        """The loss, and the leaves that it depends on, with their gradients."""
+        args, kwargs = call
+        with self._params_seen() as params:
+            loss = self.loss.loss_and_grads(self.job.model, self.job.guide, *args, **kwargs)
+        return loss, params
+
+    @contextmanager
+    def _params_seen(self) -> Iterator[dict[str, torch.Tensor]]:
+        params: dict[str, torch.Tensor] = {}
+        with poutine.trace(param_only=True) as captured:
+            yield params
+        nodes: Any = captured.trace.nodes
+        for name, site in nodes.items():
+            if site["type"] == "param":
+                params[name] = site["value"].unconstrained()
+        self.leaves.update(params)
+
+    def _zero(self) -> None:
+        zero_grads(self.leaves.values())
+
+    def _back_to(self, good: Mapping[str, torch.Tensor]) -> None:
+        """Undo steps that have spoilt parameters."""
+        self._zero()
+        if all(bool(leaf.isfinite().all()) for leaf in self.leaves.values()):
+            return
+        for name, value in good.items():
+            self.leaves[name].data.copy_(value)
+        self.said.append("parameters were not finite: they are those of some steps before")
+
+    @contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        """Random numbers of the fit; the user's generators do not move."""
+        before = Generators.now()
+        self.generators.restore()
+        try:
+            yield
+        finally:
+            self.generators = Generators.now()
+            before.restore()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Modules that are called are known: they may have buffers."""
+
+        def note(module: torch.nn.Module, inputs: Any) -> None:
+            if module._buffers:
+                self.modules[module] = None
+
+        hook = register_module_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    # What the loop of a fit asks for
+
+    def params(self) -> dict[str, Any]:
+        store = pyro.get_param_store()
+        return {name: store[name].detach().clone() for name in self.leaves}
+
+    def state(self) -> dict[str, Any]:
+        return {key: value.detach().clone() for key, value in self.loss.state.items()}
+
+    def notes(self) -> list[str]:
+        return list(self.said)
+
+    def choose(self, start: int) -> None:
+        pass
+
+    def put_away(self) -> None:
+        """Keep what was found: another start is to come."""
+        if self.away is None:
+            averaged = self.mean if self.count > 1 else {}
+            leaves = {**self.leaves, **averaged}
+            leaves = {name: value.detach().clone() for name, value in leaves.items()}
+            self.away = leaves, [b.clone() for b in self._buffers()], dict(self.loss.state)
+
+    def put_back(self) -> None:
+        """What was kept, in the places that there are now."""
+        assert self.away is not None
+        leaves, buffers, state = self.away
+        store = pyro.get_param_store()
+        for name, value in leaves.items():
+            self.leaves[name] = store._params[name]
+            store._params[name].data.copy_(value)
+        for buffer, value in zip(self._buffers(), buffers, strict=True):
+            buffer.data.copy_(value)
+        self.loss.state.clear()
+        self.loss.state.update(state)
+
+    def coordinates(self) -> np.ndarray:
+        flat = [leaf.detach().double().cpu().numpy().ravel() for leaf in self.leaves.values()]
+        found = np.concatenate([np.zeros(0), *flat])[None]
+        return found[:, :: -(-found.shape[1] // MAX_COORDINATES)] if found.size else found
+
+    def shrink(self, factor: float) -> None:
+        self.optimizer.shrink(factor)
+
+    def average(self, on: bool) -> None:
+        self.count, self.mean = int(on), {}
+
+    def _buffers(self) -> list[torch.Tensor]:
+        found = (b for module in self.modules for b in module._buffers.values() if b is not None)
+        return list(found)
+
+    def snapshot(self) -> dict[str, Any]:
+        own = self.generators
+        return _packed(
+            {
+                "params": dict(self.leaves),
+                "buffers": self._buffers(),
+                "state": dict(self.loss.state),
+                "optimizer": self.optimizer.state(),
+                "mean": self.mean,
+                "count": self.count,
+                "done": self.done,
+                "compiles": self.compiles,
+                "noise": [own.torch_states, own.of_python, own.of_numpy],
+                "source": self.source.position(),
+            }
+        )
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        found = _unpacked(snapshot)
+        store = pyro.get_param_store()
+        leaves = {name: store._params.get(name) for name in found["params"]}
+        own = {name: None if p is None else tuple(p.shape) for name, p in leaves.items()}
+        theirs = {name: tuple(p.shape) for name, p in found["params"].items()}
+        if own != theirs or len(found["buffers"]) != len(self._buffers()):
+            raise CheckpointError(
+                message(
+                    "the checkpoint is of another fit",
+                    got=f"parameters {theirs}, {len(found['buffers'])} buffers",
+                    expected=f"{own}, {len(self._buffers())} buffers",
+                    fix="the programs of that fit, or another folder",
+                )
+            )
+        for name, leaf in leaves.items():
+            assert leaf is not None
+            leaf.data.copy_(found["params"][name])
+            self.leaves[name] = leaf
+        for buffer, value in zip(self._buffers(), found["buffers"], strict=True):
+            buffer.data.copy_(value)
+        self.loss.state.clear()
+        self.loss.state.update(found["state"])
+        self.optimizer.restore(found["optimizer"], self.leaves)
+        self.mean, self.count, self.done = found["mean"], found["count"], found["done"]
+        self.compiles = found["compiles"]
+        of_torch, of_python, of_numpy = found["noise"]
+        self.generators = Generators(of_torch, of_python, of_numpy)
+        self.source.seek(found["source"])
+
+
+def _seeded(seed: int, start: int) -> Generators:
+    """The generators as they stand when seeded."""
+    before = Generators.now()
+    words = np.random.SeedSequence([seed, start]).generate_state(1)
+    torch.manual_seed(int(words[0]))
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]))
+    found = Generators.now()
+    before.restore()
+    return found
+
+
+def _kind(call: Call) -> Any:
+    """Of the arrays among some arguments."""
+    found: list[Any] = []
+
+    def note(x: Any) -> Any:
+        found.append((tuple(x.shape), str(x.dtype)))
+        return x
+
+    mapped(note, [list(call[0]), dict(call[1])])
+    return tuple(found)
+
+
+def _packed(value: Any) -> Any:
+    """With arrays of NumPy in place of tensors."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous()
+        bits = value.view(torch.uint8) if value.dtype == torch.bfloat16 else value
+        return {"torch": str(value.dtype).split(".")[1], "values": bits.numpy().copy()}
+    if isinstance(value, Mapping):
+        return {k: _packed(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_packed(v) for v in value)
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {"torch", "values"}:
+            dtype, values = getattr(torch, value["torch"]), torch.as_tensor(value["values"])
+            return values if values.dtype == dtype else values.view(dtype)
+        return {k: _unpacked(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_unpacked(v) for v in value)
+    return value
