@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI
@@ -93,7 +92,7 @@ class NumPyroTrainer:
         params = self.optimizer.params(carry["optimizer"])
         with_gradient = jax.value_and_grad(self._value, has_aux=True)
         (loss, mutable), grads = with_gradient(params, carry["mutable"], key, call)
-        norm = optax.global_norm(grads)
+        norm = _norm(grads)
         if self.clip_norm is not None:
             factor = jnp.minimum(1.0, self.clip_norm / norm)
             grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
@@ -230,7 +229,7 @@ class NumPyroTrainer:
         except NotFiniteError as error:
             return error
         grads = jax.grad(lambda p: self._value(p, carry["mutable"], at, call)[0])(params)
-        spoilt = [n for n, g in grads.items() if not bool(jnp.isfinite(optax.global_norm(g)))]
+        spoilt = [n for n, g in grads.items() if not bool(jnp.isfinite(_norm(g)))]
         return not_numbers(spoilt or list(grads), None if not spoilt else "the objective")
 
     def _of_best(self) -> Any:
@@ -296,3 +295,8 @@ class NumPyroTrainer:
 
 def _flat(params: Any) -> Any:
     return ravel_pytree(params)[0]
+
+
+def _norm(grads: Any) -> Any:
+    squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))

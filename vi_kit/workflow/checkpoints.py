@@ -88,7 +88,8 @@ class Folder:
         Raises:
             CheckpointError: it is of another fit.
         """
-        for path in self._files():
+        files = self._files()
+        for i, path in enumerate(files):
             try:
                 content = read(path)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
@@ -99,7 +100,7 @@ class Folder:
                 )
                 continue
             self._refuse_another(path, content["made_of"])
-            self.written = [path]
+            self.written = files[i:][::-1]
             self.last = int(NAME.fullmatch(path.name)[1])  # type: ignore[index]
             return content["state"]
         return None

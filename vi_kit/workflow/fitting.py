@@ -259,6 +259,9 @@ def _fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) -
     )
     if error is not None:
         error.fit = fit
+        error.add_note(
+            f"after {fit.num_steps} steps; attribute `fit` of this error has what they found"
+        )
     return fit
 
 
