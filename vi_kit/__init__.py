@@ -56,8 +56,8 @@ from vi_kit.language.words import (
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
 from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
-from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.exporting import to_arviz
+from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
 

@@ -97,8 +97,8 @@ def fit(
         ...     with numpyro.plate("data", len(x)):
         ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
         >>> found = fit(model, AutoNormal(model), jnp.ones(3), optimizer=0.05, num_steps=1000)
-        >>> round(float(found.params["z_auto_loc"]), 1)
-        0.8
+        >>> abs(float(found.params["z_auto_loc"]) - 0.75) < 0.1
+        True
     """
     request = Request.of(
         (model, guide),

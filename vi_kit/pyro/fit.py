@@ -101,8 +101,8 @@ def fit(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
         >>> found = fit(model, AutoNormal(model), torch.ones(3), optimizer=0.05, num_steps=500)
-        >>> round(float(found.params["AutoNormal.locs.z"]), 1)
-        0.8
+        >>> abs(float(found.params["AutoNormal.locs.z"]) - 0.75) < 0.1
+        True
     """
     request = Request.of(
         (model, guide),
