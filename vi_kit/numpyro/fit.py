@@ -96,7 +96,7 @@ def fit(
         ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         ...     with numpyro.plate("data", len(x)):
         ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> found = fit(model, AutoNormal(model), jnp.ones(3), optimizer=0.05, num_steps=1000)
+        >>> found = fit(model, AutoNormal(model), jnp.ones(3), optimizer=0.02, num_steps=1000, num_samples=8)
         >>> abs(float(found.params["z_auto_loc"]) - 0.75) < 0.1
         True
     """

@@ -100,7 +100,7 @@ def fit(
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> found = fit(model, AutoNormal(model), torch.ones(3), optimizer=0.05, num_steps=500)
+        >>> found = fit(model, AutoNormal(model), torch.ones(3), optimizer=0.02, num_steps=500, num_samples=8)
         >>> abs(float(found.params["AutoNormal.locs.z"]) - 0.75) < 0.1
         True
     """
