@@ -56,8 +56,12 @@ from vi_kit.language.words import (
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
 from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
+from vi_kit.workflow.diagnosing import diagnose
+from vi_kit.workflow.diagnosis import Diagnosis
+from vi_kit.workflow.expecting import Expectation, expectation, resample
 from vi_kit.workflow.exporting import to_arviz
 from vi_kit.workflow.fitted import Fit
+from vi_kit.workflow.heldout import Heldout, heldout
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
 
@@ -75,10 +79,13 @@ __all__ = [
     "CheckpointError",
     "CheckpointWarning",
     "Constant",
+    "Diagnosis",
     "EstimatorError",
     "Exact",
+    "Expectation",
     "Fit",
     "Hamiltonian",
+    "Heldout",
     "ImportanceSampling",
     "Langevin",
     "LearnedConstant",
@@ -97,13 +104,16 @@ __all__ = [
     "apply",
     "array_namespace",
     "check_unbiased",
+    "diagnose",
     "divergence",
     "evaluate",
+    "expectation",
     "extend",
     "from_log_density",
     "generators",
     "given",
     "held_draw",
+    "heldout",
     "iid",
     "log_density",
     "log_mean_exp",
@@ -112,6 +122,7 @@ __all__ = [
     "objective",
     "predictive",
     "quadrature_error",
+    "resample",
     "sample",
     "simulate",
     "softmax",

@@ -52,13 +52,18 @@ class NumPyroRuns:
 
         return Draws(*_mapped(once, num, seed))
 
-    def prior(self, num: int, seed: int) -> Draws:
+    def prior(self, num: int, seed: int, *, conditioned: bool = False) -> Draws:
         self._start()
 
         def once(key: Any) -> tuple[Found, Found]:
-            return {}, self._found(self._traced(self.model, key, True), None, False)
+            traced = self._traced(self.model, key, not conditioned)
+            return {}, self._found(traced, None, conditioned)
 
         return Draws(*_mapped(once, num, seed))
+
+    def gradients(self, loss: Any, num: int, seed: int) -> tuple[Sequence[str], np.ndarray]:
+        replay = loss.replay(self.model, self.guide, self.args, self.kwargs, self.params)
+        return replay.coordinates, replay.estimates(loss, num, seed)
 
     def _start(self) -> None:
         """Add the parameters that were not given, as the programs start with them; set up guides that set themselves up

@@ -57,13 +57,20 @@ class PyroRuns:
 
         return self._draws(pair, num, seed, densities and not predictive)
 
-    def prior(self, num: int, seed: int) -> Draws:
+    def prior(self, num: int, seed: int, *, conditioned: bool = False) -> Draws:
+        program = self.model if conditioned else poutine.uncondition(self.model)
+
         def pair(seeds: Seeds, values: Values, with_densities: bool) -> Pair:
             torch.manual_seed(seeds[1])
-            model = self._traced(Given(values)(poutine.uncondition(self.model)))
+            model = self._traced(Given(values)(program))
             return {}, self._found(model, None, with_densities)
 
-        return self._draws(pair, num, seed, False)
+        return self._draws(pair, num, seed, conditioned)
+
+    def gradients(self, loss: Any, num: int, seed: int) -> tuple[Sequence[str], np.ndarray]:
+        with self.at_params(seed):
+            replay = loss.replay(self.model, self.guide, self.args, self.kwargs, None)
+            return replay.coordinates, replay.estimates(loss, num, seed)
 
     def _draws(self, pair: Run, num: int, seed: int, densities: bool) -> Draws:
         with self.at_params(seed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -152,6 +152,12 @@ class Draws:
         """Log density of the model less that of the guide (nats), shape `(num,)`."""
         return sum((sign * s.total for sign, s in self.terms), np.zeros(len(self)))
 
+    @property
+    def log_likelihoods(self) -> np.ndarray:
+        """Of data and factors, shape `(num,)`."""
+        data = [s for s in self.model.values() if s.kind in (Kind.OBSERVED, Kind.FACTOR)]
+        return sum((s.total for s in data), np.zeros(len(self)))
+
 
 class Runs(Protocol):
     """A pair of programs that a library runs with its own handlers; parameters and state stay as they are."""
@@ -169,8 +175,19 @@ class Runs(Protocol):
         """
         ...
 
-    def prior(self, num: int, seed: int) -> Draws:
-        """Independent runs of the model alone, which draws its data too."""
+    def prior(self, num: int, seed: int, *, conditioned: bool = False) -> Draws:
+        """Independent runs of the model alone.
+
+        Args:
+            num: how many.
+            seed: of all random numbers.
+            conditioned: whether its data stay in place, with their log densities; else it draws them too.
+        """
+        ...
+
+    def gradients(self, loss: Any, num: int, seed: int) -> tuple[Sequence[str], np.ndarray]:
+        """Names of the coordinates of the parameters, and estimates of a loss and of its gradient by these, shape
+        `(num, 1 + num_params)`."""
         ...
 
 

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 
 from vi_kit.workflow.asking import Trained
+from vi_kit.workflow.diagnosing import diagnose
+from vi_kit.workflow.diagnosis import Diagnosis
+from vi_kit.workflow.expecting import Expectation, expectation, resample
 from vi_kit.workflow.exporting import to_arviz
+from vi_kit.workflow.heldout import Heldout, heldout
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
 
@@ -78,6 +82,22 @@ class Fit(Trained):
     def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
         """The fit as ArviZ has posteriors; see `vi.to_arviz`."""
         return to_arviz(self, *args, **kwargs)
+
+    def heldout(self, *args: Any, **kwargs: Any) -> Heldout:
+        """How probable new data are; see `vi.heldout`."""
+        return heldout(self, *args, **kwargs)
+
+    def diagnose(self, *args: Any, **kwargs: Any) -> Diagnosis:
+        """Whether the fit can be trusted; see `vi.diagnose`."""
+        return diagnose(self, *args, **kwargs)
+
+    def expectation(self, *args: Any, **kwargs: Any) -> Expectation:
+        """Posterior means; see `vi.expectation`."""
+        return expectation(self, *args, **kwargs)
+
+    def resample(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        """Draws in proportion to importance weights; see `vi.resample`."""
+        return resample(self, *args, **kwargs)
 
 
 def last_tenth(num_steps: int) -> int:

@@ -1,0 +1,119 @@
+"""Verdicts on cases whose answer is known: `vi.diagnose`."""
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests.workflow.programs import X, evidence_of_normals, normals, posterior_of_normals, rows
+from vi_kit.workflow.error_bounds import divergence_bound
+
+
+def test_the_exact_posterior_is_trusted(lib):
+    model, guide, args = normals(lib)
+    found = vi.diagnose(lib.Loss(), model, guide, *args, num_gradients=10)
+    assert found.verdict == "trust"
+    assert found.elbo == pytest.approx(evidence_of_normals(), rel=1e-6)
+    assert found.gap < 1e-6 and found.ess == pytest.approx(found.num_samples)
+    assert abs(found.prior_evidence - evidence_of_normals()) <= 5 * found.prior_error
+    assert found.divergence < 1e-6 and max(found.wasserstein) < 1e-2
+    assert "trust" in repr(found) and "&lt;=" in found._repr_html_()
+    assert set(found.noise) == {"theta"}
+
+
+def correlated(lib, scale):
+    """A Normal of correlation 0.95, and the guide with independent coordinates that is nearest in KL(q, p)."""
+    covariance = np.array([[1.0, 0.95], [0.95, 1.0]])
+
+    def model():
+        lib.sample("z", lib.dist.MultivariateNormal(lib.array(np.zeros(2)), lib.array(covariance)))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.array(np.zeros(2)), scale).to_event(1))
+
+    return model, guide
+
+
+def test_mean_field_of_a_correlated_posterior(lib):
+    own = (1 - 0.95**2) ** 0.5
+    found = vi.diagnose(lib.Loss(), *correlated(lib, own))
+    assert found.verdict == "richer guide" and found.pareto_k > 0.7
+    assert np.isinf(found.divergence)
+    text = " ".join(found.reasons)
+    assert "Pareto k" in text and ("too small" in text or "more evidence" in text)
+
+
+def test_a_guide_that_is_somewhat_wide_is_corrected(lib):
+    mean, scale = posterior_of_normals()
+    model, guide, args = normals(lib, loc=mean, scale=1.8 * scale)
+    found = vi.diagnose(lib.Loss(), model, guide, *args)
+    assert found.verdict == "correct by importance sampling"
+    low, _ = found.moments["z"].ratios
+    assert low == pytest.approx(1.8**2, rel=0.2)
+    assert found.elbo < evidence_of_normals() < found.cubo
+
+
+def test_a_mode_that_is_missed(lib):
+    """Two modes, one fitted exactly: the weights are nearly equal, and only draws of the prior see the other."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 3.0))
+        lib.sample("x", lib.dist.Normal(z**2, 1.0), obs=lib.array(9.0))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(3.0, 0.17))
+
+    found = vi.diagnose(lib.Loss(), model, guide, num_samples=4000)
+    assert found.verdict == "another divergence"
+    assert abs(found.prior_evidence - found.iwae - np.log(2)) < 0.2
+
+
+def test_a_funnel_is_not_trusted(lib):
+    def model():
+        v = lib.sample("v", lib.dist.Normal(0.0, 3.0))
+        with lib.plate("rows", 9):
+            lib.sample("z", lib.dist.Normal(0.0, lib.xp.exp(v / 2)))
+
+    def guide():
+        lib.sample("v", lib.dist.Normal(-0.8, 0.45))
+        with lib.plate("rows", 9):
+            lib.sample("z", lib.dist.Normal(0.0, 0.63))
+
+    found = vi.diagnose(lib.Loss(), model, guide)
+    assert found.verdict in ("richer guide", "another divergence") and found.pareto_k > 0.7
+
+
+def test_many_rows_are_judged_one_by_one(lib):
+    x = np.tile(X, 50)
+    model, guide, args = rows(lib, x=x, scale=0.35)
+    found = vi.diagnose(lib.Loss(), model, guide, *args)
+    assert found.row_k.shape == (200,) and (found.row_k < 0.7).all()
+    assert found.pareto_k > 0.7  # jointly it is hopeless
+    assert found.verdict in ("trust", "correct by importance sampling")
+
+
+def test_few_draws_and_point_masses(lib):
+    model, guide, args = normals(lib)
+    assert vi.diagnose(lib.Loss(), model, guide, *args, num_samples=50).verdict == "more samples"
+
+    def point(x):
+        lib.sample("z", lib.dist.Delta(lib.array(0.5)))
+
+    with pytest.raises(vi.BackendError, match="point masses"):
+        vi.diagnose(lib.Loss(), model, point, *args)
+
+
+def test_the_bounds_are_bounds():
+    """Of two Normals, by quadrature: q = N(0, 1), p = N(m, s^2)."""
+    rng = np.random.default_rng(0)
+    for m, s in ((0.3, 0.9), (0.0, 1.2), (0.6, 0.7)):
+        z = rng.normal(size=200_000)
+        weights = -0.5 * ((z - m) / s) ** 2 - np.log(s) + 0.5 * z**2
+        grid = np.linspace(-12, 12, 20_001)
+        p = np.exp(-0.5 * ((grid - m) / s) ** 2) / s / np.sqrt(2 * np.pi)
+        q = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
+        exact = np.log((p**2 / q).sum() * (grid[1] - grid[0]))
+        bound = divergence_bound(weights)
+        assert bound > exact - 0.02  # that it is no bound of the KL instead: the mutant is
+        chi = np.expm1(exact) ** 0.5
+        assert abs(m) <= chi  # the standard deviation of q is one
+        assert abs(s**2 - 1) <= chi * 2**0.5 + chi**2

@@ -1,0 +1,90 @@
+"""How probable new data are: `vi.heldout`."""
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests.workflow.programs import (
+    NOISE,
+    X,
+    evidence_of_normals,
+    evidence_of_rows,
+    normals,
+    posterior_of_normals,
+    rows,
+)
+from vi_kit.workflow.asking import asked
+from vi_kit.workflow.sampling import drawn
+from vi_kit.workflow.weights import log_mean_error, log_mean_exp, rows_of
+
+NEW = np.array([0.4, -1.1, 2.0])
+
+
+def test_with_the_exact_posterior_there_is_no_error(lib):
+    model, guide, args = normals(lib)
+    found = vi.heldout(lib.Loss(), model, guide, *args, num_samples=50)
+    assert found.log_prob == pytest.approx(evidence_of_normals(), rel=1e-6)
+    assert found.error < 1e-6 and found.ess == pytest.approx(50) and found.rows is None
+
+
+def test_all_data_together(lib):
+    mean, scale = posterior_of_normals(NEW)
+    model, guide, _ = normals(lib, loc=mean + scale, scale=1.5 * scale)
+    found = vi.heldout(lib.Loss(), model, guide, lib.array(NEW), num_samples=4000)
+    assert abs(found.log_prob - evidence_of_normals(NEW)) <= 5 * found.error
+    assert found.error < 0.05
+    # mutant: the mean of log weights
+    data = vi.sample(lib.Loss(), model, guide, lib.array(NEW), num_samples=4000)["z"]
+    below = evidence_of_normals(NEW) - kl_normal(mean + scale, 1.5 * scale, mean, scale)
+    assert abs(below - evidence_of_normals(NEW)) >= 8 * found.error and len(data) == 4000
+
+
+def test_row_by_row(lib):
+    exact = evidence_of_rows(NEW)
+    model, guide, _ = rows(lib, slope=0.5, scale=0.8)
+    found = vi.heldout(lib.Loss(), model, guide, lib.array(NEW), num_samples=4000)
+    assert found.plate == "data" and found.rows.shape == found.row_errors.shape == (3,)
+    assert (abs(found.rows - exact) <= 5 * found.row_errors).all()
+    assert abs(found.log_prob - exact.sum()) <= 5 * found.error
+    assert found.error == pytest.approx(np.sqrt((found.row_errors**2).sum()))
+    # mutant: rows in another order
+    assert (abs(found.rows[::-1] - exact)[[0, 2]] >= 8 * found.row_errors[[0, 2]]).all()
+
+
+def test_the_standard_error_is_that_of_repetitions(lib):
+    model, guide, _ = rows(lib, slope=0.5, scale=0.8)
+    who = asked("heldout", lib.Loss(), (model, guide, lib.array(NEW)), {})
+    weights = rows_of(drawn(who, 60 * 300, 0)).log_weights.T.reshape(3, 60, 300)
+    spread = log_mean_exp(weights).std(axis=1, ddof=1)
+    ratio = log_mean_error(weights).mean(axis=1) / spread
+    assert (abs(ratio - 1) <= 5 / (2 * 60) ** 0.5).all()
+    # mutant: the error of one draw instead of that of a mean
+    assert (abs(ratio * 300**0.5 - 1) >= 8 / (2 * 60) ** 0.5).all()
+
+
+def test_masked_rows_count_nothing(lib):
+    def model(x):
+        with lib.plate("data", 4), lib.handlers.mask(mask=lib.array(X > 0)):
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+            lib.sample("x", lib.dist.Normal(z, NOISE), obs=x)
+
+    def guide(x):
+        slope, scale = 1 / (1 + NOISE**2), (NOISE**2 / (1 + NOISE**2)) ** 0.5
+        with lib.plate("data", 4), lib.handlers.mask(mask=lib.array(X > 0)):
+            lib.sample("z", lib.dist.Normal(slope * x, scale))
+
+    found = vi.heldout(lib.Loss(), model, guide, lib.array(X), num_samples=10)
+    np.testing.assert_allclose(found.rows, np.where(X > 0, evidence_of_rows(), 0.0), atol=1e-6)
+
+
+def test_without_a_density_it_is_refused(lib):
+    def point(x):
+        lib.sample("z", lib.dist.Delta(lib.array(0.5)))
+
+    model, _, args = normals(lib)
+    with pytest.raises(vi.BackendError, match="heldout: the draws have no importance weights"):
+        vi.heldout(lib.Loss(), model, point, *args)
+
+
+def kl_normal(m, s, mean, scale):
+    return np.log(scale / s) + (s**2 + (m - mean) ** 2) / (2 * scale**2) - 0.5

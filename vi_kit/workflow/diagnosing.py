@@ -1,0 +1,145 @@
+"""Whether a fitted guide can be trusted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from vi_kit.base.errors import whole_number
+from vi_kit.workflow.asking import Asked, asked
+from vi_kit.workflow.diagnosis import Diagnosis, Noise
+from vi_kit.workflow.error_bounds import (
+    divergence_bound,
+    latent_sites,
+    moments_of,
+    wasserstein_bounds,
+)
+from vi_kit.workflow.psis import effective_sample_size, pareto_smoothed
+from vi_kit.workflow.sampling import drawn
+from vi_kit.workflow.verdict import judged
+from vi_kit.workflow.weights import log_mean_error, log_mean_exp, refuse_without_weights, rows_of
+
+
+def diagnose(
+    fit: Any,
+    *args: Any,
+    num_samples: int = 2000,
+    num_gradients: int = 0,
+    seed: int = 0,
+    params: Any = None,
+    **kwargs: Any,
+) -> Diagnosis:
+    r"""Whether a fitted guide can be trusted, from one pass of draws.
+
+    It reports Pareto's k and the effective number of the importance weights (over everything, and of each row where all
+    sites stand in one plate: jointly the weights of many rows always degenerate); ELBO, the bound of all draws, and
+    upper bounds; means and variances by the guide against those corrected by Pareto-smoothed weights; bounds of their
+    errors by the 2-divergence (Huggins et al. 2020); the log evidence by draws of the prior; and, with `num_gradients`,
+    signal and noise of the gradient by parameter.
+
+    The verdict follows from these. "trust": k is under 0.5, the gap between the bounds is under 0.1 nats (per row,
+    where rows are independent), and no corrected mean or variance is far off. "correct by importance sampling": k is
+    under 0.7 (for few draws less), so that `vi.expectation(fit, psis=True)` and `vi.resample(fit)` are good where the
+    guide is not. "richer guide": it is not. "another divergence": prior draws find more evidence than the guide's, so
+    that mass is missed. "more samples": there are under 200 draws, too few for k.
+
+    What cannot be seen: a mode that the guide misses, unless draws of the prior find it, which they do in few
+    dimensions and with weak data. The bounds are estimates, and where k is over 0.5 too low; they are then infinite.
+
+    Args:
+        fit: what `fit` returned; or a `Loss`, followed by model and guide.
+        *args: other arguments than those of the fit; or those of the programs.
+        num_samples: draws of the guide, and of the prior.
+        num_gradients: gradients of the loss; 0: none.
+        seed: of all.
+        params: as for `vi.sample`.
+        **kwargs: as `args`.
+
+    Returns:
+        All of it, with a verdict; it prints well.
+
+    Raises:
+        BackendError: there are no importance weights (point masses, sites that are summed out), or no ArviZ.
+
+    Example:
+        >>> import pyro, torch, vi_kit as vi
+        >>> import pyro.distributions as dist
+        >>> from vi_kit.pyro import Loss
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Normal(1.0, 0.5**0.5))
+        >>> vi.diagnose(Loss(), model, guide).verdict
+        'trust'
+
+    References:
+        Yao et al. 2018, Yes, but Did It Work? Evaluating Variational Inference. Vehtari et al. 2024, Pareto Smoothed
+        Importance Sampling. Huggins et al. 2020, Validated Variational Inference via Practical Posterior Error Bounds.
+    """
+    num_samples = whole_number("diagnose", "num_samples", num_samples, least=25)
+    num_gradients = whole_number("diagnose", "num_gradients", num_gradients, least=0)
+    who = asked("diagnose", fit, args, kwargs, params)
+    refuse_without_weights(who, drawn(who, 1, seed))
+    draws = drawn(who, num_samples, seed)
+    weights = draws.log_weights
+    smoothed, k = pareto_smoothed(weights)
+    normalized = np.exp(smoothed)
+    rows = rows_of(draws)
+    row_k = None if rows is None else pareto_smoothed(rows.log_weights.T)[1]
+    row_gap = 0.0
+    if rows is not None:
+        by_row = rows.log_weights.T
+        row_gap = float((log_mean_exp(by_row) - by_row.mean(axis=1)).max())
+    latent = latent_sites(dict(draws.guide))
+    divergence = divergence_bound(weights) if k < 0.5 else math.inf
+    moments = {n: moments_of(s, normalized, divergence) for n, s in latent.items()}
+    evidence, error = _by_prior(who, num_samples, seed)
+    found = {
+        "num_samples": num_samples,
+        "pareto_k": float(k),
+        "ess": float(effective_sample_size(weights)),
+        "row_k": row_k,
+        "elbo": float(weights.mean()),
+        "elbo_error": float(weights.std(ddof=1) / num_samples**0.5),
+        "iwae": float(log_mean_exp(weights)),
+        "eubo": float(np.exp(weights - np.logaddexp.reduce(weights)) @ weights),
+        "cubo": float(log_mean_exp(2 * weights) / 2),
+        "prior_evidence": evidence,
+        "prior_error": error,
+        "divergence": divergence,
+        "wasserstein": wasserstein_bounds(list(latent.values()), divergence),
+        "moments": moments,
+        "noise": _noise(who, num_gradients, seed) if num_gradients else {},
+    }
+    evidence_error = float(log_mean_error(weights))
+    return judged(Diagnosis("", (), "", **found), row_gap, evidence_error)
+
+
+def _by_prior(who: Asked, num_samples: int, seed: int) -> tuple[float, float]:
+    """The log evidence by draws of the prior, and its standard error; `nan` if there is no prior to draw from."""
+    try:
+        draws = who.plain[0].runs.prior(num_samples, seed + 1, conditioned=True)
+    except Exception:  # an improper prior, or a model that is an energy
+        return math.nan, math.nan
+    likelihoods = draws.log_likelihoods
+    if not np.isfinite(likelihoods.max()):
+        return math.nan, math.nan
+    return float(log_mean_exp(likelihoods)), float(log_mean_error(likelihoods))
+
+
+def _noise(who: Asked, num: int, seed: int) -> dict[str, Noise]:
+    """Signal and noise of the gradient, by parameter."""
+    coordinates, estimates = who.plain[0].runs.gradients(who.loss, max(2, num), seed)
+    names = [c.split("[")[0] for c in coordinates]
+    found = {}
+    for name in dict.fromkeys(names):
+        own = estimates[:, 1:][:, [n == name for n in names]]
+        mean, spread = own.mean(axis=0), own.std(axis=0, ddof=1)
+        size = 1e-9 * (1 + abs(own).max(axis=0))
+        signal = float(np.linalg.norm(mean) / np.hypot(np.linalg.norm(spread), size.max()))
+        z = abs(mean) / np.hypot(spread / len(own) ** 0.5, size)
+        found[name] = Noise(signal, float(z.max(initial=0.0)))
+    return found
