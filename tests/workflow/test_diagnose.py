@@ -37,7 +37,7 @@ def test_mean_field_of_a_correlated_posterior(lib):
     own = (1 - 0.95**2) ** 0.5
     found = vi.diagnose(lib.Loss(), *correlated(lib, own))
     assert found.verdict == "richer guide" and found.pareto_k > 0.7
-    assert np.isinf(found.divergence)
+    assert np.isinf(found.divergence) and np.isinf(found.moments["z"].mean_bound).all()
     text = " ".join(found.reasons)
     assert "Pareto k" in text and ("too small" in text or "more evidence" in text)
 
@@ -79,7 +79,7 @@ def test_a_funnel_is_not_trusted(lib):
             lib.sample("z", lib.dist.Normal(0.0, 0.63))
 
     found = vi.diagnose(lib.Loss(), model, guide)
-    assert found.verdict in ("richer guide", "another divergence") and found.pareto_k > 0.7
+    assert found.verdict == "richer guide" and found.pareto_k > 0.7
 
 
 def test_many_rows_are_judged_one_by_one(lib):

@@ -88,3 +88,17 @@ def test_without_a_density_it_is_refused(lib):
 
 def kl_normal(m, s, mean, scale):
     return np.log(scale / s) + (s**2 + (m - mean) ** 2) / (2 * scale**2) - 0.5
+
+
+def test_new_rows_of_a_fit_by_minibatches_count_for_themselves(lib):
+    import importlib
+
+    fit = importlib.import_module(f"vi_kit.{lib.name}").fit
+    model, guide, _ = rows(lib, x=np.tile(X, 5))
+    found = fit(model, guide, lib.array(np.tile(X, 5)), batch_size=10, num_steps=2)
+    with_all = found.heldout(lib.array(np.tile(X, 5)), num_samples=50)
+    new = found.heldout(lib.array(X), num_samples=50)
+    assert len(with_all.rows) == 20 and len(new.rows) == 4
+    # the parameter has moved a little; mutant: each row counts five times
+    assert abs(new.log_prob - evidence_of_rows().sum()) < 1.0 < abs(evidence_of_rows().sum())
+    assert found.sample(num_samples=3)["z"].shape == (3, 20)

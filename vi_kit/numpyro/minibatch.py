@@ -16,6 +16,7 @@ from numpyro.primitives import Messenger
 
 from vi_kit.engine.statements import is_copy
 from vi_kit.language.marginal import mapped_part
+from vi_kit.workflow.asking import UNSCALED
 from vi_kit.workflow.minibatch import Frame, Seen, Statement
 
 
@@ -70,6 +71,7 @@ def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:
             with Scaled(plates):
                 return fn(*args, **kwargs)
 
+        vars(with_scale)[UNSCALED] = fn
         return with_scale
 
     return mapped_part(program, of_part, role)

@@ -17,6 +17,7 @@ from vi_kit.pyro.guides import copied
 from vi_kit.pyro.noise import buffers_kept
 from vi_kit.pyro.replay import statements_of
 from vi_kit.workflow.ambient import isolated
+from vi_kit.workflow.asking import UNSCALED
 from vi_kit.workflow.minibatch import Frame, Seen, Statement
 
 
@@ -66,6 +67,7 @@ def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:
             with Scaled(plates):
                 return fn(*args, **kwargs)
 
+        vars(with_scale)[UNSCALED] = fn
         return with_scale
 
     return mapped_part(program, of_part, role)

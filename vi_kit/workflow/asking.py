@@ -13,6 +13,9 @@ from vi_kit.language.normalize import SIR, Normalized
 from vi_kit.language.programs import is_composite
 from vi_kit.workflow.draws import Runs
 
+UNSCALED = "vi_kit_unscaled"
+"""The attribute under which a program whose minibatches count for all rows has that where they count for themselves."""
+
 
 class Trained:
     """A pair of programs with the values of their parameters: what `Fit` is."""
@@ -23,6 +26,7 @@ class Trained:
     kwargs: Mapping[str, Any]
     loss: Any
     params: Any
+    state: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,12 @@ def asked(
         is_new = bool(rest or kwargs)
         args = (rest, kwargs) if is_new else (first.args, first.kwargs)
         values = first.params if params is None else params
-        return Asked(where, first.loss, first.model, first.guide, *args, values, is_new)
+        if first.loss.state_is_given:
+            values = {**first.state, **values}
+        programs = [first.model, first.guide]
+        if is_new:  # new rows are no part of the fit's
+            programs = [getattr(p, UNSCALED, p) for p in programs]
+        return Asked(where, first.loss, *programs, *args, values, is_new)
     if isinstance(first, CommonLoss) and len(rest) >= 2 and callable(rest[0]) and callable(rest[1]):
         return Asked(where, first, rest[0], rest[1], rest[2:], kwargs, params)
     shown = ", ".join(type(x).__name__ for x in (first, *rest)) or "nothing"

@@ -42,8 +42,8 @@ def diagnose(
     The verdict follows from these. "trust": k is under 0.5, the gap between the bounds is under 0.1 nats (per row,
     where rows are independent), and no corrected mean or variance is far off. "correct by importance sampling": k is
     under 0.7 (for few draws less), so that `vi.expectation(fit, psis=True)` and `vi.resample(fit)` are good where the
-    guide is not. "richer guide": it is not. "another divergence": prior draws find more evidence than the guide's, so
-    that mass is missed. "more samples": there are under 200 draws, too few for k.
+    guide is not. "richer guide": it is not. "another divergence": k is usable, but prior draws find more
+    evidence than the guide's: mass is missed. "more samples": there are under 200 draws, too few for k.
 
     What cannot be seen: a mode that the guide misses, unless draws of the prior find it, which they do in few
     dimensions and with weak data. The bounds are estimates, and where k is over 0.5 too low; they are then infinite.

@@ -13,6 +13,9 @@ import numpy as np
 
 from vi_kit.workflow.draws import Kind, Site
 
+LARGE = 50.0
+"""Nats of a divergence from which on bounds say nothing."""
+
 
 def divergence_bound(log_weights: np.ndarray) -> float:
     """An upper bound of the 2-divergence of the posterior from the guide (nats), as draws estimate it."""
@@ -67,16 +70,13 @@ def moments_of(site: Site, weights: np.ndarray, divergence: float) -> Moments:
     mean, variance = value.mean(axis=0), value.var(axis=0)
     by_weight = np.einsum("n,n...->...", weights, value)
     square = np.einsum("n,n...->...", weights, (value - by_weight) ** 2)
-    chi_square = np.expm1(min(divergence, 700.0))
     spread = ((value - mean) ** 2).std(axis=0)
-    return Moments(
-        mean,
-        variance,
-        by_weight,
-        square,
-        np.sqrt(chi_square * variance),
-        np.sqrt(chi_square) * spread + chi_square * variance,
-    )
+    mean_bound, variance_bound = np.full_like(mean, np.inf), np.full_like(mean, np.inf)
+    if divergence < LARGE:
+        chi_square = np.expm1(divergence)
+        mean_bound = np.sqrt(chi_square * variance)
+        variance_bound = np.sqrt(chi_square) * spread + chi_square * variance
+    return Moments(mean, variance, by_weight, square, mean_bound, variance_bound)
 
 
 def wasserstein_bounds(sites: list[Site], divergence: float) -> tuple[float, float]:
@@ -89,9 +89,11 @@ def wasserstein_bounds(sites: list[Site], divergence: float) -> tuple[float, flo
     flat = [np.asarray(s.value, float).reshape(len(s.value), -1) for s in sites]
     if not flat:
         return 0.0, 0.0
+    if not divergence < LARGE:
+        return np.inf, np.inf
     joint = np.concatenate(flat, axis=1)
     norms = np.linalg.norm(joint - joint.mean(axis=0), axis=1)
-    chi = np.sqrt(np.expm1(min(divergence, 700.0)))
+    chi = np.sqrt(np.expm1(divergence))
     first = float((norms**2).mean() ** 0.5 * chi)
     return first, float(2**0.5 * (norms**4).mean() ** 0.25 * chi**0.5)
 

@@ -56,10 +56,10 @@ def judged(found: Diagnosis, row_gap: float, evidence_error: float) -> Diagnosis
     ]
     if found.num_samples < MIN_SAMPLES:
         verdict = "more samples"
-    elif missed:
-        verdict = "another divergence"
     elif not usable:
         verdict = "richer guide"
+    elif missed:
+        verdict = "another divergence"
     elif k < GOOD_K and gap <= MAX_GAP and not _moments(found):
         verdict = "trust"
     else:
