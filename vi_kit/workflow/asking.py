@@ -99,10 +99,10 @@ def asked(
         values = first.params if params is None else params
         if first.loss.state_is_given:
             values = {**first.state, **values}
-        programs = [first.model, first.guide]
+        model, guide = first.model, first.guide
         if is_new:  # new rows are no part of the fit's
-            programs = [getattr(p, UNSCALED, p) for p in programs]
-        return Asked(where, first.loss, *programs, *args, values, is_new)
+            model, guide = (getattr(p, UNSCALED, p) for p in (model, guide))
+        return Asked(where, first.loss, model, guide, *args, values, is_new)
     if isinstance(first, CommonLoss) and len(rest) >= 2 and callable(rest[0]) and callable(rest[1]):
         return Asked(where, first, rest[0], rest[1], rest[2:], kwargs, params)
     shown = ", ".join(type(x).__name__ for x in (first, *rest)) or "nothing"
