@@ -55,6 +55,7 @@ from vi_kit.language.words import (
 )
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
+from vi_kit.workflow.calibrating import Calibration, calibrate
 from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
 from vi_kit.workflow.diagnosing import diagnose
 from vi_kit.workflow.diagnosis import Diagnosis
@@ -74,6 +75,7 @@ __all__ = [
     "AnalyticError",
     "BackendError",
     "Baseline",
+    "Calibration",
     "CaptureError",
     "Checkpoint",
     "CheckpointError",
@@ -103,6 +105,7 @@ __all__ = [
     "ViKitError",
     "apply",
     "array_namespace",
+    "calibrate",
     "check_unbiased",
     "diagnose",
     "divergence",

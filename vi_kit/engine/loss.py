@@ -28,6 +28,9 @@ class CommonLoss:
     drawn: ClassVar[Callable[..., Any]]
     """Runs programs plainly, for `vi.sample` and what is made of draws."""
 
+    array: ClassVar[Callable[[Any], Any]]
+    """An array of the library from one of NumPy's."""
+
     state_is_given: ClassVar[bool] = False
     """Whether programs are given what modules keep from step to step as they are given parameters."""
 

@@ -67,6 +67,7 @@ class Loss(CommonLoss, ELBO):
     library = "NumPyro"
     replays = NumPyroReplay
     drawn = NumPyroRuns
+    array = staticmethod(jnp.asarray)
     state_is_given = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -112,6 +112,7 @@ class Loss(CommonLoss, ELBO):
     library = "Pyro"
     replays = PyroReplay
     drawn = PyroRuns
+    array = staticmethod(torch.as_tensor)
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vi_kit.workflow.asking import Trained
+from vi_kit.workflow.calibrating import Calibration, calibrate
 from vi_kit.workflow.diagnosing import diagnose
 from vi_kit.workflow.diagnosis import Diagnosis
 from vi_kit.workflow.expecting import Expectation, expectation, resample
@@ -90,6 +91,10 @@ class Fit(Trained):
     def diagnose(self, *args: Any, **kwargs: Any) -> Diagnosis:
         """Whether the fit can be trusted; see `vi.diagnose`."""
         return diagnose(self, *args, **kwargs)
+
+    def calibrate(self, *args: Any, **kwargs: Any) -> Calibration:
+        """Simulation-based calibration; see `vi.calibrate`."""
+        return calibrate(self, *args, **kwargs)
 
     def expectation(self, *args: Any, **kwargs: Any) -> Expectation:
         """Posterior means; see `vi.expectation`."""
