@@ -25,6 +25,7 @@ PARTS = (
     "cone",
     "discrete",
     "scaling",
+    "stopping",
 )
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table: starts here -->\n", "<!-- table: ends here -->\n"

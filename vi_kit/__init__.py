@@ -65,6 +65,7 @@ from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.heldout import Heldout, heldout
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
+from vi_kit.workflow.stationary import Stationary
 
 __version__ = "0.1.0"
 
@@ -100,6 +101,7 @@ __all__ = [
     "ScaledBaseline",
     "SettingRange",
     "SettingRule",
+    "Stationary",
     "SumOfBaselines",
     "Unbiasedness",
     "ViKitError",

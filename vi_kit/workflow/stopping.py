@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vi_kit.base.errors import ObjectiveError, message
 
 if TYPE_CHECKING:
     from vi_kit.workflow.history import History
@@ -50,3 +52,21 @@ class StoppingRule(Protocol):
     def decide(self, history: History) -> Decision:
         """After each `every` steps."""
         ...
+
+
+def between(where: str, name: str, value: Any, low: float, high: float) -> None:
+    """A setting that is a number between two others, neither of which it may be.
+
+    Raises:
+        ObjectiveError: it is not.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and low < value < high:
+        return
+    shown = f"{low:g} < {name}" + (f" < {high:g}" if high < float("inf") else "")
+    fix = f"{name}={(low + min(high, low + 1)) / 2:g}"
+    raise ObjectiveError(
+        message(
+            f"{where}: {name} is out of range", got=f"{name}={value!r}", expected=shown, fix=fix
+        )
+    )
