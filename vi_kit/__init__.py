@@ -63,6 +63,7 @@ from vi_kit.workflow.expecting import Expectation, expectation, resample
 from vi_kit.workflow.exporting import to_arviz
 from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.heldout import Heldout, heldout
+from vi_kit.workflow.pictures import plot_bound, plot_posterior, plot_snr, plot_weights
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.sampling import sample
 from vi_kit.workflow.stationary import Stationary
@@ -125,6 +126,10 @@ __all__ = [
     "marginal",
     "normalize",
     "objective",
+    "plot_bound",
+    "plot_posterior",
+    "plot_snr",
+    "plot_weights",
     "predictive",
     "quadrature_error",
     "resample",
