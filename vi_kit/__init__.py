@@ -55,6 +55,7 @@ from vi_kit.language.words import (
 )
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
+from vi_kit.workflow.auto import Chosen, auto
 from vi_kit.workflow.calibrating import Calibration, calibrate
 from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
 from vi_kit.workflow.diagnosing import diagnose
@@ -65,6 +66,7 @@ from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.heldout import Heldout, heldout
 from vi_kit.workflow.pictures import plot_bound, plot_posterior, plot_snr, plot_weights
 from vi_kit.workflow.predicting import predictive
+from vi_kit.workflow.profile import Profile, profile_estimators
 from vi_kit.workflow.sampling import sample
 from vi_kit.workflow.stationary import Stationary
 
@@ -82,6 +84,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
+    "Chosen",
     "Constant",
     "Diagnosis",
     "EstimatorError",
@@ -99,6 +102,7 @@ __all__ = [
     "NotFiniteError",
     "Objective",
     "ObjectiveError",
+    "Profile",
     "ScaledBaseline",
     "SettingRange",
     "SettingRule",
@@ -108,6 +112,7 @@ __all__ = [
     "ViKitError",
     "apply",
     "array_namespace",
+    "auto",
     "calibrate",
     "check_unbiased",
     "diagnose",
@@ -131,6 +136,7 @@ __all__ = [
     "plot_snr",
     "plot_weights",
     "predictive",
+    "profile_estimators",
     "quadrature_error",
     "resample",
     "sample",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from vi_kit.objectives import ciwae, cubo, elbo, iwae, miwae, renyi
 MAX_TUPLES = 20_000
 """Joint values of all particles that are enumerated; above, they are drawn."""
 MAX_Z = 5.0
+AGAINST = ("auto", "enumeration", "differences")
 MIN_POWER = 10.0
 """Standard errors that a reference must be away from zero: twice those that an error must have."""
 STEPS = tuple(0.05 / 4**i for i in range(6))
@@ -53,6 +54,11 @@ class Replay(Protocol):
     @property
     def coordinates(self) -> Sequence[str]:
         """Names of the numbers by which gradients are taken."""
+        ...
+
+    @property
+    def owners(self) -> Sequence[str]:
+        """The parameter to which each belongs."""
         ...
 
     @property
@@ -120,6 +126,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
+        if math.isnan(self.reference):
+            return "no reference"
         if not abs(self.z) <= MAX_Z:
             return "BIASED"
         return "passed" if self.power >= MIN_POWER else "no power"
@@ -161,7 +169,21 @@ class Unbiasedness:
         ]
         more = [f"and {len(shown) - MAX_ROWS} more"] if len(shown) > MAX_ROWS else []
         title = f"{verdict}: {self.num_draws} draws against {self.reference}"
-        return "\n".join([title, head, *lines, *more])
+        lacks_power = [f"power {MIN_POWER:g} {self._needed()}"] * verdict.startswith("no power")
+        return "\n".join([title, head, *lines, *more, *lacks_power])
+
+    @property
+    def draws_needed(self) -> int | None:
+        """How many draws would give one coordinate enough power; `None` if the reference is zero."""
+        power = max([row.power for row in self.rows[1:] if math.isfinite(row.power)], default=0.0)
+        return math.ceil(self.num_draws * (MIN_POWER / power) ** 2) if power else None
+
+    def _needed(self) -> str:
+        if self.draws_needed is None:
+            return (
+                "is out of reach: the reference is zero, and so would a gradient of zero be right"
+            )
+        return f"needs about {max(self.draws_needed, 1 + self.num_draws)} draws"
 
 
 MAX_ROWS = 20
@@ -175,6 +197,7 @@ def check_unbiased(
     num_draws: int = 1000,
     seed: int = 0,
     params: Any = None,
+    against: Any = "auto",
     **kwargs: Any,
 ) -> Unbiasedness:
     r"""Compare the mean of a loss's gradient with a reference, on your own programs at their present parameters.
@@ -197,6 +220,10 @@ def check_unbiased(
         num_draws: of the loss; more give more power.
         seed: of its draws and those of the reference.
         params: NumPyro: values of the parameters, if not those that the programs start with.
+        against: the reference: `"auto"` as above; `"enumeration"`, the sum over all joint values or an error;
+            `"differences"` of the loss's own value with the same random numbers on both sides, for estimators whose
+            value is right; or the exact gradient of the loss itself, as an array in the order of the coordinates, a
+            dict by parameter, or a function without arguments that returns one.
         **kwargs: of model and guide.
 
     Returns:
@@ -242,15 +269,32 @@ def check_unbiased(
             )
         )
     replay = loss.replay(model, guide, args, kwargs, params)
+    named = isinstance(against, str)
+    if named and against not in AGAINST:
+        raise ObjectiveError(
+            message(
+                "check_unbiased: no such reference",
+                got=f"against={against!r}",
+                expected=f"{', '.join(map(repr, AGAINST))}, or the exact gradient",
+                fix="against='auto'",
+            )
+        )
+    given = None if named else _given(replay, against)
     draws = replay.estimates(loss, num_draws, seed)
-    if is_composite(model) or is_composite(guide):
+    if given is not None:
+        exact, reference_error, how = given, np.zeros(len(given)), "a gradient that was given"
+    elif against == "enumeration":
+        exact, reference_error, how = _enumerated(replay, loss)
+    elif against == "differences":
+        exact, reference_error, how = _by_differences(replay, loss, 4 * num_draws, seed + 1)
+    elif is_composite(model) or is_composite(guide):
         unbiased = (without_bias(program) for program in (model, guide))
         replay = loss.replay(*unbiased, args, kwargs, params)
         exact, reference_error, how = _of_composites(replay, loss, num_draws, seed + 1)
     else:
         exact, reference_error, how = _reference(replay, loss, num_draws, seed + 1)
     mean, error = _mean(draws)
-    size = replay.rounding * (1 + np.abs(exact) + np.abs(draws).max(axis=0))
+    size = replay.rounding * (1 + np.abs(np.nan_to_num(exact)) + np.abs(draws).max(axis=0))
     error = np.sqrt(error**2 + reference_error**2 + size**2)
     rows = zip(["the loss", *replay.coordinates], mean, exact, error, strict=True)
     return Unbiasedness(how, num_draws, tuple(Row(n, *map(float, r)) for n, *r in rows))
@@ -268,11 +312,7 @@ def _reference(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[An
     num, sign = bound.num_particles, loss.settings.sign
     table = replay.enumerated(int(MAX_TUPLES ** (1 / num)))
     if table is not None:
-        tuples = np.array(list(product(range(len(table.drawn[0])), repeat=num)))
-        values = bound.estimates(table, tuples, np.zeros(1 + table.drawn[1].shape[1]))
-        weight = np.exp(table.drawn[0][tuples].sum(-1, keepdims=True))
-        exact = sign * (weight * values).sum(axis=0)
-        return exact, 0.0 * exact, f"the exact sum over {len(table.drawn[0])} joint values"
+        return _summed(bound, sign, table)
     total = 4 * num_draws
     table = replay.sampled(total * num, seed)
     tuples = np.arange(total * num).reshape(total, num)
@@ -288,6 +328,62 @@ def _reference(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[An
         names = [str(replay.coordinates[i]) for i in moving[:3]] + ["..."] * (len(moving) > 3)
         how += f"; with {', '.join(names)}, which move a support, differences of {num_draws}"
     return mean, error, how
+
+
+def _summed(bound: _Bound, sign: float, table: Densities) -> tuple[Any, Any, str]:
+    """The exact reference, from all joint values."""
+    tuples = np.array(list(product(range(len(table.drawn[0])), repeat=bound.num_particles)))
+    values = bound.estimates(table, tuples, np.zeros(1 + table.drawn[1].shape[1]))
+    weight = np.exp(table.drawn[0][tuples].sum(-1, keepdims=True))
+    exact = sign * (weight * values).sum(axis=0)
+    return exact, 0.0 * exact, f"the exact sum over {len(table.drawn[0])} joint values"
+
+
+def _enumerated(replay: Replay, loss: Any) -> tuple[Any, Any, str]:
+    """The exact reference, or an error that says why there is none."""
+    bound, why, table = _bound(loss.settings.objective), "", None
+    if bound is None:
+        why = f"{loss.settings.objective!r}, whose value is not known as a function of log weights"
+    elif bound.num_particles > 1 and replay.shares_plates:
+        why = "a bound for each element of a plate"
+    else:
+        table = replay.enumerated(int(MAX_TUPLES ** (1 / bound.num_particles)))
+        why = f"sites that are not finite, or more than {MAX_TUPLES} joint values of all particles"
+    if bound is not None and table is not None:
+        return _summed(bound, loss.settings.sign, table)
+    raise ObjectiveError(
+        message(
+            "check_unbiased: there is nothing to enumerate",
+            got=why,
+            expected="few joint values, and vi.elbo(), iwae(), miwae(), ciwae(), renyi() or cubo()",
+            fix="against='auto' or against='differences'",
+        )
+    )
+
+
+def _given(replay: Replay, against: Any) -> np.ndarray:
+    """The gradient that a user gives, behind the loss, which has no reference."""
+    exact = against() if callable(against) else against
+    owners = list(dict.fromkeys(replay.owners))
+    if isinstance(exact, Mapping):
+        known, got = set(exact) == set(owners), f"gradients by {sorted(exact)}"
+        parts = [np.ravel(np.asarray(exact[n], float)) for n in owners] if known else []
+        sizes = [len(p) for p in parts] == [list(replay.owners).count(n) for n in owners]
+        flat = np.concatenate([np.zeros(0), *parts]) if known and sizes else None
+    else:
+        array = np.asarray(exact, float)
+        got = f"shape {array.shape}"
+        flat = array.ravel() if array.size == len(replay.owners) else None
+    if flat is None:
+        raise ObjectiveError(
+            message(
+                "check_unbiased: the gradient that was given is not that of these parameters",
+                got=got,
+                expected=f"{len(replay.owners)} numbers, or a dict by {owners}",
+                fix="one number for each of found.rows[1:] of a check with against='auto'",
+            )
+        )
+    return np.concatenate([[np.nan], flat])
 
 
 def _of_composites(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[Any, Any, str]:

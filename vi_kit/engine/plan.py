@@ -83,6 +83,7 @@ class Plan:
         terms: further rows: every term that depends on these sites, and what it gets.
         provenance: what a backend that traces programs found out about dependence.
         leaves: by role and name, what a backend found to be trained.
+        evaluations: of the model in one step, on how many draws.
         harmless: lines of the programs at which what they are told of values makes no difference.
         noisy: roles whose programs draw random numbers besides their sites.
     """
@@ -118,6 +119,7 @@ class Plan:
     leaves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     noisy: frozenset[str] = frozenset()
     harmless: frozenset[str] = frozenset()
+    evaluations: int = 1
 
     @property
     def expands(self) -> bool:
@@ -235,19 +237,26 @@ class Findings:
             yield f"pattern {pattern!r}: {', '.join(rows) or 'no site left for it'}"
         yield from self.methods
         yield from self.bounds
+        parts = " x ".join(f"{n} {what}" for what, n in self.counts().items() if n > 1)
+        total = self.evaluations()
+        yield (
+            f"a step evaluates the model on {total} draw{'s' * (total > 1)}"
+            + f": {parts}" * bool(parts)
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Of what a step evaluates the model on, by its kind."""
         held = 1 + any(c.estimator.holds_params for c in self.choices.values())
-        counts = {
+        return {
             "replicates": self.num_replicates,
             "joint values of enumerated sites": self.num_worlds,
             "values and their alternatives": self.num_slots,
             "runs, one with parameters held": held,
         }
-        parts = " x ".join(f"{n} {what}" for what, n in counts.items() if n > 1)
-        total = math.prod(counts.values())
-        yield (
-            f"a step evaluates the model on {total} draw{'s' * (total > 1)}"
-            + f": {parts}" * bool(parts)
-        )
+
+    def evaluations(self) -> int:
+        """See `Plan`."""
+        return math.prod(self.counts().values())
 
     def tells_apart(self, plates: Iterable[Axis]) -> None:
         """Note plates whose elements count as independent."""

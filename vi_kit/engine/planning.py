@@ -241,6 +241,7 @@ class Planner(ABC):
         return replace(
             plan,
             selection=replace(plan.selection, resolved=resolved),
+            evaluations=findings.evaluations(),
             num_slots=findings.num_slots,
             num_replicates=findings.num_replicates,
             slots_of=findings.slots_of,

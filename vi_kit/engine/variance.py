@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,10 @@ from vi_kit.engine.plan import Plan
 
 WARM_UP = 50
 """Steps in which what is kept from step to step (moving averages) finds its values."""
+
+
+Sampler = Callable[[int], tuple[np.ndarray, float]]
+"""Makes gradients from a seed, shape `(batch, num_params)`, and says how many seconds one took."""
 
 
 class Measured(Protocol):
@@ -28,6 +32,11 @@ class Measured(Protocol):
         """The parameter to which each belongs."""
         ...
 
+    @property
+    def rounding(self) -> float:
+        """Relative size of the rounding errors of one number."""
+        ...
+
     def plan(self, loss: Any) -> Plan:
         """Of a loss."""
         ...
@@ -37,6 +46,11 @@ class Measured(Protocol):
     ) -> np.ndarray:
         """Gradients, and those in which the random numbers of one of some sites are drawn again, shape
         `(num_draws, 1 + len(labels), num_params)`; all of one draw have the same state."""
+        ...
+
+    def prepared(self, loss: Any, batch: int, clock: Callable[[], float]) -> tuple[Plan, Sampler]:
+        """The plan, and gradients as steps make them, what is kept from step to step going on; the first call
+        compiles."""
         ...
 
 

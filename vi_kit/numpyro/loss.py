@@ -121,6 +121,10 @@ class Loss(CommonLoss, ELBO):
             self._plans.keep(key, (), plan)
         return plan, made
 
+    def latest_plan(self) -> Plan:
+        """Of the last step of a new kind."""
+        return next(reversed(next(reversed(self._plans.kept.values())).values()))
+
     def with_state(self, guide: Callable) -> Callable:
         """The guide with room in `SVI`'s mutable state for what baselines keep from step to step.
 

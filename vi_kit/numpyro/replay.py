@@ -24,6 +24,7 @@ from vi_kit.engine.replay import (
     weighted_edges,
 )
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
+from vi_kit.engine.variance import Sampler
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.unbiased import Densities, Displaced
 
@@ -137,6 +138,30 @@ class NumPyroReplay:
         keys = random.split(random.key(seed), warm_up + num_draws)
         draws = jax.jit(lambda keys: lax.scan(step, first, keys)[1])(keys)
         return np.asarray(draws[warm_up:], float)
+
+    def prepared(self, loss: Any, batch: int, clock: Callable[[], float]) -> tuple[Plan, Sampler]:
+        guide, own, state = self.started(loss)
+        held = {**own, **self.fixed}, state
+        jax.eval_shape(lambda key: self.estimate(loss, guide, held, self.flat, key), random.key(0))
+        plan = loss.latest_plan()
+
+        @jax.jit
+        def sampled(flat: Any, fixed: Any, state: Any, keys: Any) -> Any:
+            def step(state: Any, key: Any) -> tuple[Any, Any]:
+                return self.estimate(loss, guide, (fixed, state), flat, key)
+
+            return lax.scan(step, state, keys)
+
+        def sample(seed: int) -> tuple[np.ndarray, float]:
+            nonlocal state
+            keys = jax.block_until_ready(random.split(random.key(seed), batch))
+            before = clock()
+            fixed = {**own, **self.fixed}
+            state, draws = jax.block_until_ready(sampled(self.flat, fixed, state, keys))
+            seconds = (clock() - before) / batch
+            return np.asarray(draws, float)[:, 1:], seconds
+
+        return plan, sample
 
     def losses(self, loss: Any, num_draws: int, seed: int) -> Displaced:
         guide, own, state = self.started(loss)

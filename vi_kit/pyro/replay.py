@@ -25,6 +25,7 @@ from vi_kit.engine.replay import (
     weighted_edges,
 )
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
+from vi_kit.engine.variance import Sampler
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.unbiased import Densities, Displaced
 
@@ -136,6 +137,30 @@ class PyroReplay:
                 loss.state = after
                 draws.append(found)
         return np.array(draws)
+
+    def prepared(self, loss: Any, batch: int, clock: Callable[[], float]) -> tuple[Plan, Sampler]:
+        loss = _apart(loss)
+        programs = loss._programs(self.model, self.guide, self.args, self.kwargs)
+        with self.started(0):
+            plan, _ = loss._explained(programs)
+
+        def sample(seed: int) -> tuple[np.ndarray, float]:
+            with self.started(seed) as leaves:
+                _finished(leaves)
+                before, found = clock(), []
+                for _ in range(batch):
+                    for leaf in leaves:
+                        leaf.grad = None
+                    loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+                    found.append([leaf.grad for leaf in leaves])
+                _finished(leaves)
+                seconds = (clock() - before) / batch
+                rows = [
+                    np.concatenate([np.zeros(0), *map(_flat, grads, leaves)]) for grads in found
+                ]
+            return np.array(rows), seconds
+
+        return plan, sample
 
     def losses(self, loss: Any, num_draws: int, seed: int) -> Displaced:
         # a mean of many is as cheap as one, where programs broadcast
@@ -273,6 +298,12 @@ def _apart(loss: Any) -> Any:
     loss = copy.copy(loss)
     loss.state = dict(loss.state)
     return loss
+
+
+def _finished(leaves: list[torch.Tensor]) -> None:
+    """Wait until what was asked of a device is done."""
+    if any(leaf.is_cuda for leaf in leaves):
+        torch.cuda.synchronize()
 
 
 def _is_subsample(site: Any) -> bool:

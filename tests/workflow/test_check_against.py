@@ -1,0 +1,69 @@
+"""`vi.check_unbiased(against=...)`, and what it says of the user's own estimators, baselines and objectives."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests.workflow.test_gradient_variance import AT, coins, gradients
+
+
+def exact():
+    probs, values = gradients()
+    return probs @ values
+
+
+def test_enumeration_and_given_gradients(lib):
+    programs, loss = coins(lib), lib.Loss(estimators=vi.Score())
+    found = vi.check_unbiased(loss, *programs, num_draws=200, against="enumeration")
+    np.testing.assert_allclose([r.reference for r in found.rows[1:]], exact(), rtol=1e-9)
+    by_name = dict(zip("ab", exact(), strict=True))
+    for against in (exact(), by_name, lambda: by_name):
+        found = vi.check_unbiased(loss, *programs, num_draws=200, against=against)
+        assert not found.biased and found.reference == "a gradient that was given"
+        assert found.rows[0].verdict == "no reference"
+    wrong = vi.check_unbiased(loss, *programs, num_draws=200, against=-exact() - 3.0)
+    assert len(wrong.biased) == 2
+
+
+def test_differences(lib):
+    loss = lib.Loss(estimators=vi.Enumerate())
+    found = vi.check_unbiased(loss, *coins(lib), num_draws=3, against="differences")
+    np.testing.assert_allclose([r.reference for r in found.rows[1:]], exact(), rtol=1e-3)
+    assert found.passed
+
+
+def test_what_cannot_be_a_reference(lib):
+    programs, loss = coins(lib), lib.Loss(estimators=vi.Score())
+    with pytest.raises(vi.ObjectiveError, match="no such reference"):
+        vi.check_unbiased(loss, *programs, against="faith")
+    for given in (np.zeros(3), {"a": 0.0}, {"a": 0.0, "b": np.zeros(2)}):
+        with pytest.raises(vi.ObjectiveError, match="not that of these parameters"):
+            vi.check_unbiased(loss, *programs, against=given)
+    other = lib.Loss(vi.log_variance(num_particles=2))
+    with pytest.raises(vi.ObjectiveError, match="there is nothing to enumerate"):
+        vi.check_unbiased(other, *programs, num_draws=2, against="enumeration")
+
+
+def test_draws_that_power_needs(lib):
+    loss = lib.Loss(estimators=vi.Score())
+    few = vi.check_unbiased(loss, *coins(lib), num_draws=5)
+    assert not few.passed and f"needs about {max(few.draws_needed, 6)} draws" in repr(few)
+    enough = vi.check_unbiased(loss, *coins(lib), num_draws=1000, against=exact())
+    assert enough.draws_needed is None or enough.draws_needed <= 1000 or not enough.passed
+
+
+@dataclass(frozen=True)
+class Unscored(vi.Score):
+    """No score term: biased."""
+
+    def contract(self, downstream):
+        return downstream.terms
+
+
+def test_an_own_estimator_that_is_biased(lib):
+    programs = coins(lib)
+    right = vi.check_unbiased(lib.Loss(estimators=vi.Score()), *programs, num_draws=400)
+    wrong = vi.check_unbiased(lib.Loss(estimators=Unscored()), *programs, num_draws=400)
+    assert not right.biased and wrong.biased and len(AT) == 2
