@@ -23,7 +23,7 @@ class PyroWords:
         import torch
         from pyro import poutine
 
-        from vi_kit.pyro import Loss
+        from vi_kit.pyro import Loss, fit
 
         self.dist, self.transforms = dist, dist.transforms
         self.sample, self.plate, self.factor = pyro.sample, pyro.plate, pyro.factor
@@ -35,7 +35,7 @@ class PyroWords:
             condition=poutine.condition,
             do=poutine.do,
         )
-        self.Loss = Loss
+        self.Loss, self.fit = Loss, fit
         self.xp: Any = torch
         self.detach = lambda x: x.detach()
 
@@ -109,14 +109,14 @@ class NumPyroWords:
         import numpyro.distributions as dist
         from numpyro import handlers
 
-        from vi_kit.numpyro import Loss
+        from vi_kit.numpyro import Loss, fit
 
         numpyro.enable_x64()
         self.dist, self.transforms = dist, dist.transforms
         self.sample, self.plate, self.factor = numpyro.sample, numpyro.plate, numpyro.factor
         self.guide_factor = numpyro.factor
         self.handlers = handlers
-        self.Loss = Loss
+        self.Loss, self.fit = Loss, fit
         self.xp: Any = jnp
         self.detach = jax.lax.stop_gradient
 

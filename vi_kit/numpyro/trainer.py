@@ -75,7 +75,8 @@ class NumPyroTrainer:
         if self.averages:
             carry |= {"mean": params, "count": jnp.zeros(())}
         carry["size"] = jnp.ones(())
-        return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), carry)
+        # each its own buffer, which the loop may write to: parameters may start as one array
+        return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), carry)
 
     # One step, and many
 

@@ -173,8 +173,9 @@ class PyroTrainer:
             yield params
         nodes: Any = captured.trace.nodes
         for name, site in nodes.items():
-            if site["type"] == "param":
-                params[name] = site["value"].unconstrained()
+            leaf = site["value"].unconstrained() if site["type"] == "param" else None
+            if leaf is not None and not any(leaf is own for own in params.values()):
+                params[name] = leaf
         self.leaves.update(params)
 
     def _zero(self) -> None:

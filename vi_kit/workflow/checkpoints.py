@@ -184,7 +184,7 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: not a checkpoint of vi_kit.
         OSError, zipfile.BadZipFile, EOFError, KeyError: not a whole file.
     """
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         tree = json.loads(str(file[TREE]))
         if tree.pop("format", None) != FORMAT:
             raise ValueError(f"not in the format {FORMAT!r}")

@@ -1,0 +1,437 @@
+"""`fit`: whole data, minibatches, restarts, optimisers, callbacks, and what is refused before any work."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import vi_kit as vi
+from tests.workflow.programs import NOISE, X, evidence_of_normals, normals, posterior_of_normals
+
+ROWS = np.random.default_rng(0).normal(1.0, 1.0, 40)
+
+
+def mean_field(lib, start=0.0):
+    """A Normal guide with both parameters free, for `normals`."""
+
+    def guide(x=None):
+        theta = lib.theta(np.array([start, -0.5]))
+        lib.sample("z", lib.dist.Normal(theta[0], lib.xp.exp(theta[1])))
+
+    return guide
+
+
+def moved(fit):
+    return np.asarray(fit.params["theta"])
+
+
+def test_fit_finds_a_conjugate_posterior(lib):
+    model, _, args = normals(lib)
+    found = lib.fit(
+        model, mean_field(lib), *args, optimizer=0.02, num_steps=1500, num_samples=8, seed=3
+    )
+    mean, scale = posterior_of_normals()
+    assert abs(moved(found)[0] - mean) < 0.03 and abs(np.exp(moved(found)[1]) / scale - 1) < 0.1
+    assert abs(found.objective - evidence_of_normals()) < 0.05
+    assert found.losses.shape == found.gradient_norms.shape == (1500,)
+    assert found.stopped == "1500 steps" and "Reparam" in found.explained
+    assert found.versions.keys() >= {"vi-kit"} and found.seconds["steps"] > 0
+
+
+def test_a_seed_decides_and_nothing_else_is_drawn_from(lib):
+    model, _, args = normals(lib)
+
+    def losses(seed):
+        if lib.name == "pyro":
+            import pyro
+
+            pyro.clear_param_store()
+        return lib.fit(model, mean_field(lib), *args, num_steps=20, seed=seed).losses
+
+    first = losses(0)
+    before = np.random.get_state()[1].copy()
+    state = lib.xp.get_rng_state() if lib.name == "pyro" else None
+    again = losses(0)
+    assert np.array_equal(first, again) and not np.array_equal(first, losses(1))
+    assert np.array_equal(before, np.random.get_state()[1])
+    if state is not None:
+        assert lib.xp.equal(state, lib.xp.get_rng_state())
+
+
+# Minibatches: the mean of losses at parameters that do not move
+
+
+def still(lib):
+    """An optimiser whose steps have no length."""
+    if lib.name == "pyro":
+        return lambda params: lib.xp.optim.SGD(params, lr=0.0)
+    import optax
+
+    return optax.sgd(0.0)
+
+
+def elbo_of_all(mean, scale, x=ROWS):
+    """The ELBO of a Normal guide for `normals`, in closed form."""
+    log_lik = -0.5 * np.log(2 * np.pi * NOISE**2) * len(x)
+    log_lik -= (((x - mean) ** 2).sum() + len(x) * scale**2) / (2 * NOISE**2)
+    return log_lik - 0.5 * (scale**2 + mean**2 - 1) + np.log(scale)
+
+
+def subsampled(lib):
+    def model(x):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("data", len(ROWS), subsample_size=len(x)):
+            lib.sample("x", lib.dist.Normal(z, NOISE), obs=x)
+
+    return model
+
+
+def scaled_by_hand(lib):
+    def model(x):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        scale = lib.handlers.scale(scale=len(ROWS) / len(x))
+        with lib.plate("data", len(x)), scale:
+            lib.sample("x", lib.dist.Normal(z, NOISE), obs=x)
+
+    return model
+
+
+def batches_of(lib, size):
+    return [lib.array(ROWS[i : i + size]) for i in range(0, len(ROWS), size)]
+
+
+MODELS = {
+    "plain": lambda lib: normals(lib)[0],
+    "subsampled": subsampled,
+    "scaled": scaled_by_hand,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("how", ["rows", "stream", "last is shorter"])
+def test_a_minibatch_counts_for_all_rows(lib, name, how):
+    model, guide = MODELS[name](lib), mean_field(lib, 1.0)
+    size = {"rows": 8, "stream": 8, "last is shorter": 12}[how]
+    data = {"batches": batches_of(lib, size), "data_size": len(ROWS)}
+    args = ()
+    if how == "rows":
+        args, data = (lib.array(ROWS),), {"batch_size": size}
+    found = lib.fit(model, guide, *args, optimizer=still(lib), num_steps=400, **data)
+    losses = found.losses
+    if how == "last is shorter":  # its rows count for more than those of the others
+        sums = [elbo_of_all(1.0, np.exp(-0.5), np.asarray(b)) for b in batches_of(lib, size)]
+        prior = elbo_of_all(1.0, np.exp(-0.5), ROWS[:0])
+        sizes = [len(b) for b in batches_of(lib, size)]
+        scaled = [(s - prior) * len(ROWS) / n + prior for s, n in zip(sums, sizes, strict=True)]
+        exact = -np.mean(scaled)
+    else:
+        exact = -elbo_of_all(1.0, np.exp(-0.5))
+    error = losses.std(ddof=1) / np.sqrt(len(losses))
+    assert abs(losses.mean() - exact) <= 5 * error
+    unscaled = exact * size / len(ROWS)  # a mutant: rows count for themselves
+    assert abs(losses.mean() - unscaled) >= 8 * error
+
+
+def test_each_row_comes_once_in_an_epoch(lib):
+    seen = []
+
+    def model(x, y):
+        with lib.plate("data", len(x)):
+            if not hasattr(x, "aval"):
+                seen.append(np.asarray(x).tolist())
+            lib.sample("y", lib.dist.Normal(x, 1.0), obs=y)
+
+    if lib.name == "numpyro":
+        from vi_kit.workflow.batches import Rows
+
+        rows = Rows((ROWS,), {}, 8, 40, 0, lambda one, index: one[index])
+        epochs = [np.concatenate([rows.take()[0][0] for _ in range(5)]) for _ in range(3)]
+    else:
+        x = lib.array(ROWS)
+        fit = lib.fit(model, lambda x, y: None, x, x, batch_size=8, num_steps=15)
+        assert len(fit.losses) == 15
+        tail = [row for row in seen if len(row) == 8][-15:]
+        epochs = [np.concatenate(tail[i : i + 5]) for i in (0, 5, 10)]
+    for epoch in epochs:
+        assert np.array_equal(np.sort(epoch), np.sort(ROWS))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_kinds_of_batches(lib):
+    model, guide = normals(lib)[0], mean_field(lib)
+    whole = lib.array(ROWS[:8])
+    for batch in (whole, (whole,), [whole], {"x": whole}):
+        found = lib.fit(model, guide, batches=[batch], data_size=40, num_steps=3)
+        assert found.num_steps == 3
+    once = iter(batches_of(lib, 8))
+    found = lib.fit(model, guide, batches=once, data_size=40, num_steps=100)
+    assert found.num_steps == 5 and found.stopped == "the batches ended after 5 steps"
+
+
+def test_a_loader_of_torch_serves_both(lib):
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    data = TensorDataset(torch.as_tensor(ROWS))
+    loader = DataLoader(data, batch_size=16, shuffle=True)
+    model, guide = normals(lib)[0], mean_field(lib, 1.0)
+    found = lib.fit(model, guide, batches=loader, optimizer=still(lib), num_steps=400)
+    error = found.losses.std(ddof=1) / 20
+    # of 16, 16 and 8 rows: each has weight 40 / its rows
+    assert abs(found.losses.mean() + elbo_of_all(1.0, np.exp(-0.5))) <= 5 * error
+
+
+# Several starts
+
+
+def bimodal(lib):
+    """Modes at -3 and 3, of which the second has 20 times the mass."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 10.0))
+        high, low = lib.dist.Normal(z, 0.5), lib.dist.Normal(z, 0.5)
+        at = lib.array(3.0)
+        log_p = lib.xp.logaddexp(high.log_prob(at) + np.log(20.0), low.log_prob(-at))
+        lib.factor("modes", log_p)
+
+    return model
+
+
+def autoguide(lib, model):
+    if lib.name == "pyro":
+        from pyro.infer.autoguide import AutoNormal, init_to_sample
+
+        return AutoNormal(model, init_loc_fn=init_to_sample), "AutoNormal.locs.z"
+    from numpyro.infer.autoguide import AutoNormal, init_to_uniform
+
+    return AutoNormal(model, init_loc_fn=init_to_uniform(radius=4.0)), "z_auto_loc"
+
+
+def test_the_best_of_several_starts_is_kept(lib):
+    model = bimodal(lib)
+    guide, loc = autoguide(lib, model)
+    found = lib.fit(model, guide, optimizer=0.1, num_steps=150, num_restarts=6, seed=1)
+    assert len(found.restarts) == 6
+    ends = [losses[-15:].mean() for losses in found.restarts]
+    assert np.ptp(ends) > 2  # both modes were found: log(20) is 3
+    assert abs(found.losses[-15:].mean() - min(ends)) < 1e-9
+    assert abs(float(found.params[loc]) - 3.0) < 0.7
+    if lib.name == "pyro":  # the user's own guide has these parameters
+        assert abs(float(guide.locs.z.detach()) - float(found.params[loc])) < 1e-9
+        assert abs(float(guide.median()["z"].detach()) - 3.0) < 0.7
+
+
+# Optimisers
+
+
+def optimizers(lib):
+    if lib.name == "pyro":
+        import pyro
+        import torch
+
+        adam, schedule = torch.optim.Adam, torch.optim.lr_scheduler.ExponentialLR
+
+        def scheduled(params):
+            made = adam(params, lr=0.05)
+            return made, schedule(made, gamma=0.999)
+
+        args = {"optimizer": adam, "optim_args": {"lr": 0.05}, "gamma": 0.999}
+        return {
+            "a step size": 0.05,
+            "of torch": lambda params: adam(params, lr=0.05),
+            "scheduled": scheduled,
+            "of pyro": pyro.optim.ClippedAdam({"lr": 0.05}),
+            "scheduled by pyro": pyro.optim.ExponentialLR(args),
+        }
+    import numpyro
+    import optax
+
+    return {
+        "a step size": 0.05,
+        "of optax": optax.chain(optax.clip(10.0), optax.adam(0.05)),
+        "scheduled": optax.adam(optax.exponential_decay(0.05, 100, 0.9)),
+        "of numpyro": numpyro.optim.Adam(0.05),
+    }
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_optimisers_of_each_library(lib, number):
+    model, _, args = normals(lib)
+    given = list(optimizers(lib).values())
+    if number < len(given):
+        found = lib.fit(model, mean_field(lib), *args, optimizer=given[number], num_steps=400)
+        assert abs(moved(found)[0] - posterior_of_normals()[0]) < 0.3
+
+
+def test_clip_norm_shortens_and_keeps_the_direction(lib):
+    def sgd():
+        if lib.name == "pyro":
+            return lambda params: lib.xp.optim.SGD(params, lr=1.0)
+        import optax
+
+        return optax.sgd(1.0)
+
+    def model():
+        lib.sample("z", lib.dist.Normal(lib.array(5.0), 1.0))
+
+    def guide():
+        theta = lib.theta(np.array([0.0, 0.0]))
+        lib.sample("z", lib.dist.Normal(theta[0] + theta[1], 1.0))
+
+    steps = []
+    for clip_norm in (None, 0.5, 1e6):
+        if lib.name == "pyro":
+            import pyro
+
+            pyro.clear_param_store()
+        found = lib.fit(model, guide, optimizer=sgd(), num_steps=1, clip_norm=clip_norm)
+        steps.append(moved(found))
+    assert np.allclose(steps[0], steps[2]) and np.linalg.norm(steps[0]) > 1
+    assert np.allclose(steps[1], steps[0] * 0.5 / np.linalg.norm(steps[0]), rtol=1e-5)
+    assert np.allclose(found.gradient_norms, np.linalg.norm(steps[0]), rtol=1e-5)
+
+
+def test_parameters_that_start_as_one_array(lib):
+    def model():
+        lib.sample("z", lib.dist.Normal(3.0, 1.0))
+
+    zeros = lib.array(np.zeros(2))
+
+    def guide():
+        if lib.name == "pyro":
+            import pyro as words
+        else:
+            import numpyro as words
+        a, b = words.param("a", zeros), words.param("b", zeros)
+        lib.sample("z", lib.dist.Normal(a[0] + b[1], 1.0))
+
+    assert np.isfinite(lib.fit(model, guide, num_steps=5).losses).all()
+
+
+# What looks at a fit
+
+
+def test_callbacks_see_and_stop(lib):
+    model, _, args = normals(lib)
+    seen = []
+
+    def look(moment):
+        seen.append((moment.step, len(moment.losses), sorted(moment.params())))
+        return moment.step == 30
+
+    found = lib.fit(model, mean_field(lib), *args, num_steps=100, callbacks=look, callback_every=10)
+    assert seen == [(n, n, ["theta"]) for n in (10, 20, 30)]
+    assert found.num_steps == 30 and found.stopped == "a callback stopped it after 30 steps"
+
+
+def test_an_interrupt_keeps_what_was_found(lib):
+    model, _, args = normals(lib)
+
+    def interrupt(moment):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    found = lib.fit(
+        model, mean_field(lib), *args, num_steps=5000, callbacks=interrupt, callback_every=10
+    )
+    assert 10 <= found.num_steps < 5000 and found.stopped.startswith("interrupted after")
+    assert "theta" in found.params and signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_fails_has_what_was_found(lib):
+    model, _, args = normals(lib)
+
+    def fail(moment):
+        raise RuntimeError("of the user")
+
+    with pytest.raises(RuntimeError, match="of the user") as caught:
+        lib.fit(model, mean_field(lib), *args, num_steps=50, callbacks=fail, callback_every=10)
+    assert caught.value.fit.num_steps == 10 and "theta" in caught.value.fit.params
+
+
+def test_progress(lib, capsys):
+    model, _, args = normals(lib)
+    lib.fit(model, mean_field(lib), *args, num_steps=20, progress=True)
+    shown = capsys.readouterr().err
+    assert "20/20" in shown and "objective" in shown and "gradient" in shown
+    lib.fit(model, mean_field(lib), *args, num_steps=20, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+# What is refused
+
+
+def refusals(lib):
+    import optax
+    import torch
+
+    rows = lib.array(ROWS)
+    other = torch.optim.SGD if lib.name == "numpyro" else optax.adam(0.1)
+    return {
+        "fit has no setting 'num_step'.*fix:      num_steps": dict(args=(rows,), num_step=3),
+        "num_steps must be a whole number": dict(args=(rows,), num_steps=-1),
+        "how many steps": dict(args=(rows,), num_steps=None),
+        "cannot be its optimiser": dict(args=(rows,), optimizer=other),
+        "seed must be.*num_restarts must be": dict(args=(rows,), seed=-1, num_restarts=0),
+        "a batch has more rows": dict(args=(rows,), batch_size=41),
+        "have not one length": dict(args=(rows, rows[:7]), batch_size=5),
+        "both batch_size and batches": dict(batches=[rows], batch_size=5),
+        "there are no batches": dict(batches=[]),
+        "how many rows there are is not known": dict(batches=[rows[:5]]),
+        "clip_norm is not usable": dict(args=(rows,), clip_norm=-1.0),
+        "checkpoint is not usable": dict(args=(rows,), checkpoint=3),
+        "stop is not usable": dict(args=(rows,), stop=True),
+    }
+
+
+@pytest.mark.parametrize("number", range(13))
+def test_refusals_come_before_any_work(lib, number):
+    pattern, given = list(refusals(lib).items())[number]
+    given = {"num_steps": 10, **given}
+    with pytest.raises(vi.ObjectiveError, match=f"(?s){pattern}"):
+        lib.fit(normals(lib)[0], mean_field(lib), *given.pop("args", ()), **given)
+    if lib.name == "pyro":
+        import pyro
+
+        assert not list(pyro.get_param_store())
+
+
+def test_data_that_do_not_fit_a_plate_are_refused(lib):
+    def refused(model, pattern, guide=None, **given):
+        given = {"batch_size": 8, **given}
+        args = (lib.array(ROWS),) if "batches" not in given else ()
+        with pytest.raises(vi.ObjectiveError, match=f"(?s){pattern}"):
+            lib.fit(model, guide or mean_field(lib), *args, num_steps=5, **given)
+
+    def no_plate(x):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.sample("x", lib.dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    def other_size(x):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("data", 100, subsample_size=len(x)):
+            lib.sample("x", lib.dist.Normal(z, 1.0), obs=x)
+
+    def local(x):
+        with lib.plate("data", len(x)):
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+            lib.sample("x", lib.dist.Normal(z, 1.0), obs=x)
+
+    def of_rows(x):
+        loc = lib.theta(np.zeros(len(x)))
+        with lib.plate("data", len(x)):
+            lib.sample("z", lib.dist.Normal(loc, 1.0))
+
+    refused(no_plate, "no plate holds the rows of a minibatch.*observed sites 'x'")
+    refused(other_size, "plate 'data' has another size.*100.*40")
+    refused(local, "parameter 'theta.*has as many elements as a minibatch", of_rows)
+    refused(local, "has as many elements as a minibatch", autoguide(lib, local)[0])
+    several = [lib.array(ROWS[:8])]
+    refused(other_size, "another size", batches=several, data_size=40, batch_size=None)
+
+
+@pytest.mark.parametrize("x", [X[:1], X])
+def test_batches_of_one_row(lib, x):
+    found = lib.fit(normals(lib)[0], mean_field(lib), lib.array(x), batch_size=1, num_steps=4)
+    assert np.isfinite(found.losses).all()
