@@ -56,6 +56,7 @@ from vi_kit.language.words import (
 from vi_kit.objectives import *  # noqa: F403
 from vi_kit.unbiased import Unbiasedness, check_unbiased
 from vi_kit.workflow.auto import Chosen, auto
+from vi_kit.workflow.averaging import IterateAverage
 from vi_kit.workflow.calibrating import Calibration, calibrate
 from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
 from vi_kit.workflow.diagnosing import diagnose
@@ -94,6 +95,7 @@ __all__ = [
     "Hamiltonian",
     "Heldout",
     "ImportanceSampling",
+    "IterateAverage",
     "Langevin",
     "LearnedConstant",
     "LeaveOneOut",

@@ -73,7 +73,8 @@ class NumPyroTrainer:
         params = state.optim_state[1]
         carry = {"optimizer": self.optimizer.init(params), "mutable": state.mutable_state or {}}
         if self.averages:
-            carry |= {"mean": params, "count": jnp.zeros(())}
+            copied = jax.tree.map(jnp.copy, params)  # buffers of a carry are given away, once each
+            carry |= {"mean": copied, "count": jnp.zeros(())}
         carry["size"] = jnp.ones(())
         # each its own buffer, which the loop may write to: parameters may start as one array
         return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), carry)

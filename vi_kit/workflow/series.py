@@ -78,3 +78,21 @@ def _signed_rank_cdf(num: int) -> np.ndarray:
     for rank in range(1, num + 1):
         ways[rank:] += ways[:-rank].copy()
     return np.cumsum(ways) / 2.0**num
+
+
+def split_rhat(x: np.ndarray) -> np.ndarray:
+    r"""$\hat R$ of the two halves of each series, along the first axis; one where nothing varies.
+
+    References:
+        Gelman et al. 2013, Bayesian Data Analysis, third edition, section 11.4.
+    """
+    half = len(x) // 2
+    if half < 2:
+        return np.full(np.shape(x)[1:], np.inf)
+    x = np.asarray(x, float)
+    halves = np.stack([x[:half], x[len(x) - half :]])
+    within = halves.var(axis=1, ddof=1).mean(axis=0)
+    between = half * halves.mean(axis=1).var(axis=0, ddof=1)
+    whole = (half - 1) / half * within + between / half
+    rounding = 1e-24 * (1 + np.square(x).mean(axis=0))
+    return np.where(whole <= rounding, 1.0, np.sqrt(whole / np.maximum(within, rounding)))
