@@ -10,13 +10,16 @@ from typing import Any
 
 from vi_kit.engine.select import Given
 from vi_kit.language.words import Objective
+from vi_kit.pyro.held import PyroHeld
 from vi_kit.pyro.loss import Loss
 from vi_kit.pyro.minibatch import cut, lengths, look, scaled
 from vi_kit.pyro.optimizers import Optimizer, optimizer_of
 from vi_kit.pyro.starts import Starts
+from vi_kit.workflow import fixed
 from vi_kit.workflow.checkpoints import Checkpoint
 from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.fitting import Data, Job, run
+from vi_kit.workflow.held import Held
 from vi_kit.workflow.minibatch import Seen
 from vi_kit.workflow.moment import Callback
 from vi_kit.workflow.request import Request
@@ -43,6 +46,7 @@ def fit(
     callbacks: Callback | Iterable[Callback] = (),
     callback_every: int = 100,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    fixed_draws: int | None = None,
     progress: bool | None = None,
     num_samples: int = 1,
     max_plate_nesting: int | None = None,
@@ -79,6 +83,10 @@ def fit(
         callback_every: see there.
         checkpoint: a folder, or a `vi.Checkpoint`, to save the fit in. If there is one of this fit, it goes on from
             there, and its losses are the same, bit for bit, as if it had not been interrupted.
+        fixed_draws: holds the noise: the objective is its mean over so many draws, the same in every evaluation, and
+            minimised by L-BFGS until no step lowers it (`num_steps` is then the most that it takes, and may be left
+            out). Sites have `Reparam`, `Enumerate`, `Quadrature` or `Analytic`. What it finds has
+            `Fit.linear_response`. Guides with free covariances need more draws than these have dims.
         progress: whether there is a progress bar; if left out, in terminals and notebooks.
         **kwargs: further arguments of both, the same in each step.
 
@@ -104,6 +112,21 @@ def fit(
         >>> abs(float(found.params["AutoNormal.locs.z"]) - 0.75) < 0.1
         True
     """
+    if fixed_draws is not None:
+        fixed.refuse(
+            fixed_draws,
+            optimizer=(optimizer, None),
+            batch_size=(batch_size, None),
+            batches=(batches, None),
+            data_size=(data_size, None),
+            clip_norm=(clip_norm, None),
+            num_restarts=(num_restarts, 1),
+            compile=(compile or None, None),
+            stop=(stop, None),
+            callbacks=(callbacks, ()),
+            checkpoint=(checkpoint, None),
+            num_samples=(num_samples, 1),
+        )
     request = Request.of(
         (model, guide),
         kwargs,
@@ -116,15 +139,19 @@ def fit(
         callback_every=callback_every,
         checkpoint=checkpoint,
         progress=progress,
+        fixed_draws=fixed_draws,
     )
     loss = Loss(
         objective,
         estimators,
-        num_samples=num_samples,
+        num_samples=num_samples if fixed_draws is None else fixed_draws,
         max_plate_nesting=max_plate_nesting,
         vectorize=vectorize,
         marginalize=marginalize,
     )
+    if fixed_draws is not None:
+        library = OfPyro(compile, num_restarts)
+        return fixed.run(library, loss, model, guide, args, kwargs, request)
     data = Data(batch_size, batches, data_size)
     library = OfPyro(compile, num_restarts)
     return run(
@@ -158,6 +185,9 @@ class OfPyro:
 
     def optimizer(self, given: Any, *, shrinks: bool) -> Optimizer:
         return optimizer_of(given, num_restarts=self.num_restarts)
+
+    def held(self, trainer: Any) -> Held:
+        return PyroHeld(trainer)
 
     def starts(self, job: Job) -> list[Callable[[], Trainer]]:
         self.begun = Starts(job, self.compile)

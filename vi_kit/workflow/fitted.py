@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,9 @@ from vi_kit.workflow.diagnosis import Diagnosis
 from vi_kit.workflow.expecting import Expectation, expectation, resample
 from vi_kit.workflow.exporting import to_arviz
 from vi_kit.workflow.heldout import Heldout, heldout
+from vi_kit.workflow.held import Held
 from vi_kit.workflow.predicting import predictive
+from vi_kit.workflow.response import LinearResponse, linear_response
 from vi_kit.workflow.sampling import sample
 
 
@@ -40,6 +42,8 @@ class Fit(Trained):
         notes: what else there is to know.
         state: what modules (batch normalisation) and baselines keep from step to step, by name.
         restarts: the losses of each start, if there were several.
+        fixed_draws: the number of draws that were held, if so: `losses` are then those after each iteration.
+        held: the loss with its noise held, which `linear_response` asks.
     """
 
     model: Callable
@@ -58,6 +62,8 @@ class Fit(Trained):
     notes: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     restarts: tuple[np.ndarray, ...] = ()
+    fixed_draws: int | None = None
+    held: Held | None = field(default=None, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -66,8 +72,11 @@ class Fit(Trained):
 
     @property
     def objective(self) -> float:
-        """The objective (nats): its mean over the last tenth of the steps, at least ten of them."""
+        """The objective (nats): its mean over the last tenth of the steps, at least ten of them; with fixed draws,
+        that of the last step."""
         sign = self.loss.settings.sign
+        if self.fixed_draws is not None and self.num_steps:
+            return sign * float(self.losses[-1])
         return sign * float(np.mean(self.losses[-last_tenth(self.num_steps) :]))
 
     def sample(
@@ -103,6 +112,43 @@ class Fit(Trained):
     def resample(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         """Draws in proportion to importance weights; see `vi.resample`."""
         return resample(self, *args, **kwargs)
+    def linear_response(
+        self,
+        functions: Mapping[str, Callable] | Sequence[str] | str | None = None,
+        *,
+        num_draws: int = 200,
+        seed: int = 1,
+    ) -> LinearResponse:
+        r"""Posterior means and covariances by linear response, of a fit with `fixed_draws`.
+
+        The covariance of $f_j$ and $f_k$ is estimated by how much the guide's mean of $f_j$, over the held draws, would
+        change at the optimum, per unit of $t$, if $t f_k$ were added to the model's log density:
+        $\nabla m_j^\top H^{-1} \nabla m_k$, with $H$ the Hessian of the held loss by the guide's parameters. For a
+        mean-field guide it has the correlations, and the variances, that the guide itself has not; it is as good as
+        the guide's means are. Parameters of the model are held where they are. Hessians are met by their products with
+        vectors, in conjugate gradients.
+
+        Args:
+            functions: names of latent sites (all, if left out), or functions by name: each from a dict of the values of
+                the model's sites to an array. They are run as part of the model, so they must broadcast over dims in
+                front; a site that is enumerated under a plate is to be asked for by its name.
+            num_draws: of single draws, by which the Monte Carlo errors are found.
+            seed: of these.
+
+        Raises:
+            ObjectiveError: a fit without `fixed_draws`, unknown sites, functions that do not broadcast.
+            NotFiniteError: the Hessian is not positive: no minimum, or parameters that change nothing.
+
+        References:
+            Giordano, Broderick and Jordan 2018, Covariances, Robustness, and Variational Bayes.
+            Giordano, Ingram and Broderick 2024, Black Box Variational Inference with a Deterministic Objective.
+        """
+        num_fixed = self.fixed_draws or 1
+        return linear_response(self.held, functions, num_fixed, num_draws, seed)
+
+    def covariance(self, *sites: str) -> np.ndarray:
+        """The posterior covariance of sites by linear response, shape `(num, num)`; see `linear_response`."""
+        return self.linear_response(list(sites) or None, num_draws=2).covariance
 
 
 def last_tenth(num_steps: int) -> int:

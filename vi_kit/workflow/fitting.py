@@ -14,6 +14,7 @@ from vi_kit.base.errors import NotFiniteError
 from vi_kit.workflow.batches import Rows, Source, Whole, source_of
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.fitted import Fit, last_tenth
+from vi_kit.workflow.held import Held
 from vi_kit.workflow.minibatch import Seen, lengthened, plates_of_rows
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
@@ -59,6 +60,10 @@ class Library(Protocol):
 
     def optimizer(self, given: Any, *, shrinks: bool) -> Any:
         """What a user gave, checked."""
+        ...
+
+    def held(self, trainer: Any) -> Held:
+        """The loss of a trainer that has taken no steps, its noise held."""
         ...
 
     def starts(self, job: Job) -> list[Callable[[], Trainer]]:
@@ -143,15 +148,15 @@ def run(
             failed = error
             one_of_many = isinstance(error, NotFiniteError) and len(starts) > 1
             if not one_of_many:
-                _fit_of(library, job, [Ended(training, "it failed")], error)
+                fit_of(library, job, [Ended(training, "it failed")], error)
                 raise
             ended.append(Ended(training, "it failed"))
         if ended[-1].stopped.startswith("interrupted"):
             break
     if failed is not None and all(one.stopped == "it failed" for one in ended):
-        _fit_of(library, job, ended, failed)
+        fit_of(library, job, ended, failed)
         raise failed
-    return _fit_of(library, job, ended)
+    return fit_of(library, job, ended)
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ def _name(program: Callable) -> str:
     return getattr(program, "__qualname__", type(program).__name__)
 
 
-def _fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) -> Fit:
+def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) -> Fit:
     """What was found: of several starts, that with the best objective; an error that ended it has it as `fit`."""
     columns = [
         (one, column)

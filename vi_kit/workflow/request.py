@@ -64,6 +64,7 @@ class Request:
         callback_every: int,
         checkpoint: Checkpoint | str | os.PathLike[str] | None,
         progress: bool | None,
+        fixed_draws: int | None = None,
     ) -> Request:
         """All that is wrong in one error.
 
@@ -78,7 +79,7 @@ class Request:
             lambda: whole_number("fit", "callback_every", callback_every),
         ]
         if num_steps is None:
-            checks[0] = lambda: _an_end(stop)
+            checks[0] = lambda: None if fixed_draws is not None else _an_end(stop)
         texts = [*_raised(checks), *_strangers(programs, kwargs)]
         if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
             texts.append(_wrong("clip_norm", clip_norm, "a positive number", "clip_norm=10.0"))

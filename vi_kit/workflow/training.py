@@ -132,7 +132,7 @@ class Training:
         self.progress.start(self.history.num_steps)
         stopped, size = self.history.stopped or self._done(), 1
         try:
-            with _interruptible() as interrupted:
+            with interruptible() as interrupted:
                 while not stopped:
                     began = time.perf_counter()
                     steps = self.trainer.advance(min(size, self._until_next()))
@@ -224,7 +224,7 @@ class Training:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """The first Ctrl-C sets the event, so that no step is left half done; the second one is as ever."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
