@@ -14,8 +14,8 @@ from vi_kit.workflow.diagnosing import diagnose
 from vi_kit.workflow.diagnosis import Diagnosis
 from vi_kit.workflow.expecting import Expectation, expectation, resample
 from vi_kit.workflow.exporting import to_arviz
-from vi_kit.workflow.heldout import Heldout, heldout
 from vi_kit.workflow.held import Held
+from vi_kit.workflow.heldout import Heldout, heldout
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.response import LinearResponse, linear_response
 from vi_kit.workflow.sampling import sample
@@ -112,6 +112,7 @@ class Fit(Trained):
     def resample(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         """Draws in proportion to importance weights; see `vi.resample`."""
         return resample(self, *args, **kwargs)
+
     def linear_response(
         self,
         functions: Mapping[str, Callable] | Sequence[str] | str | None = None,
