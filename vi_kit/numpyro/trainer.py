@@ -20,6 +20,7 @@ from vi_kit.engine.settings import not_numbers
 from vi_kit.numpyro.minibatch import has_rows
 from vi_kit.workflow.batches import Call, Rows, Stream
 from vi_kit.workflow.fitting import Job
+from vi_kit.workflow.guard import not_valid
 from vi_kit.workflow.training import MOST_AT_ONCE, Steps
 
 MAX_BYTES = 2**26
@@ -230,6 +231,8 @@ class NumPyroTrainer:
             self._value(params, carry["mutable"], at, call)
         except NotFiniteError as error:
             return error
+        except ValueError as error:
+            return not_valid(error, self.done)
         grads = jax.grad(lambda p: self._value(p, carry["mutable"], at, call)[0])(params)
         spoilt = [n for n, g in grads.items() if not bool(jnp.isfinite(_norm(g)))]
         return not_numbers(spoilt or list(grads), None if not spoilt else "the objective")

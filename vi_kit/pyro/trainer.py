@@ -22,6 +22,7 @@ from vi_kit.pyro.minibatch import mapped
 from vi_kit.pyro.noise import Generators, buffers_kept
 from vi_kit.workflow.batches import Call
 from vi_kit.workflow.fitting import Job
+from vi_kit.workflow.guard import not_valid
 from vi_kit.workflow.training import Steps
 
 MAX_COORDINATES = 2000
@@ -130,6 +131,10 @@ class PyroTrainer:
                 except NotFiniteError as error:
                     self._back_to(good)
                     return Steps(np.array(losses), np.array(norms), trouble=error)
+                except ValueError as error:
+                    self._zero()
+                    trouble = not_valid(error, self.done)
+                    return Steps(np.array(losses), np.array(norms), trouble=trouble)
                 losses.append(loss)
                 norms.append(norm)
         return Steps(np.array(losses), np.array(norms))
