@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIB ?= pyro
 NUM_PROGRAMS ?= 1000
+NUM_KILLS ?= 200
 
-.PHONY: setup demo test fuzz lint format bench tutorials clean
+.PHONY: setup demo test fuzz faults lint format bench tutorials clean
 
 setup: .venv/.installed
 
@@ -25,6 +26,9 @@ FULL := $(addprefix tests/conformance/test_,idioms.py shapes.py mixed.py) tests/
 
 fuzz: setup  # random programs, and every case that otherwise runs in one library in turn
 	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_IDIOMS=all $(BIN)/python -m pytest -n 2 -rP tests/fuzz $(FULL)
+
+faults: setup  # fits that are killed at random times, and go on
+	VI_KIT_NUM_KILLS=$(NUM_KILLS) $(BIN)/python -m pytest tests/workflow/test_checkpoints.py -k killed
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ PARTS = (
     "discrete",
     "scaling",
     "stopping",
+    "fitting",
 )
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table: starts here -->\n", "<!-- table: ends here -->\n"
