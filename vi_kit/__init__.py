@@ -59,6 +59,7 @@ from vi_kit.workflow.auto import Chosen, auto
 from vi_kit.workflow.averaging import IterateAverage
 from vi_kit.workflow.calibrating import Calibration, calibrate
 from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
+from vi_kit.workflow.citation import citation
 from vi_kit.workflow.diagnosing import diagnose
 from vi_kit.workflow.diagnosis import Diagnosis
 from vi_kit.workflow.expecting import Expectation, expectation, resample
@@ -117,6 +118,7 @@ __all__ = [
     "auto",
     "calibrate",
     "check_unbiased",
+    "citation",
     "diagnose",
     "divergence",
     "evaluate",

@@ -66,6 +66,11 @@ class CommonLoss:
     def __repr__(self) -> str:
         return self.settings.describe()
 
+    @property
+    def plans(self) -> list[Plan]:
+        """Those made so far, for whatever programs."""
+        return [plan for of_kind in self._plans.kept.values() for plan in of_kind.values()]
+
     def with_estimators(self, estimators: Mapping[str, Given] | Given | None) -> Self:
         """The same loss with other estimators."""
         return self._changed(estimators, self.settings.num_samples)

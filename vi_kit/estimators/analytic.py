@@ -50,7 +50,7 @@ class Analytic(Estimator):
         Analytic(fallback=Reparam())
 
     References:
-        Zero-Variance Gradients for Variational Autoencoders (Silent Gradients), 2025.
+        Shao, Liu and Van den Broeck 2025, Zero-Variance Gradients for Variational Autoencoders (Silent Gradients).
         Ranganath, Gerrish and Blei 2014, Black Box Variational Inference (on expectations given all else).
     """
 

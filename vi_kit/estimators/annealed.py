@@ -39,7 +39,8 @@ class Annealed(Policy):
         Reparam()
 
     References:
-        Zero-Variance Gradients for Variational Autoencoders (Silent Gradients), 2025, on training dynamics.
+        Shao, Liu and Van den Broeck 2025, Zero-Variance Gradients for Variational Autoencoders (Silent
+            Gradients), on training dynamics.
     """
 
     first: Estimator

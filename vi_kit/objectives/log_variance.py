@@ -138,7 +138,7 @@ def sub_trajectory_balance(
         sub_trajectory_balance(lambda_=0.9, num_particles=1, reference='guide')
 
     References:
-        Madan et al. 2022, Learning GFlowNets from Partial Episodes for Improved Convergence and Stability.
+        Madan et al. 2023, Learning GFlowNets from Partial Episodes for Improved Convergence and Stability.
         Pan et al. 2023, Better Training of GFlowNets with Local Credit and Incomplete Trajectories.
     """
 
