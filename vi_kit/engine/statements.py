@@ -184,7 +184,10 @@ class Simulation:
                 values = self.run.named(untracked, axes, site.log_q.upstream, what)
                 self.factors[name] = Factor(values, made.number)
         own = site if made.number is not None else None
-        self.terms.append(_term(self, made, drawn_here=own, constants=self.constants))
+        term = _term(self, made, drawn_here=own, constants=self.constants)
+        if site is not None and not site.scored:
+            self.run.note_term(what, axes, term.upstream - {site}, site, frozenset())
+        self.terms.append(term)
 
     @property
     def constants(self) -> frozenset[Site]:
