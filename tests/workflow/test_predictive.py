@@ -5,7 +5,7 @@ import pytest
 
 import vi_kit as vi
 from tests.workflow.programs import NOISE, X, normals, posterior_of_normals, rows
-from tests.workflow.test_sample import z_scores
+from tests.workflow.test_sample import deterministic_of, z_scores
 
 
 def test_the_posterior_predictive_is_the_closed_form(lib):
@@ -124,3 +124,34 @@ def a_fit(lib, model, guide, args, params):
 
     values = np.zeros(1)
     return Fit(model, guide, args, {}, lib.Loss(), params, values, values, "", "", {}, {}, 0)
+
+
+def test_deterministic_values_in_a_plate_keep_their_shape(lib):
+    deterministic = deterministic_of(lib)
+
+    def model(y):
+        mu = lib.sample("mu", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("J", 4):
+            theta = deterministic("theta", mu + lib.array(np.zeros(4)))
+            lib.sample("y", lib.dist.Normal(theta, 1.0), obs=y)
+
+    def guide(y):
+        lib.sample("mu", lib.dist.Normal(3.0, 0.1))
+
+    args = (lib.Loss(), model, guide, lib.array(np.zeros(4)))
+    # with few draws each is run by itself; mutant: expanded by the plate once more, (n, 4, 4)
+    for num in (3, 50):
+        for prior in (False, True):
+            found = vi.predictive(*args, num_samples=num, prior=prior)
+            assert found["y"].shape == (num, 4)
+        groups = vi.to_arviz(*args, num_samples=num)
+        for group, name in (
+            ("posterior", "theta"),
+            ("prior", "theta"),
+            ("posterior_predictive", "y"),
+        ):
+            assert groups[group][name].dims == ("chain", "draw", "J")
+            assert groups[group][name].shape == (1, num, 4)
+    drawn = vi.predictive(*args, num_samples=4000)["y"]
+    assert (abs(z_scores(drawn, 3.0)) <= 5).all()
+    assert (abs(z_scores((drawn - 3.0) ** 2, 1.01)) <= 5).all()

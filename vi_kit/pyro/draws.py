@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.distributions import constraints, transform_to
 
 from vi_kit.base.errors import BackendError, message
@@ -23,6 +24,15 @@ from vi_kit.workflow.draws import Draws, Kind, Plate, Site, concatenated, kind_o
 
 Found = dict[str, Site]
 Pair = tuple[Found, Found]
+
+
+class Unconditioned(UnconditionMessenger):
+    """Data are drawn; deterministic values stay, which Pyro has as observed Deltas: drawn from these, expanded by the
+    plates around, they would have the dims of the plates twice."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not (msg["infer"] or {}).get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 class PyroRuns:
@@ -48,7 +58,7 @@ class PyroRuns:
             given = Given(values)
             torch.manual_seed(seeds[0])
             guide = self._traced(given(self.guide))
-            program = poutine.uncondition(self.model) if predictive else self.model
+            program = Unconditioned()(self.model) if predictive else self.model
             torch.manual_seed(seeds[1])  # the draws of a guide do not know what the model does
             model = self._traced(given(poutine.replay(program, trace=guide)))
             return self._found(guide, None, with_densities), self._found(
@@ -58,7 +68,7 @@ class PyroRuns:
         return self._draws(pair, num, seed, densities and not predictive)
 
     def prior(self, num: int, seed: int, *, conditioned: bool = False) -> Draws:
-        program = self.model if conditioned else poutine.uncondition(self.model)
+        program = self.model if conditioned else Unconditioned()(self.model)
 
         def pair(seeds: Seeds, values: Values, with_densities: bool) -> Pair:
             torch.manual_seed(seeds[1])
