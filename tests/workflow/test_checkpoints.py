@@ -21,12 +21,12 @@ class Stopped(Exception):
     """Of the test."""
 
 
-def programs(lib):
+def programs(lib, prior=1.0):
     """A discrete site with a baseline that keeps something, in minibatches."""
 
     def model(x):
         b = lib.sample("b", lib.dist.Bernoulli(0.5))
-        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        z = lib.sample("z", lib.dist.Normal(0.0, prior))
         with lib.plate("data", len(x)):
             lib.sample("x", lib.dist.Normal(z + b, 1.0), obs=x)
 
@@ -38,7 +38,7 @@ def programs(lib):
     return model, guide
 
 
-def fit(lib, *, data="rows", stop_at=None, clear=True, **given):
+def fit(lib, *, data="rows", stop_at=None, clear=True, rows=ROWS, prior=1.0, **given):
     """A fit of 60 steps, which an exception ends before if asked to."""
     if lib.name == "pyro" and clear:
         import pyro
@@ -49,15 +49,14 @@ def fit(lib, *, data="rows", stop_at=None, clear=True, **given):
         if stop_at is not None and moment.step >= stop_at:
             raise Stopped
 
-    args, batches = (lib.array(ROWS),), {"batch_size": 20}
+    args, batches = (lib.array(rows),), {"batch_size": 20}
     if data == "stream":
         args, batches = (), {"batches": loader(), "data_size": len(ROWS)}
     if data == "whole":
         batches = {}
     given = {"num_steps": 60, "estimators": {"b": vi.Score(vi.MovingAverage())}, **given}
-    return lib.fit(
-        *programs(lib), *args, callbacks=look, callback_every=5, optimizer=0.05, **batches, **given
-    )
+    given = {"callbacks": look, "callback_every": 5, "optimizer": 0.05, **batches, **given}
+    return lib.fit(*programs(lib, prior), *args, **given)
 
 
 def loader():
@@ -188,11 +187,16 @@ def flipped(content):
 
 def test_another_fit_is_refused(lib, tmp_path):
     fit(lib, checkpoint=tmp_path, num_steps=10)
+    with pytest.raises(vi.CheckpointError, match=r"(?s)later step.*10 steps.*num_steps=5"):
+        fit(lib, checkpoint=tmp_path, num_steps=5)
     files = {p: p.read_bytes() for p in tmp_path.iterdir()}
     for given, pattern in (
         ({"seed": 1}, "seed: 0.*seed: 1"),
         ({"estimators": vi.MeasureValued()}, "loss: .*MovingAverage.*MeasureValued"),
         ({"data": "whole"}, "batches: 'Rows'.*batches: 'Whole'"),
+        ({"rows": ROWS + 5}, "data: "),
+        ({"prior": 2.0}, "model: "),
+        ({"optimizer": 0.1}, "optimizer: "),
     ):
         with pytest.raises(vi.CheckpointError, match=f"(?s)checkpoint of another fit.*{pattern}"):
             fit(lib, checkpoint=tmp_path, **given)
@@ -224,7 +228,9 @@ def test_a_full_disk(lib, tmp_path, monkeypatch, stop_on_error):
             fit(lib, checkpoint=settings)
         assert np.array_equal(caught.value.fit.losses, whole.losses[:21])
     else:
-        with pytest.warns(vi.CheckpointWarning, match="(?s)No space left.*the fit goes on") as seen:
+        with pytest.warns(
+            vi.CheckpointWarning, match=r"(?s)No space left.*the fit goes on"
+        ) as seen:
             assert same(whole, fit(lib, checkpoint=settings))
         assert len(seen) == 1
     names = sorted(p.name for p in tmp_path.iterdir())

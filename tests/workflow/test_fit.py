@@ -264,6 +264,82 @@ def test_optimisers_of_each_library(lib, number):
         assert abs(moved(found)[0] - posterior_of_normals()[0]) < 0.3
 
 
+def test_optimisers_that_do_not_only_take_steps(lib):
+    model, _, args = normals(lib)
+
+    def fit(optimizer):
+        return lib.fit(model, mean_field(lib), *args, num_steps=3, optimizer=optimizer)
+
+    if lib.name == "numpyro":
+        import numpyro
+        import optax
+
+        refused = [optax.lbfgs(), numpyro.optim.Minimize()]
+        taken = [lib.array(0.1), optax.chain(optax.sgd(0.01), optax.contrib.reduce_on_plateau())]
+    else:
+        import pyro
+        import torch
+
+        refused = [torch.optim.LBFGS, torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)]
+        args_of_plateau = {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.01}}
+
+        def plateau(params):
+            made = torch.optim.SGD(params, lr=0.01)
+            return made, torch.optim.lr_scheduler.ReduceLROnPlateau(made)
+
+        taken = [lib.array(0.1), plateau, pyro.optim.ReduceLROnPlateau(args_of_plateau)]
+    for one in taken:
+        assert fit(one).num_steps == 3
+    for one in refused:
+        with pytest.raises(vi.ObjectiveError, match=r"(?s)cannot be its optimiser.*fix: "):
+            fit(one)
+
+
+def test_an_optimiser_of_some_parameters_moves_no_others():
+    import pyro
+    import torch
+
+    from vi_kit.pyro import fit
+
+    def model():
+        pyro.sample("z", pyro.distributions.Normal(3.0, 1.0))
+
+    def guide():
+        loc, scale = pyro.param("loc", torch.zeros(())), pyro.param("scale", torch.ones(()))
+        pyro.sample("z", pyro.distributions.Normal(loc, scale))
+
+    guide()
+    some = torch.optim.Adam([pyro.param("loc").unconstrained()], lr=0.1)
+    found = fit(model, guide, num_steps=5, optimizer=some)
+    assert float(found.params["loc"]) > 0.3 and float(found.params["scale"]) == 1.0
+
+
+def test_where_parameters_of_numpyro_start():
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.distributions import constraints
+
+    from vi_kit.numpyro import fit
+
+    def model():
+        numpyro.sample("z", dist.Normal(3.0, 1.0))
+
+    def guide():
+        scale = numpyro.param("scale", 1.0, constraint=constraints.positive)
+        numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.0), scale))
+
+    def start(params):
+        return fit(model, guide, num_steps=1, optimizer=1e-9, init_params=params).params
+
+    found = start({"loc": 5, "scale": 2.0})
+    assert abs(found["loc"] - 5.0) < 1e-6 and abs(found["scale"] - 2.0) < 1e-6
+    bad = {"lock": 1.0, "loc": np.zeros(3), "scale": -1.0}
+    with pytest.raises(vi.ObjectiveError, match=r"(?s)'lock'.*fix: .*'loc'.*'loc'.*shape.*'scale'"):
+        start(bad)
+    with pytest.raises(vi.ObjectiveError, match="init_params has no use for 'loc'"):
+        start({"loc": np.nan})
+
+
 def test_clip_norm_shortens_and_keeps_the_direction(lib):
     def sgd():
         if lib.name == "pyro":
@@ -325,6 +401,18 @@ def test_callbacks_see_and_stop(lib):
     assert found.num_steps == 30 and found.stopped == "a callback stopped it after 30 steps"
 
 
+def test_answers_of_callbacks(lib):
+    """What arrays say ends a fit, and what is no answer does not."""
+    model, _, args = normals(lib)
+
+    def steps(answer):
+        given = {"num_steps": 20, "callbacks": lambda moment: answer, "callback_every": 10}
+        return lib.fit(model, mean_field(lib), *args, **given).num_steps
+
+    assert [steps(a) for a in (True, np.bool_(True), lib.array(True))] == [10, 10, 10]
+    assert [steps(a) for a in (None, False, 1, "text", np.ones(3))] == [20] * 5
+
+
 def test_an_interrupt_keeps_what_was_found(lib):
     model, _, args = normals(lib)
 
@@ -378,14 +466,19 @@ def refusals(lib):
         "have not one length": dict(args=(rows, rows[:7]), batch_size=5),
         "both batch_size and batches": dict(batches=[rows], batch_size=5),
         "there are no batches": dict(batches=[]),
-        "how many rows there are is not known": dict(batches=[rows[:5]]),
+        "how many rows there are is not known": dict(batches=iter([rows[:5]])),
+        "data_size is of the data that minibatches": dict(args=(rows,), data_size=80),
+        "data_size contradicts": dict(args=(rows,), batch_size=5, data_size=80),
+        "have not one length|and there are none": dict(batch_size=5),
+        "callbacks is not usable": dict(args=(rows,), callbacks=3),
+        "the model does not take the arguments.*the guide does not": dict(args=(rows, rows)),
         "clip_norm is not usable": dict(args=(rows,), clip_norm=-1.0),
         "checkpoint is not usable": dict(args=(rows,), checkpoint=3),
         "stop is not usable": dict(args=(rows,), stop=True),
     }
 
 
-@pytest.mark.parametrize("number", range(13))
+@pytest.mark.parametrize("number", range(18))
 def test_refusals_come_before_any_work(lib, number):
     pattern, given = list(refusals(lib).items())[number]
     given = {"num_steps": 10, **given}
@@ -395,6 +488,22 @@ def test_refusals_come_before_any_work(lib, number):
         import pyro
 
         assert not list(pyro.get_param_store())
+
+
+def test_data_by_keyword_are_not_cut(lib):
+    def model(x, y=None):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("data", len(x)):
+            lib.sample("y", lib.dist.Normal(z * x, 1.0), obs=y)
+
+    def guide(x, y=None):
+        lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(1))[0], 1.0))
+
+    rows = lib.array(ROWS)
+    with pytest.raises(
+        vi.ObjectiveError, match=r"(?s)keywords are the same in each step.*y of 40 rows"
+    ):
+        lib.fit(model, guide, rows, y=rows, batch_size=8, num_steps=3)
 
 
 def test_data_that_do_not_fit_a_plate_are_refused(lib):

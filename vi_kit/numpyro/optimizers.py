@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.example_libraries import optimizers
 from numpyro.optim import Minimize, _NumPyroOptim
@@ -24,6 +25,14 @@ class Optimizer(Protocol):
 
     def update(self, grads: Params, state: Any, value: jax.Array, size: jax.Array) -> Any:
         """The state after a step, whose length is multiplied by `size`."""
+        ...
+
+    def check(self, params: Params) -> None:
+        """Refuse an optimiser that steps alone cannot serve."""
+        ...
+
+    def said(self, params: Params) -> str:
+        """What tells it from others: what it does with gradients of one."""
         ...
 
 
@@ -46,6 +55,19 @@ class Optax:
         updates = jax.tree.map(lambda u: u * size.astype(u.dtype), updates)
         return optax.apply_updates(params, updates), own
 
+    def check(self, params: Params) -> None:
+        try:
+            jax.eval_shape(lambda: tried(self, params))
+        except TypeError as error:
+            if "value_fn" not in str(error):
+                raise
+            got = "a search along a line, which evaluates a function without noise"
+            fix = "fit(..., fixed_draws=30), which minimises with the noise held"
+            raise _refused(self.transformation, got, "steps", fix) from error
+
+    def said(self, params: Params) -> str:
+        return f"optax {tried(self, params):.9g}"
+
 
 @dataclass(frozen=True)
 class OfNumPyro:
@@ -62,6 +84,21 @@ class OfNumPyro:
     def update(self, grads: Params, state: Any, value: jax.Array, size: jax.Array) -> Any:
         return self.optim.update(grads, state, value=value)
 
+    def check(self, params: Params) -> None:
+        pass
+
+    def said(self, params: Params) -> str:
+        return f"{type(self.optim).__name__} {tried(self, params):.9g}"
+
+
+def tried(optimizer: Optimizer, params: Params) -> jax.Array:
+    """A number that depends on the settings of an optimiser: where gradients of one bring parameters of zero."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    ones, state = jax.tree.map(jnp.ones_like, params), optimizer.init(zeros)
+    for _ in range(3):
+        state = optimizer.update(ones, state, jnp.zeros(()), jnp.ones(()))
+    return sum((jnp.sum(x) for x in jax.tree.leaves(optimizer.params(state))), jnp.zeros(()))
+
 
 def optimizer_of(given: Any, *, shrinks: bool) -> Optimizer:
     """What a user gave.
@@ -75,6 +112,8 @@ def optimizer_of(given: Any, *, shrinks: bool) -> Optimizer:
     """
     if given is None:
         given = 0.01
+    if getattr(given, "ndim", None) == 0:
+        given = float(given)
     if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
         return Optax(optax.adam(given))
     if isinstance(given, optax.GradientTransformation):

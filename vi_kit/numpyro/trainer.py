@@ -17,6 +17,7 @@ from numpyro.optim import _NumPyroOptim
 
 from vi_kit.base.errors import CheckpointError, NotFiniteError, message
 from vi_kit.engine.settings import not_numbers
+from vi_kit.numpyro.init_params import checked_params
 from vi_kit.numpyro.minibatch import has_rows
 from vi_kit.workflow.batches import Call, Rows, Stream
 from vi_kit.workflow.fitting import Job
@@ -66,12 +67,18 @@ class NumPyroTrainer:
         if restart == 0 and self.num_restarts > 1:  # an autoguide draws its start when first run
             self.unused = copy.deepcopy(self.guide)
         svi = SVI(self.model, self.loss.with_state(guide), NOTHING, self.loss)
-        given = None if init_params is None else dict(init_params)
+        given = None
+        if init_params is not None:
+            there = svi.init(key, *args, **kwargs).optim_state[1]
+            transforms: Any = svi.constrain_fn
+            given = checked_params(init_params, there, transforms.args[0])
         state = svi.init(key, *args, init_params=given, **kwargs)
         if restart == 0:
             self.constrain: Any = svi.constrain_fn
             self.with_state = svi.guide
         params = state.optim_state[1]
+        if restart == 0:
+            self.optimizer.check(params)
         carry = {"optimizer": self.optimizer.init(params), "mutable": state.mutable_state or {}}
         if self.averages:
             copied = jax.tree.map(jnp.copy, params)  # buffers of a carry are given away, once each
@@ -255,6 +262,9 @@ class NumPyroTrainer:
 
     def choose(self, start: int) -> None:
         self.best = start
+
+    def optimizer_said(self) -> str:
+        return self.optimizer.said(self.optimizer.params(self._of_best()["optimizer"]))
 
     def explain(self) -> str:
         args, kwargs = self.source.example

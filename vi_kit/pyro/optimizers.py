@@ -23,7 +23,11 @@ class Optimizer(Protocol):
         """One that has taken no steps, for a start of its own."""
         ...
 
-    def step(self, params: Params) -> None: ...
+    def step(self, params: Params, loss: float) -> None: ...
+
+    def said(self) -> str:
+        """What tells it from others, with its settings."""
+        ...
 
     def shrink(self, factor: float) -> None:
         """Multiply the step size."""
@@ -43,10 +47,12 @@ class OfTorch:
     Attributes:
         make: from parameters to an optimiser, or to it and a scheduler, which takes a step after each.
         name: of what a user gave.
+        is_given: whether it is one that has its parameters, and trains no others.
     """
 
     make: Callable[[list[torch.Tensor]], Any]
     name: str
+    is_given: bool = False
     optimizer: Any = None
     scheduler: Any = None
     known: list[str] = field(default_factory=list)
@@ -57,13 +63,17 @@ class OfTorch:
     def started(self) -> OfTorch:
         return OfTorch(self.make, self.name)
 
-    def step(self, params: Params) -> None:
+    def step(self, params: Params, loss: float) -> None:
         if params.keys() - set(self.known):
             self._add(params)
         if self.optimizer is not None:
             self.optimizer.step()
         if self.scheduler is not None:
-            self.scheduler.step()
+            _advance(self.scheduler, loss)
+
+    def said(self) -> str:
+        made = self.make([torch.zeros((), requires_grad=True)])
+        return f"{self.name} {made}".split(" at 0x")[0]
 
     def _add(self, params: Params) -> None:
         new = [name for name in params if name not in self.known]
@@ -73,9 +83,13 @@ class OfTorch:
             self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
             if not isinstance(self.optimizer, torch.optim.Optimizer):
                 raise _refused(made, f"{made!r}, made by a function of the parameters")
+            if isinstance(self.optimizer, torch.optim.LBFGS):
+                raise _refused(self.optimizer, "a minimiser of a function without noise")
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         others = [params[name] for name in new if id(params[name]) not in held]
-        if others:
+        if self.is_given and len(others) == len(params):
+            raise _refused(self.optimizer, "an optimiser of other parameters than those of the fit")
+        if others and not self.is_given:
             self.optimizer.add_param_group({"params": others})
 
     def shrink(self, factor: float) -> None:
@@ -110,10 +124,14 @@ class OfPyro:
     def started(self) -> OfPyro:
         return OfPyro(copy.deepcopy(self.optim))
 
-    def step(self, params: Params) -> None:
+    def step(self, params: Params, loss: float) -> None:
         self.optim(list(params.values()))  # type: ignore[arg-type]
         if isinstance(self.optim, PyroLRScheduler):
-            self.optim.step()
+            for one in self.optim.optim_objs.values():
+                _advance(one, loss)
+
+    def said(self) -> str:
+        return repr(self)
 
     def shrink(self, factor: float) -> None:
         for one in self.optim.optim_objs.values():
@@ -139,6 +157,8 @@ def optimizer_of(given: Any, *, num_restarts: int) -> Optimizer:
     """
     if given is None:
         given = 0.01
+    if getattr(given, "ndim", None) == 0:
+        given = float(given)
     if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
         return OfTorch(lambda params: torch.optim.Adam(params, lr=given), f"Adam(lr={given})")
     if isinstance(given, PyroOptim):
@@ -146,7 +166,7 @@ def optimizer_of(given: Any, *, num_restarts: int) -> Optimizer:
     if isinstance(given, torch.optim.Optimizer):
         if num_restarts > 1:
             raise _refused(given, "an optimiser that has its parameters, for several starts")
-        return OfTorch(lambda params: given, type(given).__name__)
+        return OfTorch(lambda params: given, type(given).__name__, is_given=True)
     if callable(given) and not type(given).__module__.startswith(("optax", "numpyro", "jax")):
         name = getattr(given, "__qualname__", None) or repr(given).split(" at 0x")[0]
         return OfTorch(given, name)
@@ -170,6 +190,14 @@ def _shrink(optimizer: Any, scheduler: Any, factor: float) -> None:
         group["lr"] = group["lr"] * factor
     if hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
+
+
+def _advance(scheduler: Any, loss: float) -> None:
+    """A step of a scheduler, of which one looks at the loss."""
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(loss)
+    else:
+        scheduler.step()
 
 
 def _plain(state: Any) -> Any:

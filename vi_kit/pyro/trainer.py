@@ -154,7 +154,7 @@ class PyroTrainer:
         if clip_norm is not None and norm > clip_norm:
             for grad in grads:
                 grad.mul_(clip_norm / norm)
-        self.optimizer.step(params)
+        self.optimizer.step(params, loss)
         self._zero()
         self.done += 1
         if self.count:
@@ -228,6 +228,9 @@ class PyroTrainer:
 
     def state(self) -> dict[str, Any]:
         return {key: value.detach().clone() for key, value in self.loss.state.items()}
+
+    def optimizer_said(self) -> str:
+        return self.optimizer.said()
 
     def notes(self) -> list[str]:
         return list(self.said)

@@ -240,17 +240,35 @@ def source_of(
                     fix="batches=loader, or arrays as arguments and batch_size=...",
                 )
             )
-        rows = data_size or _rows_behind(batches)
+        rows = data_size or _rows_behind(batches, lengths)
         return Stream(batches, args, kwargs, rows, seed, arrays)
     if batch_size is None:
+        if data_size is not None:
+            raise ObjectiveError(
+                message(
+                    "fit: data_size is of the data that minibatches are taken from",
+                    got=f"data_size={data_size}, and neither batches nor batch_size",
+                    expected="batches, or all data as arguments, which say how many they are",
+                    fix="leave data_size out",
+                )
+            )
         return Whole((args, kwargs))
     batch_size = whole_number("fit", "batch_size", batch_size)
     found = [length for one in args for length in lengths(one)]
-    if len(set(found)) != 1 or (data_size not in (None, found[0])):
+    if found and data_size not in (None, found[0]):
+        raise ObjectiveError(
+            message(
+                "fit: data_size contradicts the arrays that batch_size cuts",
+                got=f"data_size={data_size}, arrays of {found[0]} rows",
+                expected="as many rows as there are",
+                fix="leave data_size out, or batches=... for a part of the data",
+            )
+        )
+    if len(set(found)) != 1:
         raise ObjectiveError(
             message(
                 "fit: batch_size cuts the arrays among the positional arguments, which have not one length",
-                got=f"lengths {found}" + f", data_size={data_size}" * (data_size is not None),
+                got=f"lengths {found}",
                 expected="positional arrays with a row for each datum; what is not data by keyword",
                 fix="fit(model, guide, x, y, batch_size=..., other=...)",
             )
@@ -278,10 +296,19 @@ def _both(batch_size: Any) -> ObjectiveError:
     )
 
 
-def _rows_behind(batches: Any) -> int | None:
-    """The rows of the data set of a torch `DataLoader`."""
+def _rows_behind(batches: Any, lengths: Callable[[Any], list[int]]) -> int | None:
+    """The rows of minibatches that are there, or of the data set of a torch `DataLoader`."""
+    if isinstance(batches, list | tuple):
+        found = [_all_lengths(batch, lengths)[:1] for batch in batches]
+        return sum(n for one in found for n in one) if all(found) else None
     dataset = getattr(batches, "dataset", None)
     try:
         return len(dataset)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def _all_lengths(batch: Any, lengths: Callable[[Any], list[int]]) -> list[int]:
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = parts if isinstance(batch, Mapping | list | tuple) else [batch]
+    return [n for part in parts for n in lengths(part)]

@@ -36,7 +36,7 @@ class Fit(Trained):
         gradient_norms: the Euclidean norm of the gradient of each step, before clipping, same shape.
         stopped: why it stopped, in words.
         explained: which estimator each site had, and why.
-        seconds: by phase: `"first step"`, `"steps"`.
+        seconds: by phase: `"before"` (planning), `"first step"` (with compilation), `"steps"`.
         versions: of the libraries.
         seed: of all random numbers.
         notes: what else there is to know.

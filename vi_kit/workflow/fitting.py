@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Protocol
 
 import numpy as np
 
-from vi_kit.base.errors import NotFiniteError
-from vi_kit.workflow.batches import Rows, Source, Whole, source_of
+from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
+from vi_kit.workflow.batches import Call, Rows, Source, Whole, source_of
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.fitted import Fit, last_tenth
 from vi_kit.workflow.held import Held
@@ -119,6 +125,7 @@ def run(
     request: Request,
 ) -> Fit:
     """Everything before the first step, the steps, and what is found."""
+    began = time.perf_counter()
     args, kwargs = library.arrays(args), library.arrays(dict(kwargs))
     shrinks = request.stop is not None and request.stop.shrinks
     made = library.optimizer(optimizer, shrinks=shrinks)
@@ -133,6 +140,7 @@ def run(
         cut=library.cut,
         arrays=library.arrays,
     )
+    _refuse_calls((model, guide), source.example)
     plates = _plates(library, model, guide, source)
     model = library.scaled(model, plates, "model")
     guide = library.scaled(guide, plates, "guide")
@@ -141,7 +149,10 @@ def run(
     failed: BaseException | None = None
     starts = library.starts(job)
     for i, start in enumerate(starts):
-        training = _begun(library, job, start(), i if len(starts) > 1 else None)
+        began = began if i == 0 else time.perf_counter()
+        with _keywords_explained(library, source):
+            training = _begun(library, job, start(), i if len(starts) > 1 else None)
+        training.seconds = {"before": time.perf_counter() - began, **training.seconds}
         try:
             ended.append(Ended(training, training.run()))
         except BaseException as error:
@@ -186,7 +197,8 @@ def _plates(library: Library, model: Callable, guide: Callable, source: Source) 
     if isinstance(source, Whole) or (source.num_rows is not None and _takes_all(source)):
         return {}
     args, kwargs = source.example
-    first = library.look(model, guide, args, kwargs)
+    with _keywords_explained(library, source):
+        first = library.look(model, guide, args, kwargs)
     other = lengthened(args, kwargs, library.lengths, library.cut)
     second = None
     if other is not None:
@@ -197,22 +209,43 @@ def _plates(library: Library, model: Callable, guide: Callable, source: Source) 
     return plates_of_rows(first, second, source.num_rows)
 
 
+@contextmanager
+def _keywords_explained(library: Library, source: Source) -> Iterator[None]:
+    """What fails on rows of arrays, where others are whole, may do so for that reason."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        kwargs, num_rows = source.example[1], source.num_rows
+        names = [k for k, v in kwargs.items() if num_rows in library.lengths(v)]
+        if not isinstance(source, Rows) or not names:
+            raise
+        raise ObjectiveError(
+            message(
+                f"fit: the programs cannot be run on a minibatch, and keywords are the same in each step: {error}",
+                got=f"{', '.join(names)} of {num_rows} rows, by keyword",
+                expected="what has a row for each datum as a positional argument",
+                fix="fit(model, guide, x, y, batch_size=...)",
+            )
+        ) from error
+
+
 def _takes_all(source: Source) -> bool:
     return isinstance(source, Rows) and source.batch_size == source.num_rows
 
 
 def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
     """What a fit is made of, by which its checkpoints are known."""
-    args, kwargs = job.source.example
-    request = job.request
+    source, request = job.source, job.request
+    args, kwargs = (source.args, source.kwargs) if isinstance(source, Rows) else source.example
+    parts = [*args, *kwargs.values()]
     return {
         "library": type(library).__name__,
-        "model": _name(job.model),
-        "guide": _name(job.guide),
+        "model": _program(job.model),
+        "guide": _program(job.guide),
         "loss": job.loss.settings.describe(),
         "parameters": {k: str(tuple(np.shape(v))) for k, v in trainer.params().items()},
-        "optimizer": repr(job.optimizer).split(" at 0x")[0],
-        "data": str([library.lengths(one) for one in (*args, *kwargs.values())]),
+        "optimizer": trainer.optimizer_said(),
+        "data": f"rows {[library.lengths(one) for one in parts]}, content {_digest(parts)}",
         "batches": type(job.source).__name__,
         "seed": request.seed,
         "clip_norm": request.clip_norm,
@@ -221,8 +254,61 @@ def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _name(program: Callable) -> str:
-    return getattr(program, "__qualname__", type(program).__name__)
+def _digest(parts: list[Any]) -> str:
+    """Of data and programs, which are not kept in a checkpoint: arrays, numbers, texts and functions by their content,
+    and others by their kind."""
+    found, seen = hashlib.sha256(), set[int]()
+
+    def add(one: Any) -> None:
+        if isinstance(one, Mapping):
+            add(list(one.items()))
+        elif isinstance(one, list | tuple):
+            for part in one:
+                add(part)
+        elif hasattr(one, "shape") and hasattr(one, "__array__"):
+            found.update(np.ascontiguousarray(np.asarray(one)).tobytes())
+        elif isinstance(one, FunctionType):
+            if id(one) not in seen:
+                seen.add(id(one))
+                closed = inspect.getclosurevars(one).nonlocals
+                add([one.__code__, one.__defaults__, sorted(closed.items(), key=itemgetter(0))])
+        elif isinstance(one, CodeType):
+            add([one.co_code.hex(), one.co_names, list(one.co_consts)])
+        elif isinstance(one, bool | int | float | str | None):
+            found.update(repr(one).encode())
+        else:
+            found.update(type(one).__name__.encode())
+
+    add(parts)
+    return found.hexdigest()[:16]
+
+
+def _program(program: Callable) -> str:
+    own = inspect.unwrap(program)
+    return f"{getattr(own, '__qualname__', type(own).__name__)} {_digest([own])}"
+
+
+def _refuse_calls(programs: tuple[Callable, Callable], call: Call) -> None:
+    """Refuse arguments that a program does not take."""
+    args, kwargs = call
+    texts = []
+    for role, program in zip(("model", "guide"), programs, strict=True):
+        if not isinstance(inspect.unwrap(program), FunctionType | MethodType):
+            continue
+        try:
+            inspect.signature(program).bind(*args, **kwargs)
+        except TypeError as error:
+            texts.append(
+                message(
+                    f"fit: the {role} does not take the arguments of a step: {error}",
+                    got=f"{len(args)} positional arguments"
+                    + f" and {', '.join(kwargs)}" * bool(kwargs),
+                    expected=f"{getattr(program, '__name__', role)}{inspect.signature(program)}",
+                    fix="model and guide take the same arguments: those of fit, then those of a minibatch",
+                )
+            )
+    if texts:
+        raise ObjectiveError("\n".join(texts))
 
 
 def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) -> Fit:

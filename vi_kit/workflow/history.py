@@ -20,7 +20,7 @@ class History:
         looks: the steps after which it did.
         shrunk: the steps after which the step size was made smaller.
         averaging: the step since which iterates are averaged; -1 if they are not.
-        stopped: why a rule or a callback ended it.
+        stopped: why a rule ended it.
     """
 
     losses: np.ndarray = field(default_factory=lambda: np.zeros(0))

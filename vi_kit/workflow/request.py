@@ -71,7 +71,9 @@ class Request:
         Raises:
             ObjectiveError: a setting that cannot be, or a name that is neither a setting nor an argument.
         """
-        callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
+        if callable(callbacks) or not isinstance(callbacks, Iterable):
+            callbacks = (callbacks,)
+        callbacks = tuple(callbacks)
         checks: list[Callable[[], Any]] = [
             lambda: whole_number("fit", "num_steps", num_steps, least=0),
             lambda: whole_number("fit", "seed", seed, least=0),

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vi_kit.base.errors import CheckpointError, message
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.history import History
 from vi_kit.workflow.moment import Moment
@@ -54,6 +55,10 @@ class Trainer(Protocol):
 
     def state(self) -> dict[str, Any]:
         """What modules and baselines keep from step to step."""
+        ...
+
+    def optimizer_said(self) -> str:
+        """What tells the optimiser from others, with its settings."""
         ...
 
     def explain(self) -> str:
@@ -117,9 +122,20 @@ class Training:
     def resume(self) -> bool:
         """Go on from the last checkpoint, if there is one."""
         saved = None if self.folder is None else self.folder.latest()
-        if saved is None:
+        if saved is None or self.folder is None:
             return False
-        self.history = History.of(saved["history"])
+        history = History.of(saved["history"])
+        most = self.request.num_steps
+        if most is not None and history.num_steps > most:
+            raise CheckpointError(
+                message(
+                    "the checkpoint is of a later step than the fit shall have",
+                    got=f"{history.num_steps} steps in {str(self.folder.path)!r}",
+                    expected=f"at most num_steps={most}",
+                    fix=f"num_steps={history.num_steps} or more, or another folder",
+                )
+            )
+        self.history = history
         self.trainer.restore(saved["trainer"])
         return True
 
@@ -188,13 +204,12 @@ class Training:
         """What is due after the steps so far; returns why the fit is done, or nothing."""
         done, stopped = self.history.num_steps, ""
         if self.request.stop is not None and done and done % self.request.stop.every == 0:
-            stopped = self._decide(self.request.stop)
+            stopped = self.history.stopped = self._decide(self.request.stop)
         if self.request.callbacks and done and done % self.request.callback_every == 0:
             losses, sign = self.history.losses, self.progress.sign
             moment = Moment(done, losses, sign * smoothed(losses), self.trainer.params)
-            if any([callback(moment) is True for callback in self.request.callbacks]):
+            if any([_is_true(callback(moment)) for callback in self.request.callbacks]):
                 stopped = stopped or f"a callback stopped it after {done} steps"
-        self.history.stopped = stopped
         self._save(always=False)
         return stopped or self._done()
 
@@ -244,3 +259,9 @@ def interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _is_true(answer: Any) -> bool:
+    """Of Python, or of an array library: nothing else ends a fit."""
+    kind = str(getattr(answer, "dtype", type(answer).__name__))
+    return kind.endswith("bool") and bool(answer)

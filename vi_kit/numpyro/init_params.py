@@ -1,0 +1,59 @@
+"""Where a user has parameters start, looked over."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vi_kit.base.errors import ObjectiveError, message
+
+
+def checked_params(
+    given: Mapping[str, Any], there: Mapping[str, Any], transforms: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parameters that a user gave, in the types that they have.
+
+    Args:
+        given: by name.
+        there: the parameters of the programs, unconstrained.
+        transforms: from unconstrained values to those that programs see.
+
+    Raises:
+        ObjectiveError: there is no such parameter, or it has another shape, or cannot have that value.
+    """
+    texts, found = [], {}
+    for name, value in given.items():
+        if name not in there:
+            near = difflib.get_close_matches(name, there, 1) or sorted(there)[:1]
+            texts.append(_wrong(name, value, f"one of {sorted(there)}", f"{near[0]!r}: ..."))
+            continue
+        own = transforms[name](there[name])
+        shapes = [jax.tree.map(jnp.shape, one) for one in (value, own)]
+        if shapes[0] != shapes[1]:
+            fix = f"{name!r}: an array of shape {shapes[1]}"
+            texts.append(_wrong(name, value, f"shape {shapes[1]}", fix))
+            continue
+        value = jax.tree.map(lambda v, o: jnp.asarray(v, jnp.result_type(o)), value, own)
+        unconstrained = transforms[name].inv(value)
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(unconstrained)):
+            texts.append(
+                _wrong(name, value, "a finite value within its constraint", f"{name!r}: {own}")
+            )
+            continue
+        found[name] = value
+    if texts:
+        raise ObjectiveError("\n".join(texts))
+    return found
+
+
+def _wrong(name: str, value: Any, expected: str, fix: str) -> str:
+    return message(
+        f"fit: init_params has no use for {name!r}",
+        got=f"{name}={value}",
+        expected=expected,
+        fix=f"init_params={{{fix}}}",
+    )
