@@ -447,6 +447,24 @@ def test_progress(lib, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_fit_says(lib):
+    model, _, args = normals(lib)
+    found = lib.fit(model, mean_field(lib), *args, num_steps=20, num_restarts=2)
+    said = repr(found)
+    for text in (
+        "Fit of model by guide: Loss(elbo()",
+        "stopped: 20 steps",
+        f"objective {found.objective:.5g} nats",
+        "objectives of 2 starts: ",
+        "seconds: before",
+        "parameters: theta (2,)",
+        "Reparam()",
+        "seed 0; vi-kit",
+    ):
+        assert text in said
+    assert "array(" not in said and found._repr_html_().startswith("<pre>Fit of model")
+
+
 # What is refused
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from vi_kit.workflow.response import LinearResponse, linear_response
 from vi_kit.workflow.sampling import sample
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Fit(Trained):
     """What `fit` returns: the programs, where their parameters ended, and how they got there.
 
@@ -63,7 +64,7 @@ class Fit(Trained):
     state: Mapping[str, Any] = field(default_factory=dict)
     restarts: tuple[np.ndarray, ...] = ()
     fixed_draws: int | None = None
-    held: Held | None = field(default=None, repr=False)
+    held: Held | None = None
 
     @property
     def num_steps(self) -> int:
@@ -78,6 +79,29 @@ class Fit(Trained):
         if self.fixed_draws is not None and self.num_steps:
             return sign * float(self.losses[-1])
         return sign * float(np.mean(self.losses[-last_tenth(self.num_steps) :]))
+
+    def __repr__(self) -> str:
+        names = (getattr(p, "__name__", type(p).__name__) for p in (self.model, self.guide))
+        lines = ["Fit of {} by {}: {}".format(*names, self.loss), f"stopped: {self.stopped}"]
+        if self.num_steps:
+            lines.append(
+                f"objective {self.objective:.5g} nats, norm of the gradient {self.gradient_norms[-1]:.3g}"
+            )
+        if self.restarts:
+            ends = (x[-last_tenth(len(x)) :] for x in self.restarts)
+            sign = self.loss.settings.sign
+            ends = (f"{sign * np.mean(x):.5g}" if len(x) else "none" for x in ends)
+            lines.append(f"objectives of {len(self.restarts)} starts: {', '.join(ends)}")
+        lines.append("seconds: " + ", ".join(f"{k} {v:.2g}" for k, v in self.seconds.items()))
+        shown = [f"{n} {tuple(np.shape(v))}" for n, v in list(self.params.items())[:MAX_SHOWN]]
+        shown += [f"and {len(self.params) - MAX_SHOWN} more"] * (len(self.params) > MAX_SHOWN)
+        lines.append("parameters: " + ", ".join(shown))
+        lines += [*self.notes, "", self.explained.strip(), ""]
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return "\n".join([*lines, f"seed {self.seed}; {versions}"])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     def sample(
         self, num_samples: int = 1000, *args: Any, seed: int = 0, **kwargs: Any
@@ -150,6 +174,10 @@ class Fit(Trained):
     def covariance(self, *sites: str) -> np.ndarray:
         """The posterior covariance of sites by linear response, shape `(num, num)`; see `linear_response`."""
         return self.linear_response(list(sites) or None, num_draws=2).covariance
+
+
+MAX_SHOWN = 12
+"""Parameters."""
 
 
 def last_tenth(num_steps: int) -> int:
