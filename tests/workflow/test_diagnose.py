@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
-from tests.workflow.programs import X, evidence_of_normals, normals, posterior_of_normals, rows
+from tests.workflow.programs import (
+    NOISE,
+    X,
+    evidence_of_normals,
+    evidence_of_rows,
+    normals,
+    posterior_of_normals,
+    rows,
+)
 from vi_kit.workflow.error_bounds import divergence_bound
 
 
@@ -89,6 +97,27 @@ def test_many_rows_are_judged_one_by_one(lib):
     assert found.row_k.shape == (200,) and (found.row_k < 0.7).all()
     assert found.pareto_k > 0.7  # jointly it is hopeless
     assert found.verdict in ("trust", "correct by importance sampling")
+
+
+def test_all_of_the_report_is_row_by_row(lib):
+    """200 rows, whose joint weights say nothing."""
+    x = np.tile(X, 50)
+    model, guide, args = rows(lib, x=x, scale=0.6)
+    found = vi.diagnose(lib.Loss(), model, guide, *args)
+    exact = evidence_of_rows(x).sum()
+    assert abs(found.iwae - exact) < 1.0
+    assert found.elbo < exact < found.cubo and found.iwae <= found.eubo
+    assert abs(found.prior_evidence - exact) <= 5 * found.prior_error
+    assert found.prior_error < 5.0
+    assert found.divergence < np.inf and (found.moments["z"].mean_bound < 0.5).all()
+    # each corrected mean is that of the posterior of its row; mutant: by joint weights, which are one draw
+    slope, scale = 1 / (1 + NOISE**2), (NOISE**2 / (1 + NOISE**2)) ** 0.5
+    off = (found.moments["z"].corrected_mean - slope * x) / (scale / found.num_samples**0.5)
+    assert abs(off).max() < 8 and found.moments["z"].shift < 0.3
+    low, high = found.moments["z"].ratios
+    assert 1.2 < low and high < 2.4  # about 0.36 / 0.2
+    assert found.verdict == "correct by importance sampling"
+    assert "missed" not in " ".join(found.reasons)
 
 
 def test_few_draws_and_point_masses(lib):

@@ -102,3 +102,99 @@ def test_new_rows_of_a_fit_by_minibatches_count_for_themselves(lib):
     # the parameter has moved a little; mutant: each row counts five times
     assert abs(new.log_prob - evidence_of_rows().sum()) < 1.0 < abs(evidence_of_rows().sum())
     assert found.sample(num_samples=3)["z"].shape == (3, 20)
+
+
+def minibatches_of_its_own(lib):
+    def model(x):
+        with lib.plate("rows", 30, subsample_size=10) as chosen:
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+            lib.sample("x", lib.dist.Normal(z, NOISE), obs=x[chosen])
+
+    def guide(x):
+        with lib.plate("rows", 30, subsample_size=10):
+            lib.sample("z", lib.dist.Normal(0.0, 1.0))
+
+    return model, guide, (lib.array(np.tile(X, 8)[:30]),)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [vi.heldout, vi.diagnose, vi.resample, lambda *a: vi.expectation(*a, psis=True)],
+    ids=["heldout", "diagnose", "resample", "expectation"],
+)
+def test_a_minibatch_that_the_model_draws_is_refused(lib, asks):
+    model, guide, args = minibatches_of_its_own(lib)
+    with pytest.raises(vi.BackendError) as caught:
+        asks(lib.Loss(), model, guide, *args)
+    text = str(caught.value)
+    assert "draws its minibatch itself" in text and "plate 'rows': 10 of 30 elements" in text
+    assert "without subsample_size" in text
+
+
+def test_what_needs_no_weights_takes_such_a_minibatch(lib):
+    model, guide, args = minibatches_of_its_own(lib)
+    assert vi.sample(lib.Loss(), model, guide, *args, num_samples=3)["z"].shape == (3, 10)
+    assert vi.predictive(lib.Loss(), model, guide, *args, num_samples=3)["x"].shape == (3, 10)
+
+
+def test_rows_of_the_first_minibatch_count_for_themselves(lib):
+    x = np.tile(X, 10)
+    model, guide, _ = rows(lib)
+    first = [lib.array(x[i : i + 10]) for i in range(0, 40, 10)]
+    found = lib.fit(model, guide, batches=first, data_size=40, num_steps=1)
+    own = found.heldout(num_samples=200)
+    exact = evidence_of_rows(x[:10])
+    # one step has moved the guide a little; mutant: each row counts four times
+    np.testing.assert_allclose(own.rows, exact, atol=0.05)
+    assert (abs(4 * exact - exact) > 0.5).all()
+    assert found.diagnose(num_samples=200).elbo == pytest.approx(exact.sum(), abs=0.5)
+
+
+def test_sites_summed_out_are_for_the_model_to_mend(lib):
+    def model(x):
+        with lib.plate("data", 4):
+            k = lib.sample("k", lib.dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            lib.sample("x", lib.dist.Normal(2.0 * k, NOISE), obs=x)
+
+    def guide(x):
+        pass
+
+    with pytest.raises(vi.BackendError, match="the loss sums out 'k'") as caught:
+        vi.heldout(lib.Loss(), model, guide, lib.array(X))
+    text = str(caught.value)
+    assert "in the model: a mixture in closed form" in text and "AutoNormal" not in text
+
+
+def test_the_normal_around_the_mode_has_weights(lib):
+    """What the error says can be done."""
+    model, _, args = normals(lib)
+    guide, around, params = laplace(lib, model, args)
+    with pytest.raises(vi.BackendError, match="all sites of the guide are point masses") as caught:
+        vi.heldout(lib.Loss(), model, guide, *args, num_samples=10)
+    way = {"pyro": "guide.laplace_approximation", "numpyro": "guide.get_posterior"}[lib.name]
+    assert way in str(caught.value)
+    found = vi.heldout(lib.Loss(), model, around(), *args, num_samples=10, params=params)
+    assert found.log_prob == pytest.approx(evidence_of_normals(), abs=1e-2)
+
+
+def laplace(lib, model, args):
+    """A Laplace guide at the mode, the guide of its Normal, and the parameters of that."""
+    mean = posterior_of_normals()[0]
+    if lib.name == "pyro":
+        import pyro
+        from pyro.infer import autoguide
+
+        guide = autoguide.AutoLaplaceApproximation(model)
+        guide(*args)
+        guide.loc.data.fill_(mean)
+        pyro.clear_param_store()
+        return guide, lambda: guide.laplace_approximation(*args), None
+    import jax
+    from numpyro import handlers
+    from numpyro.infer import autoguide
+
+    guide = autoguide.AutoLaplaceApproximation(model)
+    handlers.seed(guide, jax.random.key(0))(*args)
+    normal = guide.get_posterior({"auto_loc": lib.array(np.array([mean]))})
+    params = {"auto_loc": normal.loc, "auto_scale_tril": normal.scale_tril}
+    return guide, lambda: autoguide.AutoMultivariateNormal(model), params

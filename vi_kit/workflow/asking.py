@@ -48,6 +48,12 @@ class Asked:
     is_new: bool = False
 
     @property
+    def unscaled(self) -> Asked:
+        """The same with programs whose minibatches count for themselves, and not for all rows of a fit."""
+        model, guide = (getattr(p, UNSCALED, p) for p in (self.model, self.guide))
+        return replace(self, model=model, guide=guide)
+
+    @property
     def runs(self) -> Runs:
         """The library's runs of them."""
         return self.loss.draws(self.model, self.guide, self.args, dict(self.kwargs), self.params)
@@ -98,11 +104,10 @@ def asked(
         args = (rest, kwargs) if is_new else (first.args, first.kwargs)
         values = first.params if params is None else params
         if first.loss.state_is_given:
-            values = {**first.state, **values}
+            values = {**first.state, **(values or {})}
         model, guide = first.model, first.guide
-        if is_new:  # new rows are no part of the fit's
-            model, guide = (getattr(p, UNSCALED, p) for p in (model, guide))
-        return Asked(where, first.loss, model, guide, *args, values, is_new)
+        found = Asked(where, first.loss, model, guide, *args, values, is_new)
+        return found.unscaled if is_new else found  # new rows are no part of the fit's
     if isinstance(first, CommonLoss) and len(rest) >= 2 and callable(rest[0]) and callable(rest[1]):
         return Asked(where, first, rest[0], rest[1], rest[2:], kwargs, params)
     shown = ", ".join(type(x).__name__ for x in (first, *rest)) or "nothing"

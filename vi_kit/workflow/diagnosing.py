@@ -10,7 +10,9 @@ import numpy as np
 from vi_kit.base.errors import whole_number
 from vi_kit.workflow.asking import Asked, asked
 from vi_kit.workflow.diagnosis import Diagnosis, Noise
+from vi_kit.workflow.draws import Site
 from vi_kit.workflow.error_bounds import (
+    Moments,
     divergence_bound,
     latent_sites,
     moments_of,
@@ -18,8 +20,15 @@ from vi_kit.workflow.error_bounds import (
 )
 from vi_kit.workflow.psis import effective_sample_size, pareto_smoothed
 from vi_kit.workflow.sampling import drawn
+from vi_kit.workflow.smoothed import Smoothed, along, smoothed
 from vi_kit.workflow.verdict import judged
-from vi_kit.workflow.weights import log_mean_error, log_mean_exp, refuse_without_weights, rows_of
+from vi_kit.workflow.weights import (
+    drawn_by_row,
+    likelihoods_by_row,
+    log_mean_error,
+    log_mean_exp,
+    refuse_without_weights,
+)
 
 
 def diagnose(
@@ -37,7 +46,8 @@ def diagnose(
     sites stand in one plate: jointly the weights of many rows always degenerate); ELBO, the bound of all draws, and
     upper bounds; means and variances by the guide against those corrected by Pareto-smoothed weights; bounds of their
     errors by the 2-divergence (Huggins et al. 2020); the log evidence by draws of the prior; and, with `num_gradients`,
-    signal and noise of the gradient by parameter.
+    signal and noise of the gradient by parameter. Where all sites stand in one plate, bounds, moments and evidence are
+    those of each row by its own weights, or their sums; rows of a minibatch then count for themselves.
 
     The verdict follows from these. "trust": k is under 0.5, the gap between the bounds is under 0.1 nats (per row,
     where rows are independent), and no corrected mean or variance is far off. "correct by importance sampling": k is
@@ -82,52 +92,73 @@ def diagnose(
     num_samples = whole_number("diagnose", "num_samples", num_samples, least=25)
     num_gradients = whole_number("diagnose", "num_gradients", num_gradients, least=0)
     who = asked("diagnose", fit, args, kwargs, params)
-    refuse_without_weights(who, drawn(who, 1, seed))
-    draws = drawn(who, num_samples, seed)
-    weights = draws.log_weights
-    smoothed, k = pareto_smoothed(weights)
-    normalized = np.exp(smoothed)
-    rows = rows_of(draws)
-    row_k = None if rows is None else pareto_smoothed(rows.log_weights.T)[1]
-    row_gap = 0.0
-    if rows is not None:
-        by_row = rows.log_weights.T
-        row_gap = float((log_mean_exp(by_row) - by_row.mean(axis=1)).max())
+    first = drawn(who, 1, seed)
+    refuse_without_weights(who, first)
+    own, draws, rows = drawn_by_row(who, num_samples, seed, first)
+    joint = draws.log_weights
+    parts = joint[None] if rows is None else rows.log_weights.T
+    weights = smoothed(joint, rows)
+    means, bounds = parts.mean(axis=1), log_mean_exp(parts)
+    shares = np.exp(parts - np.logaddexp.reduce(parts, axis=1, keepdims=True))
+    divergences = np.where(
+        weights.pareto_k < 0.5, [divergence_bound(part) for part in parts], math.inf
+    )
+    divergence = float(divergences.sum())
     latent = latent_sites(dict(draws.guide))
-    divergence = divergence_bound(weights) if k < 0.5 else math.inf
-    moments = {n: moments_of(s, normalized, divergence) for n, s in latent.items()}
-    evidence, error = _by_prior(who, num_samples, seed)
+    evidence, error = _by_prior(own, num_samples, seed, None if rows is None else rows.plate)
     found = {
         "num_samples": num_samples,
-        "pareto_k": float(k),
-        "ess": float(effective_sample_size(weights)),
-        "row_k": row_k,
-        "elbo": float(weights.mean()),
-        "elbo_error": float(weights.std(ddof=1) / num_samples**0.5),
-        "iwae": float(log_mean_exp(weights)),
-        "eubo": float(np.exp(weights - np.logaddexp.reduce(weights)) @ weights),
-        "cubo": float(log_mean_exp(2 * weights) / 2),
+        "pareto_k": weights.worst_k if rows is None else float(pareto_smoothed(joint)[1]),
+        "ess": float(effective_sample_size(joint)),
+        "row_k": None if rows is None else weights.pareto_k,
+        "elbo": float(means.sum()),
+        "elbo_error": float(joint.std(ddof=1) / num_samples**0.5),
+        "iwae": float(bounds.sum()),
+        "eubo": float((shares * parts).sum()),
+        "cubo": float(log_mean_exp(2 * parts).sum() / 2),
         "prior_evidence": evidence,
         "prior_error": error,
         "divergence": divergence,
         "wasserstein": wasserstein_bounds(list(latent.values()), divergence),
-        "moments": moments,
+        "moments": {n: _moments(s, weights, divergences) for n, s in latent.items()},
         "noise": _noise(who, num_gradients, seed) if num_gradients else {},
     }
-    evidence_error = float(log_mean_error(weights))
-    return judged(Diagnosis("", (), "", **found), row_gap, evidence_error)
+    evidence_error = _root_sum(log_mean_error(parts))
+    return judged(Diagnosis("", (), "", **found), float((bounds - means).max()), evidence_error)
 
 
-def _by_prior(who: Asked, num_samples: int, seed: int) -> tuple[float, float]:
-    """The log evidence by draws of the prior, and its standard error; `nan` if there is no prior to draw from."""
+def _moments(site: Site, weights: Smoothed, divergences: np.ndarray) -> Moments:
+    """The moments of a latent site: those of each row by its own weights and divergence, if rows are independent."""
+    against, axis = weights.against(site), weights.axis(site)
+    assert against is not None  # where rows are independent all latent sites stand in their plate
+    of_row = divergences if axis is None else along(divergences[None], site, axis)[0]
+    return moments_of(site, against, of_row)
+
+
+def _root_sum(errors: np.ndarray) -> float:
+    """The standard error of a sum of independent numbers."""
+    return float(np.sqrt((errors**2).sum()))
+
+
+def _by_prior(who: Asked, num_samples: int, seed: int, plate: str | None) -> tuple[float, float]:
+    """The log evidence by draws of the prior, and its standard error; `nan` if there is no prior to draw from.
+
+    Args:
+        who: asks.
+        num_samples: draws of the prior.
+        seed: of them.
+        plate: the name of the rows' plate, if rows are independent.
+    """
     try:
         draws = who.plain[0].runs.prior(num_samples, seed + 1, conditioned=True)
     except Exception:  # an improper prior, or a model that is an energy
         return math.nan, math.nan
-    likelihoods = draws.log_likelihoods
-    if not np.isfinite(likelihoods.max()):
+    likelihoods = (
+        draws.log_likelihoods[None] if plate is None else likelihoods_by_row(draws, plate).T
+    )
+    if not np.isfinite(likelihoods.max(axis=1)).all():
         return math.nan, math.nan
-    return float(log_mean_exp(likelihoods)), float(log_mean_error(likelihoods))
+    return float(log_mean_exp(likelihoods).sum()), _root_sum(log_mean_error(likelihoods))
 
 
 def _noise(who: Asked, num: int, seed: int) -> dict[str, Noise]:

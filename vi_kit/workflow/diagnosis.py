@@ -44,7 +44,8 @@ class Diagnosis:
         row_k: Pareto's k of each row, if rows are independent; `None` if not.
         elbo: the mean log weight.
         elbo_error: its standard error.
-        iwae: the bound of all draws together, an estimate of the log evidence.
+        iwae: the bound of all draws together, an estimate of the log evidence; if rows are independent the sum of
+            theirs, as are the next four.
         eubo: the self-normalised mean log weight, and
         cubo: half the log of the mean squared weight: upper bounds, which few draws estimate too low.
         prior_evidence: the log evidence by draws of the prior, and
@@ -82,7 +83,12 @@ class Diagnosis:
     def __repr__(self) -> str:
         lines = [f"{self.verdict}: {self.advice}", *(f"- {r}" for r in self.reasons)]
         lines += [
-            f"{self.num_samples} draws: Pareto k {self.pareto_k:.2f}, effective {self.ess:.0f}",
+            f"{self.num_samples} draws: Pareto k {self.pareto_k:.2f}, effective {self.ess:.0f}"
+            + (
+                " (of all rows jointly; what follows is row by row)"
+                if self.row_k is not None
+                else ""
+            ),
             f"elbo {self.elbo:.4g} (s.e. {self.elbo_error:.2g}) <= log evidence, about {self.iwae:.4g}"
             f" <= eubo {self.eubo:.4g}, cubo {self.cubo:.4g}",
         ]

@@ -58,24 +58,25 @@ class Moments:
         return float(np.min(ratios, initial=np.inf)), float(np.max(ratios, initial=0.0))
 
 
-def moments_of(site: Site, weights: np.ndarray, divergence: float) -> Moments:
+def moments_of(site: Site, weights: np.ndarray, divergence: float | np.ndarray) -> Moments:
     """The moments of a site.
 
     Args:
         site: at draws of the guide.
-        weights: of the draws, shape `(num,)`; they sum to one.
-        divergence: a bound of the 2-divergence.
+        weights: of the draws, in a shape that broadcasts against the site's values; they sum to one over the draws.
+        divergence: a bound of the 2-divergence, of all or such that it broadcasts against one value.
     """
     value = np.asarray(site.value, float)
     mean, variance = value.mean(axis=0), value.var(axis=0)
-    by_weight = np.einsum("n,n...->...", weights, value)
-    square = np.einsum("n,n...->...", weights, (value - by_weight) ** 2)
+    by_weight = (weights * value).sum(axis=0)
+    square = (weights * (value - by_weight) ** 2).sum(axis=0)
     spread = ((value - mean) ** 2).std(axis=0)
-    mean_bound, variance_bound = np.full_like(mean, np.inf), np.full_like(mean, np.inf)
-    if divergence < LARGE:
-        chi_square = np.expm1(divergence)
-        mean_bound = np.sqrt(chi_square * variance)
-        variance_bound = np.sqrt(chi_square) * spread + chi_square * variance
+    is_known = np.asarray(divergence) < LARGE
+    chi_square = np.expm1(np.where(is_known, divergence, 0.0))
+    mean_bound = np.where(is_known, np.sqrt(chi_square * variance), np.inf)
+    variance_bound = np.where(
+        is_known, np.sqrt(chi_square) * spread + chi_square * variance, np.inf
+    )
     return Moments(mean, variance, by_weight, square, mean_bound, variance_bound)
 
 

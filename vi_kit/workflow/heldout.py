@@ -12,7 +12,12 @@ from vi_kit.workflow.asking import asked
 from vi_kit.workflow.predicting import at_arguments
 from vi_kit.workflow.psis import effective_sample_size
 from vi_kit.workflow.sampling import drawn
-from vi_kit.workflow.weights import log_mean_error, log_mean_exp, refuse_without_weights, rows_of
+from vi_kit.workflow.weights import (
+    drawn_by_row,
+    log_mean_error,
+    log_mean_exp,
+    refuse_without_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,7 @@ def heldout(
     who = asked("heldout", fit, args, kwargs, params)
     first = at_arguments(who)
     refuse_without_weights(who, first)
-    draws = drawn(who, num_samples, seed)
-    rows = rows_of(draws)
+    _, draws, rows = drawn_by_row(who, num_samples, seed, drawn(who, 1, seed))
     if rows is None:
         weights = draws.log_weights
         ess = float(effective_sample_size(weights))

@@ -45,7 +45,7 @@ def judged(found: Diagnosis, row_gap: float, evidence_error: float) -> Diagnosis
             f"the bound of all draws is {gap:.2g} nats above the ELBO{' in a row' * by_rows}"
         )
     usable = k < limit
-    if not by_rows or found.pareto_k < limit:
+    if not by_rows or usable:
         reasons += _moments(found)
     missed = _missed(found, evidence_error)
     reasons += [missed] if missed else []
