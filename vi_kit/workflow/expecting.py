@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from vi_kit.base.errors import ObjectiveError, message, whole_number
+from vi_kit.base.errors import BackendError, ObjectiveError, message, whole_number
 from vi_kit.workflow.asking import Asked, asked
-from vi_kit.workflow.draws import Draws, Kind
-from vi_kit.workflow.psis import pareto_smoothed
+from vi_kit.workflow.draws import Draws, Kind, Site
 from vi_kit.workflow.sampling import drawn
-from vi_kit.workflow.weights import refuse_without_weights
+from vi_kit.workflow.smoothed import Smoothed, is_constant, smoothed
+from vi_kit.workflow.verdict import MAX_K
+from vi_kit.workflow.weights import drawn_by_row, refuse_without_weights
 
 Arrays = Mapping[str, np.ndarray]
+Moment = tuple[np.ndarray, np.ndarray]
+"""A mean and its standard error."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Expectation:
     Attributes:
         mean: of each value by name, shape `(*batch, *event)`.
         error: their standard errors.
-        pareto_k: of the weights; `None` without.
+        pareto_k: of the weights, of rows the greatest; `None` without.
         num_samples: how many draws.
     """
 
@@ -50,6 +53,10 @@ def expectation(
     Plain they are those of the guide, $\frac1n \sum_i f(z_i)$. With `psis=True` they are corrected by Pareto-smoothed
     importance weights, $\sum_i \tilde w_i f(z_i)$ with $\sum_i \tilde w_i = 1$; the standard error is that of the delta
     method, $\sqrt{\sum_i \tilde w_i^2 (f(z_i) - \bar f)^2}$, and not to be relied on where `pareto_k` is over 0.7.
+
+    Where every site stands in one plate, rows are independent, and the values of each are corrected by its own weights.
+    A function of several rows is taken of rows that are resampled each by its own weights; its standard error is then
+    an upper one. Deterministic values outside the plate are corrected by the joint weights, and count in `pareto_k`.
 
     Args:
         fit: what `fit` returned; or a `Loss`, followed by model and guide.
@@ -91,17 +98,31 @@ def expectation(
         )
     num_samples = whole_number("expectation", "num_samples", num_samples, least=2)
     who = asked("expectation", fit, args, kwargs, params)
-    draws, weights, k = _weighted(who, num_samples, seed, psis)
-    values = values_of(draws)
-    if function is not None:
-        values = _of_function(function, values, num_samples)
-    mean, error = {}, {}
-    for name, value in values.items():
-        value = np.asarray(value, float)
-        mean[name] = np.einsum("n,n...->...", weights, value)
-        variance = np.einsum("n,n...->...", weights**2, (value - mean[name]) ** 2)
-        error[name] = np.sqrt(variance * (1.0 if psis else num_samples / (num_samples - 1)))
-    return Expectation(mean, error, k, num_samples)
+    if not psis:
+        draws = drawn(who, num_samples, seed, densities=False)
+        means = _means(_values(values_of(draws), function, num_samples))
+        error = {n: e for n, (_, e) in means.items()}
+        return Expectation({n: m for n, (m, _) in means.items()}, error, None, num_samples)
+    draws, weights = _weighted(who, num_samples, seed)
+    joint = smoothed(draws.log_weights, None)
+    k = weights.worst_k
+    if weights.plate is None:
+        values = _values(values_of(draws), function, num_samples)
+        means = {n: _corrected(v, _against(joint.weights, v)) for n, v in values.items()}
+    elif function is None:
+        means = {n: _of_rows(s, weights, joint) for n, s in _shown(draws).items()}
+        k = max(k, joint.worst_k) if _of_no_row(draws, weights) else k
+    else:  # of rows that are chosen by themselves: any function of them is of independent rows
+        indices = weights.chosen(num_samples, seed)
+        taken = {n: weights.taken(s, indices) for n, s in _shown(draws).items()}
+        known = {n: v for n, v in taken.items() if v is not None}
+        values = _values(known, function, num_samples, tuple(taken.keys() - known.keys()))
+        more = (
+            1 + num_samples / weights.least_ess
+        ) ** 0.5  # the draws that they are chosen from vary too
+        means = {n: (m, e * more) for n, (m, e) in _means(values).items()}
+    error = {n: e for n, (_, e) in means.items()}
+    return Expectation({n: m for n, (m, _) in means.items()}, error, k, num_samples)
 
 
 def resample(
@@ -114,6 +135,8 @@ def resample(
     **kwargs: Any,
 ) -> dict[str, np.ndarray]:
     """Draws of the posterior: draws of the guide, resampled in proportion to Pareto-smoothed importance weights.
+
+    Where every site stands in one plate, rows are independent, and each is resampled by its own weights.
 
     Args:
         fit: what `fit` returned; or a `Loss`, followed by model and guide.
@@ -128,39 +151,109 @@ def resample(
         As `vi.sample`.
 
     Raises:
-        BackendError: there are no weights, or no ArviZ.
+        BackendError: there are no weights, or no ArviZ; or rows are independent, and a deterministic site depends on
+            several, whose joint weights are of no use.
     """
     num_samples = whole_number("resample", "num_samples", num_samples)
     num = 10 * num_samples if num_proposals is None else num_proposals
     num = whole_number("resample", "num_proposals", num, least=2)
     who = asked("resample", fit, args, kwargs, params)
-    draws, weights, _ = _weighted(who, num, seed, True)
-    steps = (np.arange(num_samples) + np.random.default_rng(seed).uniform()) / num_samples
-    chosen = np.minimum(np.searchsorted(np.cumsum(weights), steps), num - 1)
-    return values_of(draws.take(np.random.default_rng(seed + 1).permutation(chosen)))
+    draws, weights = _weighted(who, num, seed)
+    lost = _of_no_row(draws, weights)
+    if lost:
+        weights = smoothed(draws.log_weights, None)
+        if weights.worst_k > MAX_K:
+            raise BackendError(_belong_to_no_row("resample", lost))
+    indices = weights.chosen(num_samples, seed)
+    taken = {n: weights.taken(s, indices) for n, s in _shown(draws).items()}
+    return {n: v for n, v in taken.items() if v is not None}
 
 
 def values_of(draws: Draws) -> dict[str, np.ndarray]:
     """All values but those that are summed out."""
-    return {n: s.value for n, s in draws.sites.items() if s.kind is not Kind.SUMMED}
+    return {n: s.value for n, s in _shown(draws).items()}
 
 
-def _weighted(
-    who: Asked, num: int, seed: int, psis: bool
-) -> tuple[Draws, np.ndarray, float | None]:
-    """Draws, their weights, which sum to one, and Pareto's k of these."""
-    if not psis:
-        return drawn(who, num, seed, densities=False), np.full(num, 1 / num), None
-    refuse_without_weights(who, drawn(who, 1, seed))
-    draws = drawn(who, num, seed)
-    smoothed, k = pareto_smoothed(draws.log_weights)
-    return draws, np.exp(smoothed), float(k)
+def _shown(draws: Draws) -> dict[str, Site]:
+    return {n: s for n, s in draws.sites.items() if s.kind is not Kind.SUMMED}
 
 
-def _of_function(
-    function: Callable[[Arrays], Any], values: Arrays, num: int
-) -> dict[str, np.ndarray]:
-    rows = [function({n: v[i] for n, v in values.items()}) for i in range(num)]
+def _weighted(who: Asked, num: int, seed: int) -> tuple[Draws, Smoothed]:
+    """Draws and their weights: those of each row where rows are independent."""
+    first = drawn(who, 1, seed)
+    refuse_without_weights(who, first)
+    _, draws, rows = drawn_by_row(who, num, seed, first)
+    return draws, smoothed(draws.log_weights, rows)
+
+
+def _of_no_row(draws: Draws, weights: Smoothed) -> tuple[str, ...]:
+    """The sites whose values vary, and have no axis of the rows."""
+    if weights.plate is None:
+        return ()
+    sites = _shown(draws).items()
+    return tuple(n for n, s in sites if weights.against(s) is None and not is_constant(s))
+
+
+def _belong_to_no_row(where: str, names: tuple[str, ...]) -> str:
+    return message(
+        f"{where}: rows are weighed one by one, and values that depend on several of them have no weights",
+        got=", ".join(repr(n) for n in names),
+        expected="values of each row, in its plate",
+        fix="vi.expectation(..., psis=True, function=...), which computes them from the values of the rows",
+    )
+
+
+class _Known(dict[str, np.ndarray]):
+    """The values of a draw; what is asked for in vain may be a value of no row."""
+
+    lost: tuple[str, ...] = ()
+
+    def __missing__(self, name: str) -> np.ndarray:
+        if name in self.lost:
+            raise BackendError(_belong_to_no_row("expectation", (name,)))
+        raise KeyError(name)
+
+
+def _values(
+    values: Arrays,
+    function: Callable[[Arrays], Any] | None,
+    num: int,
+    lost: tuple[str, ...] = (),
+) -> Arrays:
+    """Values, or a function of them at each draw."""
+    if function is None:
+        return values
+    rows = []
+    for i in range(num):
+        own = _Known({n: v[i] for n, v in values.items()})
+        own.lost = lost
+        rows.append(function(own))
     if isinstance(rows[0], Mapping):
         return {n: np.stack([np.asarray(r[n]) for r in rows]) for n in rows[0]}
     return {"value": np.stack([np.asarray(r) for r in rows])}
+
+
+def _means(values: Arrays) -> dict[str, Moment]:
+    """Means and standard errors of draws that count the same."""
+    return {
+        n: (np.mean(v, axis=0, dtype=float), np.std(v, axis=0, ddof=1, dtype=float) / len(v) ** 0.5)
+        for n, v in values.items()
+    }
+
+
+def _of_rows(site: Site, weights: Smoothed, joint: Smoothed) -> Moment:
+    """The mean of a site and its standard error: of each row by its own weights, jointly where it has no rows."""
+    against = weights.against(site)
+    own = _against(joint.weights, site.value) if against is None else against
+    return _corrected(site.value, own)
+
+
+def _against(weights: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return weights.reshape(-1, *[1] * (np.ndim(value) - 1))
+
+
+def _corrected(value: np.ndarray, weights: np.ndarray) -> Moment:
+    """A mean by weights that sum to one over the draws, and its standard error."""
+    value = np.asarray(value, float)
+    mean = (weights * value).sum(axis=0)
+    return mean, np.sqrt((weights**2 * (value - mean) ** 2).sum(axis=0))
