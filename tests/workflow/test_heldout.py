@@ -177,6 +177,18 @@ def test_the_normal_around_the_mode_has_weights(lib):
     assert found.log_prob == pytest.approx(evidence_of_normals(), abs=1e-2)
 
 
+def test_it_says_how_far_it_can_be_relied_on(lib):
+    model, guide, args = rows(lib, scale=0.8)
+    good = vi.heldout(lib.Loss(), model, guide, *args)
+    assert good.pareto_k < 0.7 and "Pareto k" in repr(good) and "effective" in repr(good)
+    assert "4 rows of plate 'data'" in repr(good) and "warning" not in repr(good)
+    # a guide with lighter tails than the posterior, whose weights have no variance
+    for model, guide, args in (rows(lib, scale=0.1), normals(lib, scale=0.03)):
+        bad = vi.heldout(lib.Loss(), model, guide, *args)
+        assert bad.pareto_k > 0.7 and "\nwarning: Pareto k" in repr(bad)
+    assert np.isnan(vi.heldout(lib.Loss(), model, guide, *args, num_samples=10).pareto_k)
+
+
 def laplace(lib, model, args):
     """A Laplace guide at the mode, the guide of its Normal, and the parameters of that."""
     mean = posterior_of_normals()[0]

@@ -24,8 +24,10 @@ def test_the_posterior_predictive_is_the_closed_form(lib):
 def test_the_prior_predictive_is_the_closed_form(lib):
     model, guide, args = normals(lib)
     drawn = vi.predictive(lib.Loss(), model, guide, *args, num_samples=4000, prior=True)
-    assert drawn.keys() == {"x"}
+    assert drawn.keys() == {"z", "x"}
     assert (abs(z_scores(drawn["x"], 0.0)) <= 5).all()
+    assert abs(z_scores(drawn["z"] * drawn["x"][:, 0], 1.0)) <= 5  # of the same run; mutant: 0
+    assert abs(z_scores(drawn["z"] * drawn["x"][:, 0], 0.0)) >= 8
     assert (abs(z_scores(drawn["x"] ** 2, 1 + NOISE**2)) <= 5).all()
     assert abs(z_scores(drawn["x"][:, 0] * drawn["x"][:, 1], 1.0)) <= 5  # they share z
 
@@ -49,7 +51,8 @@ def test_data_that_are_not_there(lib):
 
     for prior, mean in ((False, 2.0), (True, 0.0)):
         drawn = vi.predictive(lib.Loss(), model, guide, num_samples=500, prior=prior)
-        assert drawn.keys() == {"x"} and drawn["x"].shape == (500, 3)
+        assert drawn.keys() == ({"z", "x"} if prior else {"x"})
+        assert drawn["x"].shape == (500, 3)
         assert (abs(z_scores(drawn["x"], mean)) <= 5).all()
 
 
@@ -144,6 +147,11 @@ def test_deterministic_values_in_a_plate_keep_their_shape(lib):
         for prior in (False, True):
             found = vi.predictive(*args, num_samples=num, prior=prior)
             assert found["y"].shape == (num, 4)
+            assert found.keys() == ({"mu", "theta", "y"} if prior else {"y"})
+            if prior:
+                np.testing.assert_allclose(
+                    found["theta"], found["mu"][:, None] * np.ones(4), rtol=1e-5
+                )
         groups = vi.to_arviz(*args, num_samples=num)
         for group, name in (
             ("posterior", "theta"),

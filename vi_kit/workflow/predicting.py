@@ -47,7 +47,8 @@ def predictive(
         **kwargs: as `args`.
 
     Returns:
-        Arrays by name, shape `(num_samples, *batch, *event)`: of what the model draws itself.
+        Arrays by name, shape `(num_samples, *batch, *event)`: of what the model draws itself; with `prior` these are
+        its latent and deterministic sites too.
 
     Raises:
         BackendError: the guide cannot be run at these arguments, or a global site is summed out.
@@ -72,12 +73,12 @@ def predictive(
 def predicted(who: Asked, num_samples: int, seed: int, prior: bool) -> dict[str, Site]:
     """What the model draws itself."""
     num_samples = whole_number(who.where, "num_samples", num_samples)
-    first = at_arguments(who)
+    at_arguments(who)
     if not prior:
         return its_own(drawn(who, num_samples, seed, predictive=True))
-    names = {n for n, s in first.guide.items() if s.kind is Kind.LATENT}
     draws = who.plain[0].runs.prior(num_samples, seed)
-    return its_own(draws, names)
+    data = its_own(draws, set())
+    return {n: s for n, s in draws.model.items() if n in data or s.kind is Kind.DETERMINISTIC}
 
 
 def its_own(draws: Draws, of_guide: set[str] | None = None) -> dict[str, Site]:
