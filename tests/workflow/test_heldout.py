@@ -9,6 +9,7 @@ from tests.workflow.programs import (
     X,
     evidence_of_normals,
     evidence_of_rows,
+    log_normal,
     normals,
     posterior_of_normals,
     rows,
@@ -175,6 +176,25 @@ def test_the_normal_around_the_mode_has_weights(lib):
     assert way in str(caught.value)
     found = vi.heldout(lib.Loss(), model, around(), *args, num_samples=10, params=params)
     assert found.log_prob == pytest.approx(evidence_of_normals(), abs=1e-2)
+
+
+def test_rows_that_share_a_site_of_the_model_alone_are_not_independent(lib):
+    def model(x):
+        shared = lib.sample("shared", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("data", len(x)):
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+            lib.sample("x", lib.dist.Normal(shared + z, NOISE), obs=x)
+
+    def guide(x):
+        with lib.plate("data", len(x)):
+            lib.sample("z", lib.dist.Normal(0.5 * x - 0.2, 0.8))
+
+    found = vi.heldout(lib.Loss(), model, guide, lib.array(X), num_samples=20_000)
+    exact = log_normal(X, np.zeros(4), (1 + NOISE**2) * np.eye(4) + 1.0)
+    assert found.rows is None and abs(found.log_prob - exact) <= 5 * found.error
+    # mutant: the sum of rows, as if each had a value of its own
+    by_row = log_normal(X, np.zeros(4), (2 + NOISE**2) * np.eye(4))
+    assert abs(by_row - exact) >= 8 * found.error
 
 
 def test_it_says_how_far_it_can_be_relied_on(lib):
