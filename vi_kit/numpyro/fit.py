@@ -93,7 +93,7 @@ def fit(
         ObjectiveError: a setting that cannot be; data that contradict a plate; before any work.
         EstimatorError: as `Loss`, likewise.
         NotFiniteError: a loss or a gradient is not finite. Whatever ends a fit early has its `Fit` as attribute `fit`,
-            with the parameters after the last good step.
+            with the last parameters whose loss and gradient were finite.
         CheckpointError: a folder that cannot be used, or the checkpoint of another fit.
 
     Example:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,13 +17,15 @@ from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI
 from numpyro.optim import _NumPyroOptim
 
-from vi_kit.base.errors import CheckpointError, NotFiniteError, message
+from vi_kit.base.errors import CheckpointError, NotFiniteError, ObjectiveError, message
 from vi_kit.engine.settings import not_numbers
 from vi_kit.numpyro.init_params import checked_params
+from vi_kit.numpyro.inquest import seen
 from vi_kit.numpyro.minibatch import has_rows
 from vi_kit.workflow.batches import Call, Rows, Stream
 from vi_kit.workflow.fitting import Job
-from vi_kit.workflow.guard import not_valid
+from vi_kit.workflow.guard import is_stop, told
+from vi_kit.workflow.inquest import Seen
 from vi_kit.workflow.training import MOST_AT_ONCE, Steps
 
 MAX_BYTES = 2**26
@@ -29,8 +33,34 @@ MAX_BYTES = 2**26
 MAX_COORDINATES = 2000
 """That a stopping rule is shown."""
 
+NEVER = 2**31 - 1
+"""A step that is not reached."""
+
 NOTHING = _NumPyroOptim(lambda: (lambda params: params, None, lambda params: params))
 """For what SVI makes besides."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one call of a loop is given.
+
+    Attributes:
+        key: of the loop.
+        carry: the state before it.
+        alive: of each start, whether it has not failed.
+        data: that all steps share.
+        steps: what each has of its own.
+        first: the number of steps before.
+        num: of steps.
+    """
+
+    key: Any
+    carry: Any
+    alive: Any
+    data: Any
+    steps: Any
+    first: int
+    num: int
 
 
 class NumPyroTrainer:
@@ -59,6 +89,8 @@ class NumPyroTrainer:
         if num_restarts > 1:
             self.carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
         self.alive = jnp.ones(num_restarts, bool)
+        self.until = np.full(num_restarts, NEVER)
+        self.before: list[Chunk] = []
         self.loops: dict[Any, Callable] = {}
 
     def _start(self, key: Any, restart: int, init_params: Mapping[str, Any] | None) -> Any:
@@ -120,10 +152,11 @@ class NumPyroTrainer:
         return new, loss, norm
 
     def _loop(self, call_of: Callable[[Any, Any], Call], capacity: int) -> Callable:
-        """Up to `capacity` steps. A start whose loss or gradient is not finite stays where it was."""
+        """Up to `capacity` steps. A start whose loss or gradient is not finite stays where it was; none moves
+        at the step `until`, or after it."""
         single = self.num_restarts == 1
 
-        def step(carry: Any, alive: Any, index: Any, call: Call) -> Any:
+        def step(carry: Any, alive: Any, until: Any, index: Any, call: Call) -> Any:
             if single:
                 made = self._step(carry, random.fold_in(self.keys[0], index), call)
                 new, loss, norm = made[0], made[1][None], made[2][None]
@@ -132,20 +165,19 @@ class NumPyroTrainer:
                 new, loss, norm = jax.vmap(self._step, (0, 0, None))(carry, keys, call)
             alive = alive & jnp.isfinite(loss) & jnp.isfinite(norm)
 
-            def chosen(new: Any, old: Any) -> Any:
-                keep = alive[0] if single else alive.reshape(-1, *[1] * (new.ndim - 1))
-                return jnp.where(keep, new, old)
+            new = jax.tree.map(partial(_where, alive & (index < until)), new, carry)
+            return new, alive, jnp.where(alive, loss, jnp.nan), norm
 
-            return jax.tree.map(chosen, new, carry), alive, loss, norm
-
-        def run(carry: Any, alive: Any, data: Any, steps: Any, first: Any, num: Any) -> Any:
+        def run(
+            carry: Any, alive: Any, until: Any, data: Any, steps: Any, first: Any, num: Any
+        ) -> Any:
             shape = (capacity, self.num_restarts)
             losses = jnp.zeros(shape), jnp.zeros(shape)
 
             def body(loop: Any) -> Any:
                 i, carry, alive, losses, norms = loop
                 call = call_of(data, jax.tree.map(lambda x: x[i], steps))
-                carry, alive, loss, norm = step(carry, alive, first + i, call)
+                carry, alive, loss, norm = step(carry, alive, until, first + i, call)
                 losses = losses.at[i].set(loss.astype(losses.dtype))
                 return i + 1, carry, alive, losses, norms.at[i].set(norm.astype(norms.dtype))
 
@@ -154,7 +186,7 @@ class NumPyroTrainer:
 
             return lax.while_loop(going, body, (0, carry, alive, *losses))
 
-        return jax.jit(run, donate_argnums=0)
+        return jax.jit(run)
 
     # What the loop of a fit asks for
 
@@ -165,17 +197,42 @@ class NumPyroTrainer:
             return Steps(nothing, nothing, ended=True)
         if key not in self.loops:
             self.loops[key] = self._loop(call_of, capacity)
-        found = self.loops[key](self.carry, self.alive, data, steps, self.done, num)
-        taken, self.carry, self.alive, losses, norms = found
+        chunk = Chunk(key, self.carry, self.alive, data, steps, self.done, num)
+        taken, self.carry, self.alive, losses, norms = self._run(chunk)
         taken = int(taken)
         dead = not bool(self.alive.any())
         good = taken - 1 if dead else taken
-        losses, norms = (np.asarray(x[:good], float) for x in (losses, norms))
+        losses, norms = (np.asarray(x[:taken], float) for x in (losses, norms))
+        last = int(np.argmax(np.isfinite(losses).sum(0)))
+        self.done += good
+        trouble = self._trouble(data, steps, call_of, good, last) if dead else None
+        self._take_back(chunk, np.isfinite(losses).sum(0))
+        losses, norms = losses[:good], norms[:good]
         if self.num_restarts == 1:
             losses, norms = losses[:, 0], norms[:, 0]
-        self.done += good
-        trouble = self._trouble(key, data, steps, call_of, good) if dead else None
         return Steps(losses, norms, trouble=trouble)
+
+    def _run(self, chunk: Chunk) -> Any:
+        inputs = chunk.data, chunk.steps, chunk.first, chunk.num
+        return self.loops[chunk.key](chunk.carry, chunk.alive, self.until, *inputs)
+
+    def _take_back(self, chunk: Chunk, lived: np.ndarray) -> None:
+        """A start that has failed is brought to where it was before its last step, which has spoilt its parameters: the
+        steps to there are taken again, with the same random numbers."""
+        died = np.asarray(chunk.alive & ~self.alive)
+        known, self.before = self.before, [chunk]
+        if not died.any():
+            return
+        self.until = np.where(died, chunk.first + lived - 1, self.until)
+        earlier = died & (self.until < chunk.first)
+        if earlier.any() and known:
+            carry = self._run(known[0])[1]
+            carry = jax.tree.map(partial(_where, jnp.asarray(earlier)), carry, chunk.carry)
+            self.before = [chunk := replace(chunk, carry=carry)]
+        elif earlier.any():  # the first step of all, or after a checkpoint
+            self.until = np.where(earlier, chunk.first, self.until)
+        alive = self.alive
+        self.carry, self.alive = self._run(chunk)[1], alive
 
     def _batches(self, most: int) -> tuple[Any, Any, Any, Callable, int, int]:
         """What a loop takes for the next steps: its key, the data, what each step has, how they make a call, the number
@@ -228,29 +285,59 @@ class NumPyroTrainer:
 
         return kind, (), steps, stacked, num, capacity
 
-    def _trouble(self, key: Any, data: Any, steps: Any, call_of: Callable, i: int) -> Exception:
-        """Why the step after the last good one failed, in words."""
+    def _trouble(self, data: Any, steps: Any, call_of: Callable, i: int, start: int) -> Exception:
+        """Why the step after the last good one of a start failed, in words."""
         call = call_of(data, jax.tree.map(lambda x: x[i], steps))
-        carry = jax.tree.map(lambda x: x[0], self.carry) if self.num_restarts > 1 else self.carry
+        carry = self._of(start)
         params = self.optimizer.params(carry["optimizer"])
-        at = random.fold_in(self.keys[0], self.done)
-        try:
-            self._value(params, carry["mutable"], at, call)
-        except NotFiniteError as error:
+        at = random.fold_in(self.keys[start], self.done)
+        error = self._failure(params, carry["mutable"], at, call)
+        if not is_stop(error):
             return error
-        except ValueError as error:
-            return not_valid(error, self.done)
-        grads = jax.grad(lambda p: self._value(p, carry["mutable"], at, call)[0])(params)
-        spoilt = [n for n, g in grads.items() if not bool(jnp.isfinite(_norm(g)))]
-        return not_numbers(spoilt or list(grads), None if not spoilt else "the objective")
 
-    def _of_best(self) -> Any:
+        def look(gradients: bool) -> Callable[[int], list[Seen]]:
+            def draw(i: int) -> list[Seen]:
+                key = random.fold_in(at, i)
+                return seen(
+                    self.model, self.with_state, call, values_of, params, key, gradients=gradients
+                )
+
+            return draw
+
+        def values_of(params: Any) -> Any:
+            return {**self.constrain(params), **carry["mutable"]}
+
+        flat = {k: np.asarray(ravel_pytree(v)[0], float) for k, v in params.items()}
+        return told(error, self.done, look, flat)
+
+    def _failure(self, params: Any, mutable: Any, key: Any, call: Call) -> Exception:
+        """What a step raises where nothing is compiled."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is told
+            try:
+                self._value(params, mutable, key, call)
+            except (ObjectiveError, ValueError) as error:
+                return error
+        grads = jax.grad(lambda p: self._value(p, mutable, key, call)[0])(params)
+        spoilt = [n for n, g in grads.items() if not bool(jnp.isfinite(_norm(g)))]
+        if spoilt:
+            return not_numbers(spoilt, "the objective")
+        return NotFiniteError(
+            message(
+                "the loss or its gradient is not finite where the step is compiled",
+                got="numbers at the edge of those that there are",
+                expected="numbers of which products and squares are finite",
+                fix="arguments of distributions near one",
+            )
+        )
+
+    def _of(self, start: int) -> Any:
         if self.num_restarts == 1:
             return self.carry
-        return jax.tree.map(lambda x: x[self.best], self.carry)
+        return jax.tree.map(lambda x: x[start], self.carry)
 
     def params(self) -> dict[str, Any]:
-        carry = self._of_best()
+        carry = self._of(self.best)
         params = self.optimizer.params(carry["optimizer"])
         if self.averages and float(carry["count"]) > 1:
             params = carry["mean"]
@@ -258,13 +345,16 @@ class NumPyroTrainer:
 
     def state(self) -> dict[str, Any]:
         """What modules and baselines keep from step to step."""
-        return jax.tree.map(jnp.copy, self._of_best()["mutable"])
+        return jax.tree.map(jnp.copy, self._of(self.best)["mutable"])
+
+    def kept(self, start: int) -> int:
+        return int(min(self.until[start], self.done))
 
     def choose(self, start: int) -> None:
         self.best = start
 
     def optimizer_said(self) -> str:
-        return self.optimizer.said(self.optimizer.params(self._of_best()["optimizer"]))
+        return self.optimizer.said(self.optimizer.params(self._of(self.best)["optimizer"]))
 
     def explain(self) -> str:
         args, kwargs = self.source.example
@@ -288,7 +378,13 @@ class NumPyroTrainer:
     def snapshot(self) -> dict[str, Any]:
         leaves = [np.asarray(x) for x in jax.tree.leaves(self.carry)]
         alive, at = np.asarray(self.alive), self.source.position()
-        return {"carry": leaves, "alive": alive, "done": self.done, "source": at}
+        return {
+            "carry": leaves,
+            "alive": alive,
+            "until": self.until,
+            "done": self.done,
+            "source": at,
+        }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         leaves, tree = jax.tree.flatten(self.carry)
@@ -305,7 +401,14 @@ class NumPyroTrainer:
             )
         self.carry = jax.tree.unflatten(tree, [jnp.asarray(x) for x in snapshot["carry"]])
         self.alive, self.done = jnp.asarray(snapshot["alive"]), snapshot["done"]
+        self.until, self.before = np.asarray(snapshot["until"]), []
         self.source.seek(snapshot["source"])
+
+
+def _where(starts: Any, new: Any, old: Any) -> Any:
+    """The new values of some starts, and the old ones of the others. A single start has no axis of its own."""
+    alone = len(starts) == 1
+    return jnp.where(starts[0] if alone else starts.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _flat(params: Any) -> Any:

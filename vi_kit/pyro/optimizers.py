@@ -102,7 +102,10 @@ class OfTorch:
         return [list(self.known), self.optimizer.state_dict(), scheduler]
 
     def restore(self, state: Any, params: Params) -> None:
-        if state is None:
+        if state is None:  # no step was taken
+            if self.optimizer is not None:
+                self.optimizer.state.clear()
+            self.optimizer, self.scheduler, self.known = None, None, []
             return
         known, own, scheduler = state
         self._add({name: params[name] for name in known})
@@ -144,7 +147,7 @@ class OfPyro:
     def restore(self, state: Any, params: Params) -> None:
         names = {id(p): name for name, p in params.items()}
         for p in list(self.optim.optim_objs):
-            if names.get(id(p)) in state:
+            if id(p) in names:
                 del self.optim.optim_objs[p]  # it is made again, with the state that waits for it
         self.optim.set_state(dict(state))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,13 +17,21 @@ from pyro import poutine
 from pyro.infer.util import zero_grads
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from vi_kit.base.errors import CaptureError, CheckpointError, NotFiniteError, message
+from vi_kit.base.errors import (
+    CaptureError,
+    CheckpointError,
+    ObjectiveError,
+    message,
+)
 from vi_kit.engine.settings import not_numbers
+from vi_kit.pyro.inquest import seen
+from vi_kit.pyro.marks import Marks, State
 from vi_kit.pyro.minibatch import mapped
 from vi_kit.pyro.noise import Generators, buffers_kept
-from vi_kit.workflow.batches import Call
+from vi_kit.workflow.batches import Call, Stream
 from vi_kit.workflow.fitting import Job
-from vi_kit.workflow.guard import not_valid
+from vi_kit.workflow.guard import is_stop, told
+from vi_kit.workflow.inquest import Seen
 from vi_kit.workflow.training import Steps
 
 MAX_COORDINATES = 2000
@@ -54,6 +63,7 @@ class PyroTrainer:
         self.said: list[str] = []
         self.generators = _seeded(job.request.seed, start)
         self.away: Any = None
+        self.marks = Marks()
 
     # Before a step
 
@@ -120,24 +130,33 @@ class PyroTrainer:
     def advance(self, most: int) -> Steps:
         losses: list[float] = []
         norms: list[float] = []
-        good = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        trouble: Exception | None = None
         with self._own_noise(), self._watched():
             while len(losses) < most:
-                call = self.source.take()
+                self._mark()
+                call = self._take()
                 if call is None:
                     return Steps(np.array(losses), np.array(norms), ended=True)
+                before = torch.get_rng_state()
                 try:
                     loss, norm = self._step(call)
-                except NotFiniteError as error:
-                    self._back_to(good)
-                    return Steps(np.array(losses), np.array(norms), trouble=error)
-                except ValueError as error:
+                except (ObjectiveError, ValueError) as error:
                     self._zero()
-                    trouble = not_valid(error, self.done)
-                    return Steps(np.array(losses), np.array(norms), trouble=trouble)
+                    trouble = error
+                    if is_stop(error):
+                        trouble = self._told(error, call, before)
+                        self._take_back()
+                    break
                 losses.append(loss)
                 norms.append(norm)
-        return Steps(np.array(losses), np.array(norms))
+        return Steps(np.array(losses), np.array(norms), trouble=trouble)
+
+    def _take(self) -> Call | None:
+        """The arguments of the next step."""
+        call = self.source.take()
+        if call is not None and isinstance(self.source, Stream):
+            self.marks.keep(self.done, call)
+        return call
 
     def _step(self, call: Call) -> tuple[float, float]:
         self._prepare(call)
@@ -186,14 +205,79 @@ class PyroTrainer:
     def _zero(self) -> None:
         zero_grads(self.leaves.values())
 
-    def _back_to(self, good: Mapping[str, torch.Tensor]) -> None:
-        """Undo steps that have spoilt parameters."""
-        self._zero()
-        if all(bool(leaf.isfinite().all()) for leaf in self.leaves.values()):
+    def _told(self, error: Exception, call: Call, before: torch.Tensor) -> Exception:
+        """Why a step failed, which began with the generator in this state."""
+        model, guide, leaves = self.job.model, self.job.guide, self.leaves
+
+        def look(gradients: bool) -> Callable[[int], list[Seen]]:
+            def at(draw: int) -> list[Seen]:
+                if draw == 0:
+                    torch.set_rng_state(before)
+                return seen(model, guide, call, leaves, gradients=gradients)
+
+            return at
+
+        params = {name: leaf.detach().cpu().double().numpy() for name, leaf in leaves.items()}
+        return told(error, self.done, look, params)
+
+    # A step taken back
+
+    def _mark(self) -> None:
+        """Note now and then where the fit stands."""
+        size = len(self.leaves) + len(self.modules)
+        if not self.marks.is_due(size):
             return
-        for name, value in good.items():
+        began = time.perf_counter()
+        state = State(
+            self.done,
+            {name: leaf.detach().clone() for name, leaf in self.leaves.items()},
+            [buffer.detach().clone() for buffer in self._buffers()],
+            {key: value.detach().clone() for key, value in self.loss.state.items()},
+            copy.deepcopy(self.optimizer.state()),
+            {name: value.clone() for name, value in self.mean.items()},
+            self.count,
+            Generators.now(),
+            self.source.position(),
+        )
+        self.marks.add(state, size, time.perf_counter() - began)
+
+    def _take_back(self) -> None:
+        """A step has failed, and so the one before it has spoilt the parameters: all is as it was before both.
+
+        The steps from the last mark to there are taken again, with the same random numbers.
+        """
+        goal = max(self.done - 1, 0)
+        state = self.marks.before(goal)
+        if state is None:  # the fit has just gone on from a checkpoint
+            self.said.append("the last step could not be taken back: it was before a checkpoint")
+            return
+        self._go_to(state)
+        try:
+            while self.done < goal:
+                if isinstance(self.source, Stream):
+                    call = self.marks.calls[self.done]
+                else:
+                    call = self.source.take()
+                assert call is not None
+                self._step(call)
+        except (ObjectiveError, ValueError):  # the programs do not repeat themselves
+            self._go_to(state)
+            self.said.append(f"steps could not be repeated: parameters are after step {state.done}")
+
+    def _go_to(self, state: State) -> None:
+        self._zero()
+        for name, value in state.leaves.items():
             self.leaves[name].data.copy_(value)
-        self.said.append("parameters were not finite: they are those of some steps before")
+        for buffer, value in zip(self._buffers(), state.buffers, strict=False):
+            buffer.data.copy_(value)
+        self.loss.state.clear()
+        self.loss.state.update({key: value.clone() for key, value in state.kept.items()})
+        self.optimizer.restore(copy.deepcopy(state.optimizer), self.leaves)
+        self.mean = {name: value.clone() for name, value in state.mean.items()}
+        self.count, self.done = state.count, state.done
+        state.noise.restore()
+        if not isinstance(self.source, Stream):
+            self.source.seek(state.source)
 
     @contextmanager
     def _own_noise(self) -> Iterator[None]:
@@ -264,10 +348,15 @@ class PyroTrainer:
         found = np.concatenate([np.zeros(0), *flat])[None]
         return found[:, :: -(-found.shape[1] // MAX_COORDINATES)] if found.size else found
 
+    def kept(self, start: int) -> int:
+        return self.done
+
     def shrink(self, factor: float) -> None:
+        self.marks.hurry()
         self.optimizer.shrink(factor)
 
     def average(self, on: bool) -> None:
+        self.marks.hurry()
         self.count, self.mean = int(on), {}
 
     def _buffers(self) -> list[torch.Tensor]:
@@ -320,6 +409,7 @@ class PyroTrainer:
         of_torch, of_python, of_numpy = found["noise"]
         self.generators = Generators(of_torch, of_python, of_numpy)
         self.source.seek(found["source"])
+        self.marks = Marks()
 
 
 def _seeded(seed: int, start: int) -> Generators:

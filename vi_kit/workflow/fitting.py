@@ -320,10 +320,16 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
             1 if one.training.history.losses.ndim == 1 else one.training.history.losses.shape[1]
         )
     ]
-    losses = [_column(one.training.history.losses, column) for one, column in columns]
+    losses, norms = (
+        [_column(one.training, name, column) for one, column in columns]
+        for name in ("losses", "norms")
+    )
     scores = [float(np.mean(x[-last_tenth(len(x)) :])) if len(x) else np.inf for x in losses]
-    scores = [score if np.isfinite(score) else np.inf for score in scores]
-    best = int(np.argmin(scores))
+    failed = [_failed(one, column) for one, column in columns]
+    out = [
+        not np.isfinite(s) or (f and not all(failed)) for s, f in zip(scores, failed, strict=True)
+    ]
+    best = int(np.argmin(np.where(out, np.inf, scores)))
     one, column = columns[best]
     trainer = one.training.trainer
     trainer.choose(column)
@@ -339,7 +345,7 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
         params=trainer.params(),
         state=trainer.state(),
         losses=losses[best],
-        gradient_norms=_column(one.training.history.norms, column),
+        gradient_norms=norms[best],
         stopped=one.stopped,
         explained=one.training.explained,
         seconds=dict(one.training.seconds),
@@ -356,5 +362,13 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
     return fit
 
 
-def _column(values: np.ndarray, column: int) -> np.ndarray:
-    return values if values.ndim == 1 else values[:, column]
+def _column(training: Training, name: str, start: int) -> np.ndarray:
+    """The losses, or the norms, of the steps whose parameters a start has."""
+    values = getattr(training.history, name)
+    return (values if values.ndim == 1 else values[:, start])[: training.trainer.kept(start)]
+
+
+def _failed(one: Ended, start: int) -> bool:
+    return one.stopped == "it failed" or (
+        one.training.trainer.kept(start) < one.training.history.num_steps
+    )

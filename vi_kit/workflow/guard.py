@@ -1,33 +1,81 @@
-"""What stops a fit: errors of the library about arguments of distributions, in the words of a fit."""
+"""What stops a fit: errors about losses, gradients and arguments that are no numbers, in the words of a fit."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 
-from vi_kit.base.errors import NotFiniteError, message
+import numpy as np
 
-INVALID = ("Expected parameter", "got invalid")
-"""How torch and NumPyro begin, and how they go on, where an argument of a distribution is out of its range."""
+from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
+from vi_kit.workflow.inquest import Seen, advice, culprit, summary
+
+INVALID = (("Expected parameter", "got invalid"), ("Expected value argument",))
+"""What torch, or NumPyro, says of an argument that is out of its range, and of a value that is."""
+RANGE = (
+    "an argument of a distribution is out of its range",
+    "a value is outside the support of its distribution",
+)
 OTHERS = ("site-packages", "/vi_kit/", "<frozen")
 """Parts of the paths of files that are not the user's."""
 
 
-def not_valid(error: ValueError, done: int) -> Exception:
-    """The error about an argument that a step has brought out of its range; another error is left as it is."""
-    text = str(error)
-    if not done or not any(start in text for start in INVALID):
-        return error
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(part in f.filename for part in OTHERS)]
-    where = f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+def is_stop(error: Exception) -> bool:
+    """Whether an error is about numbers that a step has spoilt; another error is left as it is."""
+    return isinstance(error, NotFiniteError) or _kind(error) is not None
+
+
+def told(
+    error: Exception,
+    done: int,
+    look: Callable[[bool], Callable[[int], Sequence[Seen]]],
+    params: Mapping[str, np.ndarray],
+) -> NotFiniteError:
+    """The error of a fit, for one of a step.
+
+    Args:
+        error: for which `is_stop`.
+        done: the number of steps before it.
+        look: from whether gradients are looked at to what `culprit` takes.
+        params: unconstrained, where the step failed.
+    """
+    headline, *rest = str(error).splitlines()
+    got = next((line.split(":", 1)[1].strip() for line in rest if "got:" in line), headline)
+    kind = _kind(error)
+    if isinstance(error, ValueError):
+        headline, got = RANGE[kind or 0] + _line(error), " ".join(str(error).split())
+    by_gradient = "gradient of parameter" in headline
+    one = culprit(look(by_gradient), by_gradient=by_gradient)
+    if one is not None:
+        through = (
+            "a gradient that is not finite through " if by_gradient and not one.is_wrong else ""
+        )
+        got = through + one.text()
+        if one.what not in headline:
+            headline += f", {'through' if by_gradient else 'at'} {one.what}{one.elements()}"
+    largest = [f"{k}: {summary(v)}" for k, v in params.items()]
     found = NotFiniteError(
         message(
-            f"step {done + 1}: an argument of a distribution is out of its range{where}",
-            got=" ".join(text.split()),
-            expected="arguments in their range at every value that parameters may take",
-            fix="constraint=... at the parameter (constraints.positive, unit_interval), or a function such as softplus"
-            " of it; a smaller step size",
+            f"step {done + 1}: {headline}",
+            got=got + (f"; unconstrained parameters {', '.join(largest[:6])}" if largest else ""),
+            expected="a finite loss and gradient, of arguments and values in their range; the step before is undone",
+            fix=advice(one, params, by_gradient=by_gradient),
         )
     )
     found.__cause__ = error
     return found
+
+
+def _kind(error: Exception) -> int | None:
+    own = isinstance(error, ObjectiveError)
+    found = error.__cause__ if own else error  # vi_kit says it in its own words
+    text = str(found) if isinstance(found, ValueError) else ""
+    kinds = [i for i, parts in enumerate(INVALID) if any(part in text for part in parts)]
+    return kinds[0] if kinds else None
+
+
+def _line(error: Exception) -> str:
+    """The line of the user's programs from which an error comes."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename for part in OTHERS)]
+    return f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""

@@ -43,7 +43,8 @@ class Steps:
 
 
 class Trainer(Protocol):
-    """A library's steps. What fails leaves the parameters where the last good step had them."""
+    """A library's steps. One that fails, of a loss or a gradient that is not finite, takes back the step before it: the
+    parameters are the last ones that had both, and all that a step changes is as it was there."""
 
     def advance(self, most: int) -> Steps:
         """Take steps, at most so many."""
@@ -71,6 +72,10 @@ class Trainer(Protocol):
 
     def choose(self, start: int) -> None:
         """Of several starts, the one whose parameters are asked for."""
+        ...
+
+    def kept(self, start: int) -> int:
+        """Of how many steps a start has the parameters: of all that were taken, if none failed."""
         ...
 
     def coordinates(self) -> np.ndarray:

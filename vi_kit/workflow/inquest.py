@@ -1,0 +1,159 @@
+"""What is found where a step of a fit has failed: the statement, its elements, and what helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+NUM_DRAWS = 30
+"""That are looked at for one that fails, where the failing one cannot be made again."""
+EXTREME = 1e8
+"""Of arguments and parameters that have run away."""
+
+DATA = "data without nan and inf: leave those rows out, or mask them (handlers.mask) and put a number in their place"
+RANGE = (
+    "constraint=... at the parameter (constraints.positive, unit_interval), or a function such as softplus of it;"
+    " a smaller step size"
+)
+AWAY = "parameters ran away: clip_norm=10.0, or a smaller step size (optimizer=0.001)"
+MASK = (
+    "keep arguments off the edge of their range before any where: log(where(x > 0, x, 1)), not where(x > 0, log(x), 0),"
+    " of which the gradient is 0 * inf"
+)
+SCALE = (
+    "a guide whose scale starts, and stays, near that of the model:"
+    " softplus in place of exp, or a start nearer to it"
+)
+SUPPORT = (
+    "values inside the support: a guide whose distribution, or transform (exp, sigmoid), keeps them there, and"
+    " data that are in it"
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A sample statement in one run of the programs.
+
+    Attributes:
+        what: its role and name, as `model site 'x'`.
+        observed: whether its value is data.
+        family: its distribution.
+        arguments: of that, by name.
+        invalid: those that are out of their range.
+        value: `None` if none could be drawn.
+        log_density: by element (nats), with masks; `None` if there is none.
+        through: parameters whose gradient is not finite through its log density.
+    """
+
+    what: str
+    observed: bool
+    family: str
+    arguments: Mapping[str, np.ndarray]
+    invalid: tuple[str, ...] = ()
+    value: np.ndarray | None = None
+    log_density: np.ndarray | None = None
+    through: tuple[str, ...] = field(default=())
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether its value or its log density is not finite, or its distribution none."""
+        log_density = self.log_density
+        return bool(self.invalid) or log_density is None or not np.isfinite(log_density).all()
+
+    def elements(self) -> str:
+        """Which are not finite."""
+        shown = self.log_density
+        if shown is None or shown.ndim == 0 or np.isfinite(shown).all():
+            return ""
+        at = np.argwhere(~np.isfinite(shown))
+        first = ", ".join(str(tuple(map(int, index))) for index in at[:3])
+        return f" at {first}" + f" and {len(at) - 3} more" * (len(at) > 3)
+
+    def text(self) -> str:
+        """In one line."""
+        arguments = [
+            f"{k}: {summary(v)}" + ", out of its range" * (k in self.invalid)
+            for k, v in self.arguments.items()
+        ]
+        value = "no value" if self.value is None else f"value: {summary(self.value)}"
+        return f"{self.what}{self.elements()}: {self.family}({'; '.join(arguments)}), {value}"
+
+
+def summary(array: np.ndarray) -> str:
+    """The shape, the range, and how many elements are no numbers."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        return f"shape {array.shape}"
+    numbers = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+    nan, inf = (int(f(array).sum()) for f in (np.isnan, np.isinf))
+    parts = [f"shape {array.shape}"] * (array.ndim > 0)
+    if numbers.size:
+        least, most = numbers.min(), numbers.max()
+        parts.append(f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}")
+    parts += [f"{nan} nan"] * (nan > 0) + [f"{inf} inf"] * (inf > 0)
+    return ", ".join(parts)
+
+
+def culprit(look: Callable[[int], Sequence[Seen]], *, by_gradient: bool) -> Seen | None:
+    """The first statement that is wrong, in the first draw that has one; else one that is about to be.
+
+    Args:
+        look: from the number of a draw to its statements, in order; the first draw is that which failed, if it can be
+            made again.
+        by_gradient: whether it is the gradient that is not finite.
+    """
+    extreme: list[Seen] = []
+    for i in range(NUM_DRAWS):
+        try:
+            seen = look(i)
+        except Exception:  # programs that only run under their objective
+            return None
+        for one in seen:
+            if one.is_wrong or (by_gradient and one.through):
+                return one
+        extreme += [one for one in seen if _is_extreme(one)] * (i == 0)
+    return extreme[0] if extreme else None
+
+
+def advice(one: Seen | None, params: Mapping[str, np.ndarray], *, by_gradient: bool) -> str:
+    """What helps, in one line.
+
+    Args:
+        one: the statement that is wrong, if one was found.
+        params: unconstrained, where the step failed.
+        by_gradient: see `culprit`.
+    """
+    away = any(_largest(p) > EXTREME for p in params.values())
+    if one is not None and one.observed and one.value is not None and _largest(one.value) == np.inf:
+        return DATA
+    if away:
+        return AWAY
+    if one is None:
+        return MASK if by_gradient else AWAY
+    if one.invalid and all(np.isfinite(one.arguments[k]).all() for k in one.invalid):
+        return SCALE if all((one.arguments[k] >= 0).all() for k in one.invalid) else RANGE
+    if by_gradient and one.through and not one.is_wrong:
+        return MASK
+    if _is_extreme(one):
+        return SCALE
+    refused = one.log_density is None and one.value is not None
+    if refused or (one.log_density is not None and np.isneginf(one.log_density).any()):
+        return SUPPORT
+    return AWAY
+
+
+def _is_extreme(one: Seen) -> bool:
+    arrays = [*one.arguments.values(), *([] if one.value is None else [one.value])]
+    return any(_largest(x) > EXTREME for x in arrays if x.dtype.kind == "f")
+
+
+def _largest(array: np.ndarray) -> float:
+    """The largest absolute value; infinite where one is no number."""
+    array = np.asarray(array)
+    if not array.size or array.dtype.kind not in "fiu":
+        return 0.0
+    largest = float(np.abs(array).max())
+    return math.inf if math.isnan(largest) else largest
