@@ -255,6 +255,8 @@ def test_what_cannot_be_held_is_refused(fits, settings, text):
 
 def test_noise_besides_sites_is_refused(fits):
     lib = fits.lib
+    if lib.name == "numpyro":
+        pytest.skip("a key of NumPyro's is held with those of the sites")
 
     def model():
         z = lib.sample("z", lib.dist.Normal(0.0, 1.0))

@@ -97,6 +97,7 @@ def run(
     held.inverse = found.inverse
     held.settle(found.at)
     training.history.add(np.array(found.losses), np.array(found.norms))
+    trainer.done = len(found.losses)
     stopped = f"{found.why}, after {len(found.losses)} iterations"
     fit = fit_of(library, job, [Ended(training, stopped)])
     fit.held, fit.fixed_draws = held, loss.settings.num_samples

@@ -46,6 +46,9 @@ class Trainer(Protocol):
     """A library's steps. One that fails, of a loss or a gradient that is not finite, takes back the step before it: the
     parameters are the last ones that had both, and all that a step changes is as it was there."""
 
+    done: int
+    """Steps so far."""
+
     def advance(self, most: int) -> Steps:
         """Take steps, at most so many."""
         ...
