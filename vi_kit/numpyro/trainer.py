@@ -113,11 +113,9 @@ class NumPyroTrainer:
             self.optimizer.check(params)
         carry = {"optimizer": self.optimizer.init(params), "mutable": state.mutable_state or {}}
         if self.averages:
-            copied = jax.tree.map(jnp.copy, params)  # buffers of a carry are given away, once each
-            carry |= {"mean": copied, "count": jnp.zeros(())}
+            carry |= {"mean": params, "count": jnp.zeros(())}
         carry["size"] = jnp.ones(())
-        # each its own buffer, which the loop may write to: parameters may start as one array
-        return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), carry)
+        return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), carry)
 
     # One step, and many
 

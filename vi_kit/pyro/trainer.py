@@ -6,7 +6,7 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -196,9 +196,11 @@ class PyroTrainer:
         with poutine.trace(param_only=True) as captured:
             yield params
         nodes: Any = captured.trace.nodes
+        met: set[int] = set()  # a tensor may have several names
         for name, site in nodes.items():
             leaf = site["value"].unconstrained() if site["type"] == "param" else None
-            if leaf is not None and not any(leaf is own for own in params.values()):
+            if leaf is not None and id(leaf) not in met:
+                met.add(id(leaf))
                 params[name] = leaf
         self.leaves.update(params)
 
@@ -266,12 +268,10 @@ class PyroTrainer:
 
     def _go_to(self, state: State) -> None:
         self._zero()
-        for name, value in state.leaves.items():
-            self.leaves[name].data.copy_(value)
-        for buffer, value in zip(self._buffers(), state.buffers, strict=False):
-            buffer.data.copy_(value)
-        self.loss.state.clear()
-        self.loss.state.update({key: value.clone() for key, value in state.kept.items()})
+        # a mark before the first step knows none of the buffers that are met there
+        buffers = [*state.buffers, *self._buffers()[len(state.buffers) :]]
+        kept = {key: value.clone() for key, value in state.kept.items()}
+        self._put(state.leaves, buffers, kept)
         self.optimizer.restore(copy.deepcopy(state.optimizer), self.leaves)
         self.mean = {name: value.clone() for name, value in state.mean.items()}
         self.count, self.done = state.count, state.done
@@ -333,15 +333,23 @@ class PyroTrainer:
     def put_back(self) -> None:
         """What was kept, in the places that there are now."""
         assert self.away is not None
-        leaves, buffers, state = self.away
         store = pyro.get_param_store()
+        self.leaves.update({name: store._params[name] for name in self.away[0]})
+        self._put(*self.away)
+
+    def _put(
+        self,
+        leaves: Mapping[str, torch.Tensor],
+        buffers: Sequence[torch.Tensor],
+        kept: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Values of the parameters, of buffers, and of what baselines keep, in their places."""
         for name, value in leaves.items():
-            self.leaves[name] = store._params[name]
-            store._params[name].data.copy_(value)
+            self.leaves[name].data.copy_(value)
         for buffer, value in zip(self._buffers(), buffers, strict=True):
             buffer.data.copy_(value)
         self.loss.state.clear()
-        self.loss.state.update(state)
+        self.loss.state.update(kept)
 
     def coordinates(self) -> np.ndarray:
         flat = [leaf.detach().double().cpu().numpy().ravel() for leaf in self.leaves.values()]
@@ -395,14 +403,8 @@ class PyroTrainer:
                     fix="the programs of that fit, or another folder",
                 )
             )
-        for name, leaf in leaves.items():
-            assert leaf is not None
-            leaf.data.copy_(found["params"][name])
-            self.leaves[name] = leaf
-        for buffer, value in zip(self._buffers(), found["buffers"], strict=True):
-            buffer.data.copy_(value)
-        self.loss.state.clear()
-        self.loss.state.update(found["state"])
+        self.leaves.update({name: leaf for name, leaf in leaves.items() if leaf is not None})
+        self._put(found["params"], found["buffers"], found["state"])
         self.optimizer.restore(found["optimizer"], self.leaves)
         self.mean, self.count, self.done = found["mean"], found["count"], found["done"]
         self.compiles = found["compiles"]
