@@ -1,6 +1,7 @@
 """Checkpoints: a fit goes on bit for bit wherever it was killed, and nothing that is found is lost."""
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -201,6 +202,53 @@ def test_another_fit_is_refused(lib, tmp_path):
         with pytest.raises(vi.CheckpointError, match=f"(?s)checkpoint of another fit.*{pattern}"):
             fit(lib, checkpoint=tmp_path, **given)
     assert files == {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+SCALE = 1.0
+
+
+@pytest.mark.parametrize("how", ["partial", "global"])
+def test_another_number_in_a_program_is_refused(lib, tmp_path, monkeypatch, how):
+    """That a program is given beforehand, or finds among its globals."""
+
+    def model(scale=None):
+        lib.sample("z", lib.dist.Normal(3.0, SCALE if scale is None else scale))
+
+    def guide(scale=None):
+        lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(1))[0], 1.0))
+
+    def fit(scale):
+        if how == "global":
+            monkeypatch.setitem(globals(), "SCALE", scale)
+            return lib.fit(model, guide, num_steps=3, checkpoint=tmp_path)
+        own = functools.partial(model, scale=scale)
+        return lib.fit(own, guide, num_steps=3, checkpoint=tmp_path)
+
+    fit(1.0)
+    assert fit(1.0).seconds["steps"] == 0
+    with pytest.raises(vi.CheckpointError, match=r"(?s)checkpoint of another fit.*model: "):
+        fit(2.0)
+
+
+def test_parameters_that_programs_close_over_are_no_part_of_a_checkpoint(tmp_path):
+    """They are others after a fit, which the same call goes on with."""
+    import pyro
+    import torch
+
+    from vi_kit.pyro import fit
+
+    loc = torch.zeros((), requires_grad=True)
+
+    def model():
+        pyro.sample("z", pyro.distributions.Normal(3.0, 1.0))
+
+    def guide():
+        pyro.sample("z", pyro.distributions.Normal(pyro.param("loc", loc), 1.0))
+
+    fit(model, guide, num_steps=3, checkpoint=tmp_path)
+    with torch.no_grad():
+        loc += 1.0
+    assert fit(model, guide, num_steps=5, checkpoint=tmp_path).num_steps == 5
 
 
 def test_a_folder_that_cannot_be_written_to(lib, tmp_path):

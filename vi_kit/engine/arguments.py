@@ -61,13 +61,13 @@ def _state(x: Any, met: set[int], depth: int) -> Hashable:
     if id(x) in met or not depth or isinstance(x, type):
         return None if is_plain else Same(x)
     met.add(id(x))
-    inside = x if is_plain else _inside(x)
-    parts = inside.items() if isinstance(inside, Mapping) else enumerate(inside[:MAX_ITEMS])
+    held = x if is_plain else inside(x)
+    parts = held.items() if isinstance(held, Mapping) else enumerate(held[:MAX_ITEMS])
     of_parts = tuple((k, _state(v, met, depth - 1)) for k, v in parts)
     return (type(x), len(x), of_parts) if is_plain else (Same(x), of_parts)
 
 
-def _inside(x: Any) -> Any:
+def inside(x: Any) -> Any:
     """What a function or another object holds."""
     if isinstance(x, MethodType):
         return [x.__func__, x.__self__]

@@ -79,7 +79,12 @@ class NumPyroTrainer:
         source, num_restarts, seed = job.source, job.request.num_restarts, job.request.seed
         self.loss, self.model, self.guide, self.source = job.loss, job.model, job.guide, source
         self.optimizer, self.clip_norm = job.optimizer, job.request.clip_norm
-        self.num_restarts, self.averages, self.done, self.best = num_restarts, job.averages, 0, 0
+        self.num_restarts, self.averages, self.done, self.best = (
+            num_restarts,
+            job.request.averages,
+            0,
+            0,
+        )
         if isinstance(source, Rows):
             source.args = jax.tree.map(lambda x: jnp.asarray(x) if has_rows(x) else x, source.args)
         keys = random.split(random.key(seed), (2, num_restarts))

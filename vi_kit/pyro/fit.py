@@ -15,14 +15,13 @@ from vi_kit.pyro.loss import Loss
 from vi_kit.pyro.minibatch import cut, lengths, look, scaled
 from vi_kit.pyro.optimizers import Optimizer, optimizer_of
 from vi_kit.pyro.starts import Starts
-from vi_kit.workflow import fixed
 from vi_kit.workflow.checkpoints import Checkpoint
+from vi_kit.workflow.entry import fit_with
 from vi_kit.workflow.fitted import Fit
-from vi_kit.workflow.fitting import Data, Job, run
+from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.minibatch import Seen
 from vi_kit.workflow.moment import Callback
-from vi_kit.workflow.request import Request
 from vi_kit.workflow.stopping import StoppingRule
 from vi_kit.workflow.training import Trainer
 
@@ -112,26 +111,21 @@ def fit(
         >>> abs(float(found.params["AutoNormal.locs.z"]) - 0.75) < 0.1
         True
     """
-    if fixed_draws is not None:
-        fixed.refuse(
-            fixed_draws,
-            optimizer=(optimizer, None),
-            batch_size=(batch_size, None),
-            batches=(batches, None),
-            data_size=(data_size, None),
-            clip_norm=(clip_norm, None),
-            num_restarts=(num_restarts, 1),
-            compile=(compile or None, None),
-            stop=(stop, None),
-            callbacks=(callbacks, ()),
-            checkpoint=(checkpoint, None),
-            num_samples=(num_samples, 1),
-        )
-    request = Request.of(
-        (model, guide),
+    return fit_with(
+        OfPyro(compile, num_restarts),
+        Loss,
+        model,
+        guide,
+        args,
         kwargs,
+        objective=objective,
+        estimators=estimators,
+        optimizer=optimizer,
         num_steps=num_steps,
         seed=seed,
+        batch_size=batch_size,
+        batches=batches,
+        data_size=data_size,
         clip_norm=clip_norm,
         num_restarts=num_restarts,
         stop=stop,
@@ -140,22 +134,11 @@ def fit(
         checkpoint=checkpoint,
         progress=progress,
         fixed_draws=fixed_draws,
-    )
-    loss = Loss(
-        objective,
-        estimators,
-        num_samples=num_samples if fixed_draws is None else fixed_draws,
+        num_samples=num_samples,
         max_plate_nesting=max_plate_nesting,
         vectorize=vectorize,
         marginalize=marginalize,
-    )
-    if fixed_draws is not None:
-        library = OfPyro(compile, num_restarts)
-        return fixed.run(library, loss, model, guide, args, kwargs, request)
-    data = Data(batch_size, batches, data_size)
-    library = OfPyro(compile, num_restarts)
-    return run(
-        library, loss, model, guide, args, kwargs, data=data, optimizer=optimizer, request=request
+        not_fixed={"compile": (compile or None, None)},
     )
 
 

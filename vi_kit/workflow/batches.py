@@ -15,6 +15,15 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 """The arguments of model and guide."""
 
 
+@dataclass(frozen=True)
+class Data:
+    """Where a user has the data. See `vi_kit.pyro.fit`."""
+
+    batch_size: int | None
+    batches: Iterable[Any] | None
+    data_size: int | None
+
+
 class Source(Protocol):
     """Gives each step its arguments, in an order that a seed decides."""
 
@@ -26,6 +35,16 @@ class Source(Protocol):
     @property
     def example(self) -> Call:
         """The arguments of one step."""
+        ...
+
+    @property
+    def everything(self) -> Call:
+        """Those that have all data, or the first minibatch of which there is only one at a time."""
+        ...
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether each step has all data."""
         ...
 
     def take(self) -> Call | None:
@@ -47,6 +66,11 @@ class Whole:
 
     example: Call
     num_rows: int | None = None
+    takes_all: bool = True
+
+    @property
+    def everything(self) -> Call:
+        return self.example
 
     def take(self) -> Call:
         return self.example
@@ -85,6 +109,14 @@ class Rows:
     @property
     def example(self) -> Call:
         return self.at(np.arange(self.batch_size))
+
+    @property
+    def everything(self) -> Call:
+        return self.args, self.kwargs
+
+    @property
+    def takes_all(self) -> bool:
+        return self.batch_size == self.num_rows
 
     def at(self, index: Any) -> Call:
         """The arguments that have some rows."""
@@ -131,6 +163,7 @@ class Stream:
     epoch: int = -1
     place: int = 0
     ended: bool = False
+    takes_all: bool = False
 
     def __post_init__(self) -> None:
         self.waiting: list[Call] = []
@@ -150,6 +183,10 @@ class Stream:
 
     @property
     def example(self) -> Call:
+        return self.first
+
+    @property
+    def everything(self) -> Call:
         return self.first
 
     def take(self) -> Call | None:
@@ -209,10 +246,8 @@ class Stream:
 def source_of(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    data: Data,
     *,
-    batch_size: int | None,
-    batches: Iterable[Any] | None,
-    data_size: int | None,
     seed: int,
     lengths: Callable[[Any], list[int]],
     cut: Callable[[Any, Any], Any],
@@ -226,6 +261,7 @@ def source_of(
     Raises:
         ObjectiveError: arrays of several lengths, none at all, fewer rows than a batch has, or both ways at once.
     """
+    batch_size, batches, data_size = data.batch_size, data.batches, data.data_size
     if data_size is not None:
         data_size = whole_number("fit", "data_size", data_size)
     if batches is not None:

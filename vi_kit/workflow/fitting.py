@@ -6,10 +6,10 @@ import hashlib
 import importlib.metadata
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Protocol
@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
-from vi_kit.workflow.batches import Call, Rows, Source, Whole, source_of
+from vi_kit.engine.arguments import MAX_DEPTH, inside
+from vi_kit.workflow.batches import Call, Data, Rows, Source, source_of
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.fitted import Fit, last_tenth
 from vi_kit.workflow.held import Held
@@ -25,15 +26,6 @@ from vi_kit.workflow.minibatch import Seen, lengthened, plates_of_rows
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
 from vi_kit.workflow.training import Trainer, Training
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where a user has the data. See `vi_kit.pyro.fit`."""
-
-    batch_size: int | None
-    batches: Iterable[Any] | None
-    data_size: int | None
 
 
 class Library(Protocol):
@@ -103,14 +95,6 @@ class Job:
     request: Request
     plates: Mapping[str, int]
 
-    @property
-    def shrinks(self) -> bool:
-        return self.request.stop is not None and self.request.stop.shrinks
-
-    @property
-    def averages(self) -> bool:
-        return self.request.stop is not None and self.request.stop.averages
-
 
 def run(
     library: Library,
@@ -127,14 +111,11 @@ def run(
     """Everything before the first step, the steps, and what is found."""
     began = time.perf_counter()
     args, kwargs = library.arrays(args), library.arrays(dict(kwargs))
-    shrinks = request.stop is not None and request.stop.shrinks
-    made = library.optimizer(optimizer, shrinks=shrinks)
+    made = library.optimizer(optimizer, shrinks=request.shrinks)
     source = source_of(
         args,
         kwargs,
-        batch_size=data.batch_size,
-        batches=data.batches,
-        data_size=data.data_size,
+        data,
         seed=request.seed,
         lengths=library.lengths,
         cut=library.cut,
@@ -194,7 +175,7 @@ def _begun(library: Library, job: Job, trainer: Trainer, start: int | None) -> T
 
 def _plates(library: Library, model: Callable, guide: Callable, source: Source) -> dict[str, int]:
     """The plates of a minibatch's rows that shall count for all rows."""
-    if isinstance(source, Whole) or (source.num_rows is not None and _takes_all(source)):
+    if source.takes_all:
         return {}
     args, kwargs = source.example
     with _keywords_explained(library, source):
@@ -229,14 +210,10 @@ def _keywords_explained(library: Library, source: Source) -> Iterator[None]:
         ) from error
 
 
-def _takes_all(source: Source) -> bool:
-    return isinstance(source, Rows) and source.batch_size == source.num_rows
-
-
 def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
     """What a fit is made of, by which its checkpoints are known."""
-    source, request = job.source, job.request
-    args, kwargs = (source.args, source.kwargs) if isinstance(source, Rows) else source.example
+    request = job.request
+    args, kwargs = job.source.everything
     parts = [*args, *kwargs.values()]
     return {
         "library": type(library).__name__,
@@ -257,29 +234,30 @@ def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
 def _digest(parts: list[Any]) -> str:
     """Of data and programs, which are not kept in a checkpoint: arrays, numbers, texts and functions by their content,
     and others by their kind."""
-    found, seen = hashlib.sha256(), set[int]()
+    found, met = hashlib.sha256(), set[int]()
 
-    def add(one: Any) -> None:
+    def add(one: Any, depth: int) -> None:
         if isinstance(one, Mapping):
-            add(list(one.items()))
+            add(list(one.items()), depth)
         elif isinstance(one, list | tuple):
             for part in one:
-                add(part)
+                add(part, depth)
         elif hasattr(one, "shape") and hasattr(one, "__array__"):
-            found.update(np.ascontiguousarray(np.asarray(one)).tobytes())
-        elif isinstance(one, FunctionType):
-            if id(one) not in seen:
-                seen.add(id(one))
-                closed = inspect.getclosurevars(one).nonlocals
-                add([one.__code__, one.__defaults__, sorted(closed.items(), key=itemgetter(0))])
+            found.update(str(tuple(one.shape)).encode())
+            if not getattr(one, "requires_grad", False):  # what is trained is no part of it
+                found.update(np.ascontiguousarray(np.asarray(one)).tobytes())
+        elif isinstance(one, FunctionType | MethodType | partial):
+            if depth and id(one) not in met:
+                met.add(id(one))
+                add([getattr(one, "__code__", None), inside(one)], depth - 1)
         elif isinstance(one, CodeType):
-            add([one.co_code.hex(), one.co_names, list(one.co_consts)])
+            add([one.co_code.hex(), one.co_names, list(one.co_consts)], depth)
         elif isinstance(one, bool | int | float | str | None):
             found.update(repr(one).encode())
         else:
             found.update(type(one).__name__.encode())
 
-    add(parts)
+    add(parts, MAX_DEPTH)
     return found.hexdigest()[:16]
 
 
@@ -334,13 +312,10 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
     trainer = one.training.trainer
     trainer.choose(column)
     library.keep(trainer)
-    source = job.source
-    args, kwargs = (source.args, source.kwargs) if isinstance(source, Rows) else source.example
     fit = Fit(
         job.model,
         job.guide,
-        args,
-        kwargs,
+        *job.source.everything,
         job.loss,
         params=trainer.params(),
         state=trainer.state(),

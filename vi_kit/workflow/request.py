@@ -49,6 +49,16 @@ class Request:
     checkpoint: Checkpoint | None
     progress: bool | None
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether the step size may become smaller."""
+        return self.stop is not None and self.stop.shrinks
+
+    @property
+    def averages(self) -> bool:
+        """Whether there may be a mean of iterates."""
+        return self.stop is not None and self.stop.averages
+
     @classmethod
     def of(
         cls,
