@@ -39,6 +39,21 @@ def test_fit_finds_a_conjugate_posterior(lib):
     assert found.versions.keys() >= {"vi-kit"} and found.seconds["steps"] > 0
 
 
+def test_a_slow_first_step_is_no_reason_to_compile(monkeypatch):
+    import pyro
+
+    from tests.libraries import PyroWords
+    from vi_kit.pyro.trainer import WORTH_COMPILING, PyroTrainer
+
+    lib, seconds = PyroWords(), [10.0, 0.002, 0.001]
+    assert 30 * np.mean(seconds) > WORTH_COMPILING  # the mutant
+    monkeypatch.setattr(PyroTrainer, "_seconds", lambda self, call: seconds.pop())
+    model, _, args = normals(lib)
+    pyro.clear_param_store()
+    assert not lib.fit(model, mean_field(lib), *args, num_steps=30).loss.compile
+    assert not seconds
+
+
 def test_a_seed_decides_and_nothing_else_is_drawn_from(lib):
     model, _, args = normals(lib)
 

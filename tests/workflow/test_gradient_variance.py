@@ -86,6 +86,20 @@ def test_standard_errors_are_those_of_repetitions():
         assert 0.8 <= variances.std() / np.mean([p.error for p in own]) <= 1.25
 
 
+def test_gradients_that_are_equal_do_not_vary(lib):
+    """Exactly: a difference from their mean has a rounding error, here and in most programs."""
+    found = lib.Loss(estimators=vi.Enumerate()).gradient_variance(*coins(lib), num_draws=60)
+    assert found.total.variance == 0.0 == found.total.error
+
+    class Equal(Normals):
+        def redrawn(self, loss, labels, num_draws, warm_up, seed):
+            return np.full((num_draws, 1 + len(labels), 2), 0.1)
+
+    assert Equal().redrawn(None, "z", 60, 0, 0).std() > 0.0  # the mutant
+    plan = Plan(Selection(resolved={"z": Choice(vi.Score(), "", "", ("Normal",))}), 0)
+    assert variance_of(plan, Equal(), 60, 0).total.variance == 0.0
+
+
 def test_an_enumerated_site_contributes_nothing(lib):
     loss = lib.Loss(estimators={"z1": vi.Enumerate(), "z2": vi.Score(vi.MovingAverage())})
     found = loss.gradient_variance(*coins(lib), num_draws=60)

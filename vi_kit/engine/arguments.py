@@ -77,7 +77,7 @@ def inside(x: Any) -> Any:
         return ()
     if not isinstance(x, FunctionType):
         return getattr(x, "__dict__", ())
-    if x.__module__.split(".")[0] in INSTALLED:
+    if (x.__module__ or "").split(".")[0] in INSTALLED:  # of `exec` with bare globals: none
         return ()
     found, codes = [x.__defaults__, x.__kwdefaults__], [x.__code__]
     for code in codes:  # those of functions within it too

@@ -16,7 +16,7 @@ import torch
 import vi_kit as vi
 from tests import oracles
 from vi_kit.base.demands import Polynomial
-from vi_kit.engine.arguments import described
+from vi_kit.engine.arguments import closed_over, described
 from vi_kit.engine.plan import Plan, Plans
 from vi_kit.numpyro import Loss as NumPyroLoss
 
@@ -152,6 +152,15 @@ def test_arguments_that_are_not_told_apart():
     loop = Batch(None)
     loop.x = loop
     assert key(loop) == key(loop)
+
+
+def test_functions_without_a_module():
+    """Those that `exec` makes in bare globals have none, and are a user's own."""
+    found = {}
+    exec("number = 1.0\ndef model():\n    return number", found)
+    before = closed_over(found["model"])
+    found["number"] = 2.0
+    assert found["model"].__module__ is None and closed_over(found["model"]) != before
 
 
 def test_a_key_takes_microseconds():
