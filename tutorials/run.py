@@ -15,6 +15,7 @@ TIMEOUT_SECONDS = 120  # for a whole notebook
 
 # tqdm asks for a widget package that a notebook without widgets has no use for.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+os.environ.setdefault("TQDM_DISABLE", "1")  # a stored progress bar differs each time
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
