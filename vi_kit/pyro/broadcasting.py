@@ -268,7 +268,8 @@ class _Solo(InPlaceOf):
             made = made.unmasked()
         density = made.density
         axes = tuple(a for a in made.axes if a.kind == PLATE)
-        self.num_terms += isinstance(self.reading, Simulation) and name in self.reading.sites
+        drawn = self.reading.sites.get(name) if isinstance(self.reading, Simulation) else None
+        self.num_terms += drawn is not None and drawn.scored  # `Site.log_q` is a term, too
         if isinstance(density, Random):
             closed = (self.num_terms, what) in self.was.plan.closed
             density = settled(density.value, density.sample, closed)
