@@ -5,7 +5,7 @@ LIB ?= pyro
 NUM_PROGRAMS ?= 1000
 NUM_KILLS ?= 200
 
-.PHONY: setup demo test fuzz faults lint format bench tutorials clean
+.PHONY: setup demo test test-all fuzz faults lint format bench tutorials clean
 
 setup: .venv/.installed
 
@@ -18,7 +18,10 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/python -m models.digits_vae --demo --lib $(LIB)
 
-test: setup
+test: setup  # less what takes long: each test has a case, and shared ones run in one of the libraries
+	$(BIN)/python -m pytest -n 2 --dist worksteal --short
+
+test-all: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 FULL := $(addprefix tests/conformance/test_,idioms.py shapes.py mixed.py) tests/exact/test_two_level.py \

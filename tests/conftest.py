@@ -2,6 +2,10 @@
 
 import gc
 import os
+import re
+import zlib
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,49 @@ os.environ.setdefault(
 # A trace is many small objects that live as long as it: at Python's 700 their passes through the
 # collector are a tenth of the time.
 gc.set_threshold(100_000)
+
+
+FEW = 4  # cases of a test that run in both libraries
+NAME = re.compile(r"\b(numpyro|pyro)\b")
+SLOW = Path(__file__).parent / "slow.txt"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--short",
+        action="store_true",
+        help=f"leave out the cases of {SLOW.name}, and run each case of a test that has {FEW} and more in one library",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """What `--short` leaves out; each test keeps a case."""
+    if not config.getoption("--short"):
+        return
+    slow = {case: i for i, case in enumerate(SLOW.read_text().splitlines())}  # the quickest first
+    tests = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    out = set()
+    for test, cases in tests.items():
+        left_out = {item for item in cases if item.nodeid in slow} | set(_in_turn(test, cases))
+        if len(left_out) == len(cases):
+            left_out.remove(min(cases, key=lambda item: slow.get(item.nodeid, -1)))
+        out |= left_out
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
+
+
+def _in_turn(test, items):
+    """The case of one library of each that is in both: they share the core, and the hash says in which it runs."""
+    cases = defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec") and NAME.search(item.callspec.id):
+            cases[NAME.sub("", item.callspec.id)].append(item)
+    pairs = {case: both for case, both in cases.items() if len(both) == 2}
+    if len(pairs) < FEW:
+        return []
+    return [both[zlib.crc32((test + case).encode()) % 2] for case, both in pairs.items()]
 
 
 @pytest.fixture(params=LIBRARIES)
