@@ -112,6 +112,46 @@ def scaled_by_hand(lib):
     return model
 
 
+def subsampled_again(lib):
+    """Of the rows of a minibatch, the program takes some itself."""
+
+    def model(x):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("data", len(x), subsample_size=4) as index:
+            lib.sample("x", lib.dist.Normal(z, NOISE), obs=x[index])
+
+    return model
+
+
+def subsampled_again_by_hand(lib):
+    def model(x):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        scale = lib.handlers.scale(scale=len(ROWS) / len(x))
+        with scale, lib.plate("data", len(x), subsample_size=4) as index:
+            lib.sample("x", lib.dist.Normal(z, NOISE), obs=x[index])
+
+    return model
+
+
+@pytest.mark.parametrize("make", [subsampled_again, subsampled_again_by_hand])
+def test_rows_of_a_minibatch_that_the_program_takes_itself(lib, make):
+    """They count for all rows. Mutant: for those of the minibatch, as the plate's own scale has it."""
+    found = lib.fit(
+        make(lib),
+        mean_field(lib, 1.0),
+        lib.array(ROWS),
+        optimizer=still(lib),
+        num_steps=200,
+        batch_size=8,
+    )
+    exact = -elbo_of_all(1.0, np.exp(-0.5))
+    prior = -elbo_of_all(1.0, np.exp(-0.5), ROWS[:0])
+    error = found.losses.std(ddof=1) / np.sqrt(len(found.losses))
+    assert abs(found.losses.mean() - exact) <= 5 * error
+    mutant = prior + (exact - prior) * 8 / len(ROWS)
+    assert abs(found.losses.mean() - mutant) >= 8 * error
+
+
 def batches_of(lib, size):
     return [lib.array(ROWS[i : i + size]) for i in range(0, len(ROWS), size)]
 

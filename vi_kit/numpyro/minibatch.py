@@ -49,14 +49,17 @@ class Scaled(Messenger):
 
     def __init__(self, plates: Mapping[str, int]):
         super().__init__()
-        self.plates = plates
+        self.plates, self.own = plates, dict[str, int]()
 
     def process_message(self, msg: Any) -> None:
+        if msg["type"] == "plate":
+            self.own[msg["name"]] = msg["args"][0]  # what its own scale makes of it
         if msg["type"] != "sample":
             return
         for frame in msg["cond_indep_stack"]:
-            if frame.name in self.plates and frame.size != self.plates[frame.name]:
-                factor = self.plates[frame.name] / frame.size
+            own = self.own.get(frame.name, frame.size)
+            if frame.name in self.plates and own != self.plates[frame.name]:
+                factor = self.plates[frame.name] / own
                 msg["scale"] = factor if msg["scale"] is None else msg["scale"] * factor
 
 

@@ -52,8 +52,9 @@ class Scaled(poutine.messenger.Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         for frame in msg["cond_indep_stack"]:
-            if frame.name in self.plates and frame.size != self.plates[frame.name]:
-                msg["scale"] = msg["scale"] * (self.plates[frame.name] / frame.size)
+            own = frame.full_size or frame.size  # what its own scale makes of it
+            if frame.name in self.plates and own != self.plates[frame.name]:
+                msg["scale"] = msg["scale"] * (self.plates[frame.name] / own)
 
 
 def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -184,7 +185,9 @@ def _plates(library: Library, model: Callable, guide: Callable, source: Source) 
     second = None
     if other is not None:
         try:
-            second = library.look(model, guide, *other)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a length that the user never asked for
+                second = library.look(model, guide, *other)
         except Exception:  # programs for minibatches of one length
             second = None
     return plates_of_rows(first, second, source.num_rows)

@@ -25,6 +25,10 @@ class Frame:
     size: int
     full_size: int
 
+    def holds(self, num_rows: int) -> bool:
+        """Whether it may be the plate of a minibatch's rows, or of some of them that a program takes itself."""
+        return num_rows in (self.size, self.full_size)
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -73,10 +77,10 @@ def plates_of_rows(first: Seen, other: Seen | None, data_size: int | None) -> di
     """
     texts = [_of_parameter(*found) for found in _following(first, other)]
     sizes: dict[str, set[Frame]] = {}
-    for frame in (f for s in first.statements for f in s.frames if f.size == first.num_rows):
+    for frame in (f for s in first.statements for f in s.frames if f.holds(first.num_rows)):
         sizes.setdefault(frame.name, set()).add(frame)
     if other is not None:
-        moved = {f.name for s in other.statements for f in s.frames if f.size == other.num_rows}
+        moved = {f.name for s in other.statements for f in s.frames if f.holds(other.num_rows)}
         sizes = {name: frames for name, frames in sizes.items() if name in moved}
     if not sizes:
         texts.append(_no_plate(first))
@@ -85,7 +89,7 @@ def plates_of_rows(first: Seen, other: Seen | None, data_size: int | None) -> di
         frame = max(frames, key=lambda f: f.full_size)
         if len(frames) > 1:
             texts.append(_contradicts(frame, min(f.full_size for f in frames)))
-        elif frame.full_size != frame.size:
+        elif frame.full_size not in (frame.size, first.num_rows):
             if data_size not in (None, frame.full_size):
                 texts.append(_contradicts(frame, data_size))
         elif not _is_scaled(name, first, other):
@@ -118,15 +122,15 @@ def lengthened(
 
 
 def _is_scaled(name: str, first: Seen, other: Seen | None) -> bool:
-    """Whether the program gives its rows more weight the fewer they are."""
+    """Whether the program gives the rows of a minibatch more weight the fewer they are."""
 
     def scales(seen: Seen) -> dict[str, float]:
-        own = [s for s in seen.statements if any(f.name == name for f in s.frames)]
-        return {s.site: s.scale for s in own}
+        own = [(s, f) for s in seen.statements for f in s.frames if f.name == name]
+        return {s.site: s.scale * f.size / f.full_size for s, f in own}
 
     before = scales(first)
     if other is None:
-        return all(scale != 1.0 for scale in before.values())
+        return not any(np.isclose(scale, 1.0) for scale in before.values())
     after = scales(other)
     ratio = first.num_rows / other.num_rows
     both = before.keys() & after.keys()
