@@ -180,6 +180,42 @@ def test_rows_of_a_minibatch(lib):
     assert np.array_equal(np.asarray(again.params["theta"]), np.asarray(fit.params["theta"]))
 
 
+@pytest.mark.parametrize("name", ["x", "y"])
+@pytest.mark.parametrize("how", [{}, {"batch_size": 8}, {"fixed_draws": 2, "num_steps": None}])
+def test_data_that_are_no_numbers_are_told_by_their_rows(lib, name, how):
+    """Before the first step as in one. Mutant: what the library says."""
+    data = {"x": np.linspace(0.0, 1.0, 12), "y": np.linspace(1.0, 2.0, 12)}
+    data[name][7] = np.nan
+
+    def model(x, y):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("rows", len(x)):
+            lib.sample("y", lib.dist.Normal(z * x, 1.0), obs=y)
+
+    def guide(x, y):
+        lib.sample("z", lib.dist.Normal(lib.theta(np.array([0.0]))[0], 1.0))
+
+    with pytest.raises(vi.NotFiniteError) as caught:
+        lib.fit(model, guide, *map(lib.array, data.values()), **{"num_steps": 9, **how})
+    text = str(caught.value)
+    assert text.startswith(("before the first step: ", "step 1: "))
+    assert f"argument '{name}' has 1 nan, in row 7" in text and "data without nan" in text
+    assert "model site 'y' at (7,)" in text and "step before" not in text
+
+
+def test_rows_of_all_data_in_place_of_those_of_a_minibatch(lib):
+    """Mutant: the place in the minibatch, of which the last row is 3."""
+    x = np.linspace(-1.0, 1.0, 40)
+    x[[11, 23]] = np.inf
+    model, guide = of_rows(lib)
+    with pytest.raises(vi.NotFiniteError) as caught:
+        lib.fit(model, guide, lib.array(x), batch_size=4, num_steps=10)
+    headline, got, *_ = str(caught.value).splitlines()
+    assert any(f"at ({i},), by rows of all data" in headline for i in (11, 23)), headline
+    assert any(f"argument 'x' has 1 inf, in row {i}" in got for i in (11, 23)), got
+    assert "of plate" not in headline
+
+
 def rare(lib, least):
     """A model whose log density is no number where a draw is below some value."""
 

@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vi_kit.engine.select import Given
 from vi_kit.language.words import Objective
 from vi_kit.numpyro.held import NumPyroHeld
+from vi_kit.numpyro.inquest import before_steps
 from vi_kit.numpyro.loss import Loss
-from vi_kit.numpyro.minibatch import as_arrays, cut, lengths, look, scaled
+from vi_kit.numpyro.minibatch import as_arrays, cut, lengths, look, numbers, scaled
 from vi_kit.numpyro.optimizers import Optimizer, optimizer_of
 from vi_kit.numpyro.trainer import NumPyroTrainer
+from vi_kit.workflow import inquest
+from vi_kit.workflow.batches import Call
 from vi_kit.workflow.checkpoints import Checkpoint
 from vi_kit.workflow.entry import fit_with
 from vi_kit.workflow.fitted import Fit
@@ -153,8 +158,14 @@ class OfNumPyro:
     def arrays(self, one: Any) -> Any:
         return as_arrays(one)
 
+    def numbers(self, one: Any) -> list[np.ndarray]:
+        return numbers(one)
+
     def look(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
         return look(model, guide, args, kwargs)
+
+    def statements(self, model: Callable, guide: Callable, call: Call) -> list[inquest.Seen]:
+        return before_steps(model, guide, call, self.init_params or {})
 
     def scaled(self, program: Callable, plates: Mapping[str, int], role: str) -> Callable:
         return scaled(program, plates, role)

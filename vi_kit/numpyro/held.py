@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,8 +86,10 @@ class NumPyroHeld:
         value = self.evaluate(self.at)[0]
         if not np.isfinite(value):
             flat = jnp.asarray(self.at, self.dtype)
-            # outside jit it says where
-            self.value(flat, self.trainer.model, self.loss, self.key, {})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they say is told
+                # outside jit it says where
+                self.value(flat, self.trainer.model, self.loss, self.key, {})
             raise not_finite(value, None)
         return value
 

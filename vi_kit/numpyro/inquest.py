@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -63,6 +64,24 @@ def seen(
         return [_seen(role, msg, t) for (role, msg), t in zip(found, through, strict=True)]
 
 
+def before_steps(
+    model: Callable, guide: Callable, call: Call, params: Mapping[str, Any]
+) -> list[Seen]:
+    """The statements of a run as if it were the first, of the model alone if the guide cannot be run.
+
+    Args:
+        params: where a user has parameters start.
+    """
+
+    def run(guide: Callable) -> list[Seen]:
+        return seen(model, guide, call, lambda _: params, {}, jax.random.key(0), gradients=False)
+
+    try:
+        return run(copy.deepcopy(guide))
+    except Exception:  # an autoguide that cannot be set up
+        return run(lambda *args, **kwargs: None)
+
+
 def _run(model: Callable, guide: Callable, call: Call, values: Any, key: Any) -> list[Any]:
     found: list[tuple[str, Any]] = []
     args, kwargs = call
@@ -94,6 +113,7 @@ def _seen(role: str, msg: Any, through: tuple[str, ...]) -> Seen:
         None if msg["value"] is None else np.asarray(msg["value"]),
         None if msg["value"] is None else np.asarray(_log_density(msg)),
         through,
+        {f.dim: f.name for f in msg["cond_indep_stack"]},
     )
 
 

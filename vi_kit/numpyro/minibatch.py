@@ -30,6 +30,11 @@ def lengths(one: Any) -> list[int]:
     return [x.shape[0] for x in jax.tree.leaves(one) if has_rows(x)]
 
 
+def numbers(one: Any) -> list[np.ndarray]:
+    """The arrays in an argument."""
+    return [np.asarray(x) for x in jax.tree.leaves(one) if has_rows(x)]
+
+
 def cut(one: Any, index: Any) -> Any:
     """Some rows of the arrays in an argument."""
     return jax.tree.map(lambda x: x[index] if has_rows(x) else x, one)
@@ -57,7 +62,7 @@ class Scaled(Messenger):
         if msg["type"] != "sample":
             return
         for frame in msg["cond_indep_stack"]:
-            own = self.own.get(frame.name, frame.size)
+            own: Any = self.own.get(frame.name, frame.size)
             if frame.name in self.plates and own != self.plates[frame.name]:
                 factor = self.plates[frame.name] / own
                 msg["scale"] = factor if msg["scale"] is None else msg["scale"] * factor

@@ -21,9 +21,10 @@ from vi_kit.base.errors import CheckpointError, NotFiniteError, ObjectiveError, 
 from vi_kit.engine.settings import not_numbers
 from vi_kit.numpyro.init_params import checked_params
 from vi_kit.numpyro.inquest import seen
-from vi_kit.numpyro.minibatch import has_rows
+from vi_kit.numpyro.minibatch import has_rows, numbers
 from vi_kit.workflow.batches import Call, Rows, Stream
 from vi_kit.workflow.fitting import Job
+from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, told
 from vi_kit.workflow.inquest import Seen
 from vi_kit.workflow.training import MOST_AT_ONCE, Steps
@@ -78,6 +79,7 @@ class NumPyroTrainer:
     ):
         source, num_restarts, seed = job.source, job.request.num_restarts, job.request.seed
         self.loss, self.model, self.guide, self.source = job.loss, job.model, job.guide, source
+        self.rows = job.rows
         self.optimizer, self.clip_norm = job.optimizer, job.request.clip_norm
         self.num_restarts, self.averages, self.done, self.best = (
             num_restarts,
@@ -311,7 +313,15 @@ class NumPyroTrainer:
             return {**self.constrain(params), **carry["mutable"]}
 
         flat = {k: np.asarray(ravel_pytree(v)[0], float) for k, v in params.items()}
-        return told(error, self.done, look, flat)
+        given = Given.of(
+            self.model,
+            call,
+            numbers,
+            rows=self.source.rows(self.done),
+            plates=self.rows,
+            is_whole=not isinstance(self.source, Stream),
+        )
+        return told(error, self.done, look, flat, given)
 
     def _failure(self, params: Any, mutable: Any, key: Any, call: Call) -> Exception:
         """What a step raises where nothing is compiled."""

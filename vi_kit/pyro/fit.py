@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from vi_kit.engine.select import Given
 from vi_kit.language.words import Objective
 from vi_kit.pyro.held import PyroHeld
+from vi_kit.pyro.inquest import before_steps
 from vi_kit.pyro.loss import Loss
-from vi_kit.pyro.minibatch import cut, lengths, look, scaled
+from vi_kit.pyro.minibatch import cut, lengths, look, numbers, scaled
 from vi_kit.pyro.optimizers import Optimizer, optimizer_of
 from vi_kit.pyro.starts import Starts
+from vi_kit.workflow import inquest
+from vi_kit.workflow.batches import Call
 from vi_kit.workflow.checkpoints import Checkpoint
 from vi_kit.workflow.entry import fit_with
 from vi_kit.workflow.fitted import Fit
@@ -160,8 +165,14 @@ class OfPyro:
     def arrays(self, one: Any) -> Any:
         return one
 
+    def numbers(self, one: Any) -> list[np.ndarray]:
+        return numbers(one)
+
     def look(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
         return look(model, guide, args, kwargs)
+
+    def statements(self, model: Callable, guide: Callable, call: Call) -> list[inquest.Seen]:
+        return before_steps(model, guide, call)
 
     def scaled(self, program: Callable, plates: Mapping[str, int], role: str) -> Callable:
         return scaled(program, plates, role)

@@ -13,7 +13,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
+from vi_kit.pyro.guides import copied
+from vi_kit.pyro.minibatch import as_numpy
 from vi_kit.pyro.noise import buffers_kept
+from vi_kit.workflow.ambient import isolated
 from vi_kit.workflow.batches import Call
 from vi_kit.workflow.inquest import Seen
 
@@ -52,6 +55,15 @@ def seen(
         return [_seen(role, msg, leaves if gradients else {}) for role, msg in found]
 
 
+def before_steps(model: Callable, guide: Callable, call: Call) -> list[Seen]:
+    """The statements of a run as if it were the first, of the model alone if the guide cannot be run."""
+    with isolated(0), pyro.get_param_store().scope():
+        try:
+            return seen(model, copied(guide, model), call, {}, gradients=False)
+        except Exception:  # an autoguide that cannot be set up
+            return seen(model, lambda *args, **kwargs: None, call, {}, gradients=False)
+
+
 def _seen(role: str, msg: Any, leaves: Mapping[str, torch.Tensor]) -> Seen:
     fn, value = msg["fn"], msg["value"]
     log_density = None
@@ -70,9 +82,10 @@ def _seen(role: str, msg: Any, leaves: Mapping[str, torch.Tensor]) -> Seen:
         type(_base(fn)).__name__,
         arguments,
         invalid,
-        _numpy(value) if isinstance(value, torch.Tensor) else None,
-        None if log_density is None else _numpy(log_density),
+        as_numpy(value) if isinstance(value, torch.Tensor) else None,
+        None if log_density is None else as_numpy(log_density),
         _through(log_density, leaves),
+        {f.dim: f.name for f in msg["cond_indep_stack"] if f.dim is not None},
     )
 
 
@@ -107,9 +120,4 @@ def _arguments(fn: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         except (NotImplementedError, RuntimeError):  # a range that depends on other arguments
             return False
 
-    return {k: _numpy(v) for k, v in values.items()}, tuple(filter(is_out, values))
-
-
-def _numpy(array: torch.Tensor) -> np.ndarray:
-    array = array.detach().cpu()
-    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    return {k: as_numpy(v) for k, v in values.items()}, tuple(filter(is_out, values))

@@ -37,6 +37,20 @@ def lengths(one: Any) -> list[int]:
     return found
 
 
+def numbers(one: Any) -> list[np.ndarray]:
+    """The arrays in an argument."""
+    found: list[np.ndarray] = []
+    mapped(lambda x: found.append(as_numpy(x)), one)
+    return found
+
+
+def as_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+        return array
+    array = array.detach().cpu()
+    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
 def cut(one: Any, index: np.ndarray) -> Any:
     """Some rows of the arrays in an argument."""
     rows = torch.as_tensor(index)

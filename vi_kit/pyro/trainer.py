@@ -26,10 +26,11 @@ from vi_kit.base.errors import (
 from vi_kit.engine.settings import not_numbers
 from vi_kit.pyro.inquest import seen
 from vi_kit.pyro.marks import Marks, State
-from vi_kit.pyro.minibatch import mapped
+from vi_kit.pyro.minibatch import mapped, numbers
 from vi_kit.pyro.noise import Generators, buffers_kept
 from vi_kit.workflow.batches import Call, Stream
 from vi_kit.workflow.fitting import Job
+from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, told
 from vi_kit.workflow.inquest import Seen
 from vi_kit.workflow.training import Steps
@@ -223,7 +224,16 @@ class PyroTrainer:
             return at
 
         params = {name: leaf.detach().cpu().double().numpy() for name, leaf in leaves.items()}
-        return told(error, self.done, look, params)
+        rows, source = self.source.rows(self.done), self.source
+        given = Given.of(
+            model,
+            call,
+            numbers,
+            rows=rows,
+            plates=self.job.rows,
+            is_whole=not isinstance(source, Stream),
+        )
+        return told(error, self.done, look, params, given)
 
     # A step taken back
 

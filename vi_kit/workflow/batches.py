@@ -51,6 +51,10 @@ class Source(Protocol):
         """Those of the next step; `None` if there are no more."""
         ...
 
+    def rows(self, step: int) -> np.ndarray | None:
+        """Which of all rows a step has, counted from nought; `None` if that is not known, or all in their order."""
+        ...
+
     def position(self) -> dict[str, Any]:
         """What `seek` needs to go on from here."""
         ...
@@ -74,6 +78,9 @@ class Whole:
 
     def take(self) -> Call:
         return self.example
+
+    def rows(self, step: int) -> None:
+        return None
 
     def position(self) -> dict[str, Any]:
         return {}
@@ -124,11 +131,14 @@ class Rows:
 
     def index(self) -> np.ndarray:
         """The rows of the next step, shape `(batch_size,)`."""
-        epoch, place = divmod(self.step, self.num_rows // self.batch_size)
+        self.step += 1
+        return self.rows(self.step - 1)
+
+    def rows(self, step: int) -> np.ndarray:
+        epoch, place = divmod(step, self.num_rows // self.batch_size)
         if epoch != self.epoch:
             self.epoch = epoch
             self.order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
-        self.step += 1
         return self.order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def take(self) -> Call:
@@ -202,6 +212,9 @@ class Stream:
             if self.ended or not self._begins():
                 break
         self.ended = True
+        return None
+
+    def rows(self, step: int) -> None:
         return None
 
     def _begins(self) -> bool:

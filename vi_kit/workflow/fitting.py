@@ -19,11 +19,14 @@ import numpy as np
 
 from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
 from vi_kit.engine.arguments import MAX_DEPTH, inside
-from vi_kit.workflow.batches import Call, Data, Rows, Source, source_of
+from vi_kit.workflow import inquest
+from vi_kit.workflow.batches import Call, Data, Rows, Source, Stream, source_of
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.fitted import Fit, last_tenth
+from vi_kit.workflow.given import Given
+from vi_kit.workflow.guard import is_stop, no_start, told
 from vi_kit.workflow.held import Held
-from vi_kit.workflow.minibatch import Seen, lengthened, plates_of_rows
+from vi_kit.workflow.minibatch import Seen, frames_of_rows, lengthened, plates_of_rows
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
 from vi_kit.workflow.training import Trainer, Training
@@ -49,8 +52,16 @@ class Library(Protocol):
         """An argument with arrays of the library."""
         ...
 
+    def numbers(self, one: Any) -> list[np.ndarray]:
+        """The arrays in an argument."""
+        ...
+
     def look(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
         """Run model and guide once, as if for the first time, and leave nothing behind."""
+        ...
+
+    def statements(self, model: Callable, guide: Callable, call: Call) -> list[inquest.Seen]:
+        """Those of such a run, up to the first that cannot be."""
         ...
 
     def scaled(self, program: Callable, plates: Mapping[str, int], role: str) -> Callable:
@@ -85,7 +96,8 @@ class Job:
         source: of arguments.
         optimizer: checked.
         request: the other settings.
-        plates: the plates of a minibatch's rows, with what they count for.
+        plates: the plates of a minibatch's rows that are scaled, with what they count for.
+        rows: all plates of these rows.
     """
 
     loss: Any
@@ -95,6 +107,7 @@ class Job:
     optimizer: Any
     request: Request
     plates: Mapping[str, int]
+    rows: frozenset[str] = frozenset()
 
 
 def run(
@@ -123,16 +136,16 @@ def run(
         arrays=library.arrays,
     )
     _refuse_calls((model, guide), source.example)
-    plates = _plates(library, model, guide, source)
+    plates, rows = _plates(library, model, guide, source)
     model = library.scaled(model, plates, "model")
     guide = library.scaled(guide, plates, "guide")
-    job = Job(loss, model, guide, source, made, request, plates)
+    job = Job(loss, model, guide, source, made, request, plates, rows)
     ended: list[Ended] = []
     failed: BaseException | None = None
     starts = library.starts(job)
     for i, start in enumerate(starts):
         began = began if i == 0 else time.perf_counter()
-        with _keywords_explained(library, source):
+        with _keywords_explained(library, source), numbers_told(library, model, guide, source):
             training = _begun(library, job, start(), i if len(starts) > 1 else None)
         training.seconds = {"before": time.perf_counter() - began, **training.seconds}
         try:
@@ -174,12 +187,14 @@ def _begun(library: Library, job: Job, trainer: Trainer, start: int | None) -> T
     return training
 
 
-def _plates(library: Library, model: Callable, guide: Callable, source: Source) -> dict[str, int]:
-    """The plates of a minibatch's rows that shall count for all rows."""
+def _plates(
+    library: Library, model: Callable, guide: Callable, source: Source
+) -> tuple[dict[str, int], frozenset[str]]:
+    """The plates of a minibatch's rows that shall count for all rows, with their number; and all plates of rows."""
     if source.takes_all:
-        return {}
+        return {}, frozenset()
     args, kwargs = source.example
-    with _keywords_explained(library, source):
+    with _keywords_explained(library, source), numbers_told(library, model, guide, source):
         first = library.look(model, guide, args, kwargs)
     other = lengthened(args, kwargs, library.lengths, library.cut)
     second = None
@@ -190,7 +205,26 @@ def _plates(library: Library, model: Callable, guide: Callable, source: Source) 
                 second = library.look(model, guide, *other)
         except Exception:  # programs for minibatches of one length
             second = None
-    return plates_of_rows(first, second, source.num_rows)
+    return plates_of_rows(first, second, source.num_rows), frozenset(frames_of_rows(first, second))
+
+
+@contextmanager
+def numbers_told(
+    library: Library, model: Callable, guide: Callable, source: Source
+) -> Iterator[None]:
+    """What fails before the first step, of numbers that are none or out of range, is told as in a step."""
+    try:
+        yield
+    except (ObjectiveError, ValueError, RuntimeError) as error:
+        call = source.example
+        given = Given.of(model, call, library.numbers, is_whole=not isinstance(source, Stream))
+        if not is_stop(error) and not (given.spoilt and no_start(error)):
+            raise
+
+        def look(gradients: bool) -> Callable[[int], list[inquest.Seen]]:
+            return lambda draw: library.statements(model, guide, call) if draw == 0 else []
+
+        raise told(error, None, look, {}, given) from error
 
 
 @contextmanager

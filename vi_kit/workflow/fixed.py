@@ -13,7 +13,7 @@ from vi_kit.estimators import Analytic, Enumerate, Quadrature, Reparam
 from vi_kit.objectives import elbo
 from vi_kit.workflow.batches import Whole
 from vi_kit.workflow.fitted import Fit
-from vi_kit.workflow.fitting import Ended, Job, Library, fit_of
+from vi_kit.workflow.fitting import Ended, Job, Library, fit_of, numbers_told
 from vi_kit.workflow.lbfgs import minimum
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
@@ -70,14 +70,16 @@ def run(
     args, kwargs = library.arrays(args), library.arrays(dict(kwargs))
     made = library.optimizer(None, shrinks=False)
     job = Job(loss, model, guide, Whole((args, kwargs)), made, request, {})
-    trainer = library.starts(job)[0]()
     progress = Progress(request.num_steps, loss.settings.sign, request.progress)
-    training = Training(trainer, request, None, progress)
-    held = library.held(trainer)
+    with numbers_told(library, model, guide, job.source):
+        trainer = library.starts(job)[0]()
+        training = Training(trainer, request, None, progress)
+        held = library.held(trainer)
     _refuse_noise(held.plan(), held.remembers())
     if not len(held.at):
         raise _not_held("no parameter", "a guide with parameters", "pyro.param or numpyro.param")
-    first = held.first()
+    with numbers_told(library, model, guide, job.source):
+        first = held.first()
     again = [held.evaluate(held.at) for _ in range(2)]
     if any(value != again[0][0] for value in (first, again[1][0])) or not np.array_equal(
         again[0][1], again[1][1]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
+from vi_kit.workflow.given import Given
 from vi_kit.workflow.inquest import Seen, advice, culprit, summary
 
 INVALID = (("Expected parameter", "got invalid"), ("Expected value argument",))
@@ -16,6 +17,8 @@ RANGE = (
     "an argument of a distribution is out of its range",
     "a value is outside the support of its distribution",
 )
+ELEMENTS = ": the log density of "
+"""In the headline about a loss, before the elements that have spoilt it."""
 OTHERS = ("site-packages", "/vi_kit/", "<frozen")
 """Parts of the paths of files that are not the user's."""
 
@@ -25,19 +28,26 @@ def is_stop(error: Exception) -> bool:
     return isinstance(error, NotFiniteError) or _kind(error) is not None
 
 
+def no_start(error: Exception) -> bool:
+    """Whether NumPyro, or Pyro, says that it has found no values at which the log density is a number."""
+    return "valid initial" in str(error) or "Model specification seems incorrect" in str(error)
+
+
 def told(
     error: Exception,
-    done: int,
+    done: int | None,
     look: Callable[[bool], Callable[[int], Sequence[Seen]]],
     params: Mapping[str, np.ndarray],
+    given: Given,
 ) -> NotFiniteError:
     """The error of a fit, for one of a step.
 
     Args:
         error: for which `is_stop`.
-        done: the number of steps before it.
+        done: the number of steps before it; `None` if none was begun.
         look: from whether gradients are looked at to what `culprit` takes.
         params: unconstrained, where the step failed.
+        given: the arguments of the step.
     """
     headline, *rest = str(error).splitlines()
     got = next((line.split(":", 1)[1].strip() for line in rest if "got:" in line), headline)
@@ -50,16 +60,22 @@ def told(
         through = (
             "a gradient that is not finite through " if by_gradient and not one.is_wrong else ""
         )
-        got = through + one.text()
+        got = through + one.text(given)
+        if one.is_wrong and given.rows is not None:  # it counts elements in the minibatch
+            headline = headline.split(ELEMENTS)[0]
         if one.what not in headline:
-            headline += f", {'through' if by_gradient else 'at'} {one.what}{one.elements()}"
+            headline += f", {'through' if by_gradient else 'at'} {one.what}{one.elements(given)}"
+    parts = [got, *(given.spoilt if one is None or one.has_spoilt else ())]
     largest = [f"{k}: {summary(v)}" for k, v in params.items()]
+    parts += [f"unconstrained parameters {', '.join(largest[:6])}"] * bool(largest)
+    when = "before the first step" if done is None else f"step {done + 1}"
     found = NotFiniteError(
         message(
-            f"step {done + 1}: {headline}",
-            got=got + (f"; unconstrained parameters {', '.join(largest[:6])}" if largest else ""),
-            expected="a finite loss and gradient, of arguments and values in their range; the step before is undone",
-            fix=advice(one, params, by_gradient=by_gradient),
+            f"{when}: {headline}",
+            got="; ".join(parts),
+            expected="a finite loss and gradient, of arguments and values in their range"
+            + "; the step before is undone" * bool(done),
+            fix=advice(one, params, given, by_gradient=by_gradient),
         )
     )
     found.__cause__ = error

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vi_kit.workflow.given import Given
+
 NUM_DRAWS = 30
 """That are looked at for one that fails, where the failing one cannot be made again."""
 EXTREME = 1e8
@@ -46,6 +48,7 @@ class Seen:
         value: `None` if none could be drawn.
         log_density: by element (nats), with masks; `None` if there is none.
         through: parameters whose gradient is not finite through its log density.
+        plates: around it, by dim from the right.
     """
 
     what: str
@@ -56,6 +59,7 @@ class Seen:
     value: np.ndarray | None = None
     log_density: np.ndarray | None = None
     through: tuple[str, ...] = field(default=())
+    plates: dict[int, str] = field(default_factory=dict)
 
     @property
     def is_wrong(self) -> bool:
@@ -63,23 +67,31 @@ class Seen:
         log_density = self.log_density
         return bool(self.invalid) or log_density is None or not np.isfinite(log_density).all()
 
-    def elements(self) -> str:
+    @property
+    def has_spoilt(self) -> bool:
+        """Whether its arguments, or its value, have numbers that are none."""
+        arrays = [*self.arguments.values(), *([] if self.value is None else [self.value])]
+        return any(_largest(x) == math.inf for x in arrays)
+
+    def elements(self, given: Given) -> str:
         """Which are not finite."""
         shown = self.log_density
         if shown is None or shown.ndim == 0 or np.isfinite(shown).all():
             return ""
         at = np.argwhere(~np.isfinite(shown))
-        first = ", ".join(str(tuple(map(int, index))) for index in at[:3])
-        return f" at {first}" + f" and {len(at) - 3} more" * (len(at) > 3)
+        found = [given.index(tuple(map(int, index)), self.plates) for index in at]
+        own = given.rows is not None and not given.plates.isdisjoint(self.plates.values())
+        shown = ", ".join(map(str, found[:3])) + f" and {len(at) - 3} more" * (len(at) > 3)
+        return f" at {shown}" + ", by rows of all data" * own
 
-    def text(self) -> str:
+    def text(self, given: Given) -> str:
         """In one line."""
         arguments = [
             f"{k}: {summary(v)}" + ", out of its range" * (k in self.invalid)
             for k, v in self.arguments.items()
         ]
         value = "no value" if self.value is None else f"value: {summary(self.value)}"
-        return f"{self.what}{self.elements()}: {self.family}({'; '.join(arguments)}), {value}"
+        return f"{self.what}{self.elements(given)}: {self.family}({'; '.join(arguments)}), {value}"
 
 
 def summary(array: np.ndarray) -> str:
@@ -118,14 +130,19 @@ def culprit(look: Callable[[int], Sequence[Seen]], *, by_gradient: bool) -> Seen
     return extreme[0] if extreme else None
 
 
-def advice(one: Seen | None, params: Mapping[str, np.ndarray], *, by_gradient: bool) -> str:
+def advice(
+    one: Seen | None, params: Mapping[str, np.ndarray], given: Given, *, by_gradient: bool
+) -> str:
     """What helps, in one line.
 
     Args:
         one: the statement that is wrong, if one was found.
         params: unconstrained, where the step failed.
+        given: the arguments of the step.
         by_gradient: see `culprit`.
     """
+    if given.spoilt and (one is None or one.has_spoilt):
+        return DATA
     away = any(_largest(p) > EXTREME for p in params.values())
     if one is not None and one.observed and one.value is not None and _largest(one.value) == np.inf:
         return DATA

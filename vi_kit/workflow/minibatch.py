@@ -62,6 +62,17 @@ class Seen:
     shapes: Mapping[str, tuple[int, ...]]
 
 
+def frames_of_rows(first: Seen, other: Seen | None) -> dict[str, set[Frame]]:
+    """The plates that hold the rows of a minibatch, by name."""
+    found: dict[str, set[Frame]] = {}
+    for frame in (f for s in first.statements for f in s.frames if f.holds(first.num_rows)):
+        found.setdefault(frame.name, set()).add(frame)
+    if other is not None:
+        moved = {f.name for s in other.statements for f in s.frames if f.holds(other.num_rows)}
+        found = {name: frames for name, frames in found.items() if name in moved}
+    return found
+
+
 def plates_of_rows(first: Seen, other: Seen | None, data_size: int | None) -> dict[str, int]:
     """The plates of the rows that count for a minibatch alone, with what they shall count for.
 
@@ -76,12 +87,7 @@ def plates_of_rows(first: Seen, other: Seen | None, data_size: int | None) -> di
             the minibatch.
     """
     texts = [_of_parameter(*found) for found in _following(first, other)]
-    sizes: dict[str, set[Frame]] = {}
-    for frame in (f for s in first.statements for f in s.frames if f.holds(first.num_rows)):
-        sizes.setdefault(frame.name, set()).add(frame)
-    if other is not None:
-        moved = {f.name for s in other.statements for f in s.frames if f.holds(other.num_rows)}
-        sizes = {name: frames for name, frames in sizes.items() if name in moved}
+    sizes = frames_of_rows(first, other)
     if not sizes:
         texts.append(_no_plate(first))
     needed: dict[str, int] = {}
