@@ -30,7 +30,7 @@ os.environ.setdefault(
 gc.set_threshold(100_000)
 
 
-FEW = 4  # cases of a test that run in both libraries
+FEW = 4  # a test with fewer cases runs each in both libraries
 NAME = re.compile(r"\b(numpyro|pyro)\b")
 SLOW = Path(__file__).parent / "slow.txt"
 

@@ -102,9 +102,8 @@ def variance_of(loss: Any, replay: Measured, num_draws: int, seed: int) -> Gradi
     draws = replay.redrawn(loss, labels, num_draws, warm_up(plan), seed)
     owners = np.array(replay.owners, dtype=object)
     plain = draws[:, 0]
-    off = (
-        plain - plain[0]
-    )  # exactly zero where there is no noise, which a difference from the mean need not be
+    # exactly zero where there is no noise, which a difference from the mean need not be
+    off = plain - plain[0]
     squares = (off - off.mean(axis=0)) ** 2 * (num_draws / (num_draws - 1))
     names = list(dict.fromkeys(replay.owners))
     params = (mean_of(name, squares[:, owners == name].sum(axis=1)) for name in names)

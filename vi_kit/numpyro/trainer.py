@@ -81,12 +81,8 @@ class NumPyroTrainer:
         self.loss, self.model, self.guide, self.source = job.loss, job.model, job.guide, source
         self.rows = job.rows
         self.optimizer, self.clip_norm = job.optimizer, job.request.clip_norm
-        self.num_restarts, self.averages, self.done, self.best = (
-            num_restarts,
-            job.request.averages,
-            0,
-            0,
-        )
+        self.num_restarts, self.averages = num_restarts, job.request.averages
+        self.done, self.best = 0, 0
         if isinstance(source, Rows):
             source.args = jax.tree.map(lambda x: jnp.asarray(x) if has_rows(x) else x, source.args)
         keys = random.split(random.key(seed), (2, num_restarts))
@@ -313,14 +309,8 @@ class NumPyroTrainer:
             return {**self.constrain(params), **carry["mutable"]}
 
         flat = {k: np.asarray(ravel_pytree(v)[0], float) for k, v in params.items()}
-        given = Given.of(
-            self.model,
-            call,
-            numbers,
-            rows=self.source.rows(self.done),
-            plates=self.rows,
-            is_whole=not isinstance(self.source, Stream),
-        )
+        rows = self.rows
+        given = Given.of(self.model, call, numbers, self.source, step=self.done, plates=rows)
         return told(error, self.done, look, flat, given)
 
     def _failure(self, params: Any, mutable: Any, key: Any, call: Call) -> Exception:

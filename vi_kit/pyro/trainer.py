@@ -224,15 +224,8 @@ class PyroTrainer:
             return at
 
         params = {name: leaf.detach().cpu().double().numpy() for name, leaf in leaves.items()}
-        rows, source = self.source.rows(self.done), self.source
-        given = Given.of(
-            model,
-            call,
-            numbers,
-            rows=rows,
-            plates=self.job.rows,
-            is_whole=not isinstance(source, Stream),
-        )
+        rows = self.job.rows
+        given = Given.of(model, call, numbers, self.source, step=self.done, plates=rows)
         return told(error, self.done, look, params, given)
 
     # A step taken back

@@ -20,7 +20,7 @@ import numpy as np
 from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
 from vi_kit.engine.arguments import MAX_DEPTH, inside
 from vi_kit.workflow import inquest
-from vi_kit.workflow.batches import Call, Data, Rows, Source, Stream, source_of
+from vi_kit.workflow.batches import Call, Data, Rows, Source, source_of
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.fitted import Fit, last_tenth
 from vi_kit.workflow.given import Given
@@ -217,7 +217,7 @@ def numbers_told(
         yield
     except (ObjectiveError, ValueError, RuntimeError) as error:
         call = source.example
-        given = Given.of(model, call, library.numbers, is_whole=not isinstance(source, Stream))
+        given = Given.of(model, call, library.numbers, source)
         if not is_stop(error) and not (given.spoilt and no_start(error)):
             raise
 

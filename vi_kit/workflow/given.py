@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vi_kit.workflow.batches import Call
+from vi_kit.workflow.batches import Call, Source, Stream
 
 MOST = 3
 """Rows that are told."""
@@ -36,19 +36,23 @@ class Given:
         program: Callable,
         call: Call,
         numbers: Callable[[Any], list[np.ndarray]],
+        source: Source,
         *,
-        rows: np.ndarray | None = None,
+        step: int | None = None,
         plates: Iterable[str] = (),
-        is_whole: bool = True,
     ) -> Given:
         """From the arguments themselves.
 
         Args:
             program: that takes them, and so has their names.
             numbers: the arrays in one of them.
-            is_whole: whether they are all data there are.
+            source: where they are from.
+            step: which has them, counted from nought; `None` if they are its example, of which the first rows of all
+                data are the rows.
         """
         args, kwargs = call
+        rows = None if step is None else source.rows(step)
+        is_whole = not isinstance(source, Stream)
         arrays = [(name, rows, x) for name, one in _named(program, args) for x in numbers(one)]
         arrays += [(name, None, x) for name, one in kwargs.items() for x in numbers(one)]
         texts = [_text(*one, is_whole) for one in arrays if _is_spoilt(one[2])]
