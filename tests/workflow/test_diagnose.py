@@ -1,5 +1,7 @@
 """Verdicts on cases whose answer is known: `vi.diagnose`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from tests.workflow.programs import (
     rows,
 )
 from vi_kit.workflow.error_bounds import divergence_bound
+from vi_kit.workflow.verdict import judged
 
 
 def test_the_exact_posterior_is_trusted(lib):
@@ -129,6 +132,30 @@ def test_few_draws_and_point_masses(lib):
 
     with pytest.raises(vi.BackendError, match="point masses"):
         vi.diagnose(lib.Loss(), model, point, *args)
+
+
+def test_a_wide_guide_has_a_gap_that_says_nothing_against_its_weights(lib):
+    def model():
+        lib.sample("z", lib.dist.Normal(0.0, 1.0))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(0.0, 30.0))
+
+    found = vi.diagnose(lib.Loss(), model, guide, num_samples=3000)
+    assert found.verdict == "correct by importance sampling"
+    assert found.gap > 300 and found.least_ess > 100
+
+
+@pytest.mark.parametrize(
+    ("ess", "verdict"),
+    [(500.0, "correct by importance sampling"), (22.0, "more samples"), (3.0, "richer guide")],
+)
+def test_k_alone_does_not_make_weights_good(lib, ess, verdict):
+    """Bounds that are 77 nats apart, and a k that happens to be good: it is asked what the weights are worth."""
+    model, guide, args = normals(lib)
+    exact = vi.diagnose(lib.Loss(), model, guide, *args, num_gradients=0)
+    found = replace(exact, pareto_k=0.6, least_ess=ess, elbo=exact.iwae - 77.0)
+    assert judged(found, 77.0, 0.0, None).verdict == verdict
 
 
 def test_the_bounds_are_bounds():

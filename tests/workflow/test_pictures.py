@@ -47,8 +47,8 @@ def test_pictures_of_a_fit(lib):
     own, ax = plt.subplots()[1], vi.plot_weights(fit, num_samples=200)
     assert vi.plot_weights(fit, num_samples=200, ax=own) is own
     assert ax.get_xlabel() == "weight (mean one)" and ax.get_title().startswith("Pareto k")
-    ax = vi.plot_snr(fit.diagnose(num_samples=200, num_gradients=20))
-    assert rows(ax) == ["theta"] and ax.get_xscale() == "log"
+    ax = vi.plot_snr(fit.diagnose(num_samples=200, num_gradients=20, by_site=True))
+    assert rows(ax) == ["theta", "noise of site z"] and ax.get_xscale() == "log"
     mean, scale = posterior_of_normals()
     exact = mean + scale * np.random.default_rng(0).standard_normal(500)
     ax = vi.plot_posterior(fit, {"z": exact, "of another model": exact}, num_samples=500)

@@ -19,6 +19,20 @@ Sampler = Callable[[int], tuple[np.ndarray, float]]
 """Makes gradients from a seed, shape `(batch, num_params)`, and says how many seconds one took."""
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Estimates of a loss and of its gradient near the present parameters, by the same random numbers wherever it is.
+
+    Attributes:
+        owners: the parameter to which each unconstrained coordinate belongs.
+        at: of what is added to the coordinates, shape `(num_params,)`, the estimates, shape
+            `(num_draws, 1 + num_params)`; not numbers where there are no such programs.
+    """
+
+    owners: Sequence[str]
+    at: Callable[[np.ndarray], np.ndarray]
+
+
 class Measured(Protocol):
     """A pair of programs whose gradients are drawn; parameters and state stay as they are."""
 
@@ -46,6 +60,10 @@ class Measured(Protocol):
     ) -> np.ndarray:
         """Gradients, and those in which the random numbers of one of some sites are drawn again, shape
         `(num_draws, 1 + len(labels), num_params)`; all of one draw have the same state."""
+        ...
+
+    def moved(self, loss: Any, num_draws: int, warm_up: int, seed: int) -> Moved:
+        """Estimates at parameters nearby; some go before those that count."""
         ...
 
     def prepared(self, loss: Any, batch: int, clock: Callable[[], float]) -> tuple[Plan, Sampler]:

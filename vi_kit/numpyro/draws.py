@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -61,9 +62,10 @@ class NumPyroRuns:
 
         return Draws(*_mapped(once, num, seed))
 
-    def gradients(self, loss: Any, num: int, seed: int) -> tuple[Sequence[str], np.ndarray]:
-        replay = loss.replay(self.model, self.guide, self.args, self.kwargs, self.params)
-        return replay.coordinates, replay.estimates(loss, num, seed)
+    @contextmanager
+    def replay(self, loss: Any, seed: int) -> Iterator[Any]:
+        del seed  # each run is given one
+        yield loss.replay(self.model, self.guide, self.args, self.kwargs, self.params)
 
     def _start(self) -> None:
         """Add the parameters that were not given, as the programs start with them; set up guides that set themselves up

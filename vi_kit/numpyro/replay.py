@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
 from vi_kit.engine.plan import Plan
@@ -24,7 +25,7 @@ from vi_kit.engine.replay import (
     weighted_edges,
 )
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
-from vi_kit.engine.variance import Sampler
+from vi_kit.engine.variance import Moved, Sampler
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.unbiased import Densities, Displaced
 
@@ -47,11 +48,15 @@ class NumPyroReplay:
         plates = [s["args"] for s in sites if s["type"] == "plate"]
         scaled = any(args[1] not in (None, args[0]) for args in plates)
         self.shares_plates = scaled or shares_plates(sites)
-        started = {
-            n: s["value"]
+        params_of = {
+            n: s
             for t in (self.guide_trace, model_trace)
             for n, s in t.items()
             if s["type"] == "param"
+        }
+        started = {n: s["value"] for n, s in params_of.items()}
+        self.constraints = {
+            n: s["kwargs"].get("constraint", constraints.real) for n, s in params_of.items()
         }
         self.state = {
             n: s["value"]
@@ -84,7 +89,15 @@ class NumPyroReplay:
         first = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
         return guide, own, {**self.state, **first}
 
-    def estimate(self, loss: Any, guide: Callable, held: Any, flat: Any, key: Any) -> Any:
+    def estimate(
+        self,
+        loss: Any,
+        guide: Callable,
+        held: Any,
+        flat: Any,
+        key: Any,
+        params_of: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """The state after a step, and its estimate of the loss with the gradient behind it.
 
         Args:
@@ -93,11 +106,13 @@ class NumPyroReplay:
             held: parameters by which no gradient is taken, and the state before.
             flat: the others.
             key: of the step.
+            params_of: these as the programs see them; if left out, as they are.
         """
         fixed, state = held
+        params_of = params_of or self.unravel
 
         def value(flat: Any) -> tuple[Any, Any]:
-            params = {**fixed, **self.unravel(flat), **state}
+            params = {**fixed, **params_of(flat), **state}
             result = loss.loss_with_mutable_state(
                 key, params, self.model, guide, *self.args, **self.kwargs
             )
@@ -115,6 +130,33 @@ class NumPyroReplay:
 
         keys = random.split(random.key(seed), num_draws)
         return np.asarray(jax.jit(lambda keys: lax.scan(step, first, keys)[1])(keys))
+
+    def moved(self, loss: Any, num_draws: int, warm_up: int, seed: int) -> Moved:
+        guide, own, first = self.started(loss)
+        values = self.unravel(self.flat)
+        constrained = {n: v for n, v in values.items() if n not in first}
+        fixed = {**own, **self.fixed, **values}
+        to = {n: biject_to(self.constraints.get(n, constraints.real)) for n in constrained}
+        free = {n: jax.tree.map(to[n].inv, v) for n, v in constrained.items()}
+        at, unravel = ravel_pytree(free)
+        keys = random.split(random.key(seed), warm_up + num_draws)
+
+        def params(flat: Any) -> Any:
+            return {n: jax.tree.map(to[n], v) for n, v in unravel(flat).items()}
+
+        @jax.jit
+        def run(shift: Any) -> Any:
+            def step(state: Any, key: Any) -> tuple[Any, Any]:
+                return self.estimate(loss, guide, (fixed, state), at + shift, key, params)
+
+            return lax.scan(step, first, keys)[1]
+
+        owners = [
+            n for n in sorted(free) for x in jax.tree.leaves(free[n]) for _ in range(jnp.size(x))
+        ]
+        return Moved(
+            owners, lambda shift: np.asarray(run(jnp.asarray(shift, at.dtype)), float)[warm_up:]
+        )
 
     def plan(self, loss: Any) -> Plan:
         return loss._explained(loss._programs(self.model, self.guide, self.args, self.kwargs))[0]

@@ -77,10 +77,10 @@ class PyroRuns:
 
         return self._draws(pair, num, seed, conditioned)
 
-    def gradients(self, loss: Any, num: int, seed: int) -> tuple[Sequence[str], np.ndarray]:
+    @contextmanager
+    def replay(self, loss: Any, seed: int) -> Iterator[Any]:
         with self.at_params(seed):
-            replay = loss.replay(self.model, self.guide, self.args, self.kwargs, None)
-            return replay.coordinates, replay.estimates(loss, num, seed)
+            yield loss.replay(self.model, self.guide, self.args, self.kwargs, None)
 
     def _draws(self, pair: Run, num: int, seed: int, densities: bool) -> Draws:
         with self.at_params(seed):

@@ -25,7 +25,7 @@ from vi_kit.engine.replay import (
     weighted_edges,
 )
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
-from vi_kit.engine.variance import Sampler
+from vi_kit.engine.variance import Moved, Sampler
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.unbiased import Densities, Displaced
 
@@ -103,6 +103,29 @@ class PyroReplay:
                 value = loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
                 draws.append(np.concatenate([[value], *(_flat(p.grad, p) for p in leaves)]))
             return np.array(draws)
+
+    def moved(self, loss: Any, num_draws: int, warm_up: int, seed: int) -> Moved:
+        def at(shift: np.ndarray) -> np.ndarray:
+            own, found = _apart(loss), np.full((num_draws, 1 + len(shift)), np.nan)
+            with self.started(seed) as leaves:
+                _displace(leaves, shift)
+                for i in range(-warm_up, num_draws):
+                    torch.manual_seed(seed + warm_up + i)
+                    for leaf in leaves:
+                        leaf.grad = None
+                    try:
+                        value = own.loss_and_grads(
+                            self.model, self.guide, *self.args, **self.kwargs
+                        )
+                    except Exception:
+                        if not shift.any():
+                            raise
+                        break  # there is no such distribution
+                    if i >= 0:
+                        found[i] = np.concatenate([[value], *(_flat(p.grad, p) for p in leaves)])
+            return found
+
+        return Moved(self.owners, at)
 
     def plan(self, loss: Any) -> Plan:
         with self.started(0):
@@ -184,9 +207,7 @@ class PyroReplay:
     def displaced(self, fn: Callable[[], float], num_draws: int, seed: int) -> Displaced:
         def at(shift: np.ndarray) -> np.ndarray:
             with self.started(seed) as leaves:
-                parts = np.split(shift, np.cumsum([p.numel() for p in leaves])[:-1])
-                for leaf, part in zip(leaves, parts, strict=True):
-                    leaf.data.add_(torch.as_tensor(part).to(leaf.data).reshape(leaf.shape))
+                _displace(leaves, shift)
                 values = np.full(num_draws, np.nan)
                 for i in range(num_draws):
                     torch.manual_seed(seed + i)
@@ -291,6 +312,13 @@ def _unchanged(params: list[torch.Tensor]) -> Iterator[None]:
         for p, value, grad in before:
             p.data.copy_(value)
             p.grad = grad
+
+
+def _displace(leaves: list[torch.Tensor], shift: np.ndarray) -> None:
+    """Add to parameters, in the order of their coordinates."""
+    parts = np.split(shift, np.cumsum([p.numel() for p in leaves])[:-1]) if leaves else []
+    for leaf, part in zip(leaves, parts, strict=True):
+        leaf.data.add_(torch.as_tensor(part).to(leaf.data).reshape(leaf.shape))
 
 
 def _apart(loss: Any) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from vi_kit.base.errors import BackendError, ObjectiveError, message
 from vi_kit.engine.loss import CommonLoss
 from vi_kit.language.marginal import Marginal
@@ -27,6 +29,12 @@ class Trained:
     loss: Any
     params: Any
     state: Mapping[str, Any]
+    losses: np.ndarray
+    restarts: tuple[np.ndarray, ...]
+    stopped: str
+    by_rule: bool | None
+    is_whole: bool
+    fixed_draws: int | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Asked:
     Attributes:
         where: which function was called.
         is_new: whether a `Fit` was given other arguments than its own.
+        record: of how its parameters came about; `None` if these, or the arguments, are others.
     """
 
     where: str
@@ -46,6 +55,7 @@ class Asked:
     kwargs: Mapping[str, Any]
     params: Any
     is_new: bool = False
+    record: Trained | None = None
 
     @property
     def unscaled(self) -> Asked:
@@ -106,7 +116,8 @@ def asked(
         if first.loss.state_is_given:
             values = {**first.state, **(values or {})}
         model, guide = first.model, first.guide
-        found = Asked(where, first.loss, model, guide, *args, values, is_new)
+        record = None if is_new or params is not None else first
+        found = Asked(where, first.loss, model, guide, *args, values, is_new, record)
         return found.unscaled if is_new else found  # new rows are no part of the fit's
     if isinstance(first, CommonLoss) and len(rest) >= 2 and callable(rest[0]) and callable(rest[1]):
         return Asked(where, first, rest[0], rest[1], rest[2:], kwargs, params)

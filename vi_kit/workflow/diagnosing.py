@@ -9,7 +9,8 @@ import numpy as np
 
 from vi_kit.base.errors import whole_number
 from vi_kit.workflow.asking import Asked, asked
-from vi_kit.workflow.diagnosis import Diagnosis, Noise
+from vi_kit.workflow.converging import fall_of, found_of
+from vi_kit.workflow.diagnosis import Diagnosis
 from vi_kit.workflow.draws import Site
 from vi_kit.workflow.error_bounds import (
     Moments,
@@ -35,7 +36,8 @@ def diagnose(
     fit: Any,
     *args: Any,
     num_samples: int = 2000,
-    num_gradients: int = 0,
+    num_gradients: int = 50,
+    by_site: bool = False,
     seed: int = 0,
     params: Any = None,
     **kwargs: Any,
@@ -45,15 +47,22 @@ def diagnose(
     It reports Pareto's k and the effective number of the importance weights (over everything, and of each row where all
     sites stand in one plate: jointly the weights of many rows always degenerate); ELBO, the bound of all draws, and
     upper bounds; means and variances by the guide against those corrected by Pareto-smoothed weights; bounds of their
-    errors by the 2-divergence (Huggins et al. 2020); the log evidence by draws of the prior; and, with `num_gradients`,
-    signal and noise of the gradient by parameter. Where all sites stand in one plate, bounds, moments and evidence are
-    those of each row by its own weights, or their sums; rows of a minibatch then count for themselves.
+    errors by the 2-divergence (Huggins et al. 2020); the log evidence by draws of the prior; signal and noise of the
+    gradient by parameter (and by site), and what one more step would gain; and how the losses of the fit ended. Where
+    all sites stand in one plate, bounds, moments and evidence are those of each row by its own weights, or their sums;
+    rows of a minibatch then count for themselves.
 
-    The verdict follows from these. "trust": k is under 0.5, the gap between the bounds is under 0.1 nats (per row,
+    The verdict follows from these. "more samples": there are under 200 draws, too few for k, or k is good and they are
+    worth too few. "not converged", before all that draws could say: one more step along the mean gradient, its length
+    by a line search with held noise, gains more than half a nat (and more than a twentieth of the gap between the
+    bounds, or of a nat per parameter: by so much steps of one size end in noise), and more than five of its standard
+    errors; or the losses of the last fifth of the steps still fell by so much, by signed ranks of their batches. A
+    gradient alone would not do: with gradients enough it is clearly away from zero wherever a fit ends in noise, and
+    its size does not say what it costs. "trust": k is under 0.5, the gap between the bounds is under 0.1 nats (per row,
     where rows are independent), and no corrected mean or variance is far off. "correct by importance sampling": k is
-    under 0.7 (for few draws less), so that `vi.expectation(fit, psis=True)` and `vi.resample(fit)` are good where the
-    guide is not. "richer guide": it is not. "another divergence": k is usable, but prior draws find more
-    evidence than the guide's: mass is missed. "more samples": there are under 200 draws, too few for k.
+    under 0.7 (for few draws less) and the weights are worth 25 draws, so that `vi.expectation(fit, psis=True)` and
+    `vi.resample(fit)` are good where the guide is not. "richer guide": they are not. "another divergence": k is usable,
+    but prior draws find more evidence than the guide's: mass is missed.
 
     What cannot be seen: a mode that the guide misses, unless draws of the prior find it, which they do in few
     dimensions and with weak data. The bounds are estimates, and where k is over 0.5 too low; they are then infinite.
@@ -62,7 +71,10 @@ def diagnose(
         fit: what `fit` returned; or a `Loss`, followed by model and guide.
         *args: other arguments than those of the fit; or those of the programs.
         num_samples: draws of the guide, and of the prior.
-        num_gradients: gradients of the loss; 0: none.
+        num_gradients: gradients of the loss, and a few times as many of what a step gains, if their mean is not about
+            zero; 0: none.
+        by_site: whether also the noise of each site is told by itself, as in `Loss.gradient_variance`: as many
+            gradients more for each.
         seed: of all.
         params: as for `vi.sample`.
         **kwargs: as `args`.
@@ -91,6 +103,8 @@ def diagnose(
     """
     num_samples = whole_number("diagnose", "num_samples", num_samples, least=25)
     num_gradients = whole_number("diagnose", "num_gradients", num_gradients, least=0)
+    if num_gradients:
+        num_gradients = whole_number("diagnose", "num_gradients", num_gradients, least=10)
     who = asked("diagnose", fit, args, kwargs, params)
     first = drawn(who, 1, seed)
     refuse_without_weights(who, first)
@@ -110,6 +124,7 @@ def diagnose(
         "num_samples": num_samples,
         "pareto_k": weights.worst_k if rows is None else float(pareto_smoothed(joint)[1]),
         "ess": float(effective_sample_size(joint)),
+        "least_ess": weights.least_ess,
         "row_k": None if rows is None else weights.pareto_k,
         "elbo": float(means.sum()),
         "elbo_error": float(joint.std(ddof=1) / num_samples**0.5),
@@ -121,10 +136,24 @@ def diagnose(
         "divergence": divergence,
         "wasserstein": wasserstein_bounds(list(latent.values()), divergence),
         "moments": {n: _moments(s, weights, divergences) for n, s in latent.items()},
-        "noise": _noise(who, num_gradients, seed) if num_gradients else {},
+        **_of_gradients(who, num_gradients, seed, by_site=by_site),
+        "fall": None
+        if who.record is None or who.record.fixed_draws is not None
+        else fall_of(who.record.losses),
     }
     evidence_error = _root_sum(log_mean_error(parts))
-    return judged(Diagnosis("", (), "", **found), float((bounds - means).max()), evidence_error)
+    row_gap = float((bounds - means).max())
+    return judged(Diagnosis("", (), "", **found), row_gap, evidence_error, who.record)
+
+
+def _of_gradients(who: Asked, num: int, seed: int, *, by_site: bool) -> dict[str, Any]:
+    """Signal and noise of gradients, and what one more step gains; it cannot be told by other data than the fit's."""
+    noise, site_noise, gain = {}, {}, None
+    if num:
+        with who.plain[0].runs.replay(who.loss, seed) as replay:
+            noise, site_noise, gain = found_of(replay, who.loss, num, seed, by_site=by_site)
+    is_part = who.is_new or (who.record is not None and not who.record.is_whole)
+    return {"noise": noise, "site_noise": site_noise, "gain": None if is_part else gain}
 
 
 def _moments(site: Site, weights: Smoothed, divergences: np.ndarray) -> Moments:
@@ -159,18 +188,3 @@ def _by_prior(who: Asked, num_samples: int, seed: int, plate: str | None) -> tup
     if not np.isfinite(likelihoods.max(axis=1)).all():
         return math.nan, math.nan
     return float(log_mean_exp(likelihoods).sum()), _root_sum(log_mean_error(likelihoods))
-
-
-def _noise(who: Asked, num: int, seed: int) -> dict[str, Noise]:
-    """Signal and noise of the gradient, by parameter."""
-    coordinates, estimates = who.plain[0].runs.gradients(who.loss, max(2, num), seed)
-    names = [c.split("[")[0] for c in coordinates]
-    found = {}
-    for name in dict.fromkeys(names):
-        own = estimates[:, 1:][:, [n == name for n in names]]
-        mean, spread = own.mean(axis=0), own.std(axis=0, ddof=1)
-        size = 1e-9 * (1 + abs(own).max(axis=0))
-        signal = float(np.linalg.norm(mean) / np.hypot(np.linalg.norm(spread), size.max()))
-        z = abs(mean) / np.hypot(spread / len(own) ** 0.5, size)
-        found[name] = Noise(signal, float(z.max(initial=0.0)))
-    return found

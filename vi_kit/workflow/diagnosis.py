@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vi_kit.workflow.converging import Fall, Gain, Noise
 from vi_kit.workflow.error_bounds import Moments
 
 BLIND = (
@@ -16,31 +17,19 @@ BLIND = (
 )
 
 
-@dataclass(frozen=True)
-class Noise:
-    """The gradient of one parameter.
-
-    Attributes:
-        signal: the Euclidean norm of its mean, over the root of its total variance.
-        z: the greatest |mean| over its standard error, among its coordinates.
-    """
-
-    signal: float
-    z: float
-
-
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What `vi.diagnose` found (nats).
 
     Attributes:
-        verdict: `"trust"`, `"correct by importance sampling"`, `"richer guide"`, `"more samples"` or
-            `"another divergence"`.
+        verdict: `"trust"`, `"correct by importance sampling"`, `"richer guide"`, `"more samples"`,
+            `"another divergence"` or `"not converged"`.
         reasons: why, in words.
         advice: what to do.
         num_samples: draws of the guide.
         pareto_k: of the joint importance weights; minus infinity if they are equal.
         ess: their effective number.
+        least_ess: of smoothed weights: these, or if rows are independent those of the row that has the least.
         row_k: Pareto's k of each row, if rows are independent; `None` if not.
         elbo: the mean log weight.
         elbo_error: its standard error.
@@ -53,7 +42,10 @@ class Diagnosis:
         divergence: a bound of the 2-divergence of the posterior from the guide.
         wasserstein: bounds of the 1- and 2-Wasserstein distances of all latent sites.
         moments: by latent site.
-        noise: of the gradient, by parameter; empty if not asked for.
+        noise: of the gradient, by parameter; empty if there are none, or no gradients were wanted.
+        site_noise: what the noise of each site does to it; empty if not asked for.
+        gain: of one more step; `None` if there are no parameters, or it cannot be told.
+        fall: of the losses at the end of the fit; `None` without one.
     """
 
     verdict: str
@@ -62,6 +54,7 @@ class Diagnosis:
     num_samples: int
     pareto_k: float
     ess: float
+    least_ess: float
     row_k: np.ndarray | None = field(compare=False)
     elbo: float
     elbo_error: float
@@ -74,6 +67,9 @@ class Diagnosis:
     wasserstein: tuple[float, float]
     moments: Mapping[str, Moments] = field(compare=False)
     noise: Mapping[str, Noise] = field(compare=False)
+    site_noise: Mapping[str, Noise] = field(compare=False)
+    gain: Gain | None
+    fall: Fall | None
 
     @property
     def gap(self) -> float:
@@ -105,7 +101,11 @@ class Diagnosis:
             f"2-divergence at most {self.divergence:.3g}; Wasserstein distances at most"
             f" {self.wasserstein[0]:.3g} (1), {self.wasserstein[1]:.3g} (2)"
         )
-        width = max([len(n) for n in (*self.moments, *self.noise)] + [4])
+        if self.gain is not None:
+            lines.append(
+                f"one more step gains {self.gain.nats:.2g} nats (s.e. {self.gain.error:.1g})"
+            )
+        width = max([len(n) for n in (*self.moments, *self.noise, *self.site_noise)] + [4])
         if self.moments:
             lines.append(
                 f"{'site':{width}}  mean is off by  variance ratio   bounds of mean, variance"
@@ -116,10 +116,13 @@ class Diagnosis:
             lines.append(
                 f"{name:{width}}  {own.shift:9.2f} s.d.  {low:6.2f} - {high:5.2f}  {most[0]:.3g}, {most[1]:.3g}"
             )
-        for name, noise in self.noise.items():
-            lines.append(
-                f"{name:{width}}  gradient: signal to noise {noise.signal:.2g}, |mean| / s.e. {noise.z:.1f}"
-            )
+        for head, own in (("gradient", self.noise), ("by noise of site", self.site_noise)):
+            if own:
+                lines.append(f"{head:{width}}  signal to noise  |mean| / s.e.")
+            lines += [
+                f"{name:{width}}  {f'{n.signal:.2g} (s.e. {n.error:.1g})':>15}  {n.z:13.1f}"
+                for name, n in own.items()
+            ]
         return "\n".join([*lines, BLIND])
 
     def _repr_html_(self) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import numpy as np
+
+from vi_kit.engine.variance import Measured
 
 
 class Kind(Enum):
@@ -185,9 +188,8 @@ class Runs(Protocol):
         """
         ...
 
-    def gradients(self, loss: Any, num: int, seed: int) -> tuple[Sequence[str], np.ndarray]:
-        """Names of the coordinates of the parameters, and estimates of a loss and of its gradient by these, shape
-        `(num, 1 + num_params)`."""
+    def replay(self, loss: Any, seed: int) -> AbstractContextManager[Measured]:
+        """The same programs at the same parameters, whose gradients are drawn."""
         ...
 
 

@@ -43,6 +43,9 @@ class Fit(Trained):
         notes: what else there is to know.
         state: what modules (batch normalisation) and baselines keep from step to step, by name.
         restarts: the losses of each start, if there were several.
+        by_rule: whether it is its stopping rule that ended it, or with fixed draws that no step was left to take;
+            `None` if there was no rule.
+        is_whole: whether `args` are all the data, and not the first minibatch of a loader.
         fixed_draws: the number of draws that were held, if so: `losses` are then those after each iteration.
         held: the loss with its noise held, which `linear_response` asks.
     """
@@ -63,6 +66,8 @@ class Fit(Trained):
     notes: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     restarts: tuple[np.ndarray, ...] = ()
+    by_rule: bool | None = None
+    is_whole: bool = True
     fixed_draws: int | None = None
     held: Held | None = None
 

@@ -20,7 +20,7 @@ import numpy as np
 from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
 from vi_kit.engine.arguments import MAX_DEPTH, inside
 from vi_kit.workflow import inquest
-from vi_kit.workflow.batches import Call, Data, Rows, Source, source_of
+from vi_kit.workflow.batches import Call, Data, Rows, Source, Stream, source_of
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.fitted import Fit, last_tenth
 from vi_kit.workflow.given import Given
@@ -365,6 +365,8 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
         seed=job.request.seed,
         notes=tuple(trainer.notes()),
         restarts=tuple(losses) if len(losses) > 1 else (),
+        by_rule=None if job.request.stop is None else bool(one.training.history.stopped),
+        is_whole=not isinstance(job.source, Stream),
     )
     if error is not None:
         error.fit = fit

@@ -103,6 +103,7 @@ def run(
     stopped = f"{found.why}, after {len(found.losses)} iterations"
     fit = fit_of(library, job, [Ended(training, stopped)])
     fit.held, fit.fixed_draws = held, loss.settings.num_samples
+    fit.by_rule = found.converged
     if not found.converged:
         note = "it did not converge: what the guide has no minimum for (covariances of more dims than draws)?"
         fit.notes = (*fit.notes, note)

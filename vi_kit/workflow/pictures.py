@@ -62,8 +62,9 @@ def plot_snr(found: Diagnosis | GradientVariance, *, ax: Any = None) -> Any:
     """Signal and noise of the gradient.
 
     Args:
-        found: by `vi.diagnose(fit, num_gradients=...)`: the signal-to-noise ratio by parameter. By
-            `Loss.gradient_variance`: the standard deviation that the noise of each site contributes.
+        found: by `vi.diagnose(fit)`: the signal-to-noise ratio by parameter, and by site with `by_site=True`; an arrow
+            is what cannot be told from none. By `Loss.gradient_variance`: the standard deviation that the noise of
+            each site contributes.
         ax: Axes to draw into; if left out, a new figure's.
 
     Returns:
@@ -78,8 +79,9 @@ def plot_snr(found: Diagnosis | GradientVariance, *, ax: Any = None) -> Any:
         errors = [p.error / (2 * v) if v else 0.0 for p, v in zip(found.sites, values, strict=True)]
         label = "standard deviation of the gradient by the site's noise"
     elif isinstance(found, Diagnosis) and found.noise:
-        names, errors = list(found.noise), None
-        values = [noise.signal for noise in found.noise.values()]
+        own = dict(found.noise) | {f"noise of site {n}": s for n, s in found.site_noise.items()}
+        names = list(own)
+        values, errors = [n.signal for n in own.values()], [n.error for n in own.values()]
         label = "signal-to-noise ratio of one gradient"
     else:
         raise ObjectiveError(
@@ -89,18 +91,23 @@ def plot_snr(found: Diagnosis | GradientVariance, *, ax: Any = None) -> Any:
                 if isinstance(found, Diagnosis)
                 else f"a {type(found).__name__}",
                 expected="a diagnosis with gradients, or what Loss.gradient_variance found",
-                fix="vi.plot_snr(vi.diagnose(fit, num_gradients=100))",
+                fix="vi.plot_snr(vi.diagnose(fit, by_site=True))",
             )
         )
-    names, values = _at_most(names), values[:MOST_ROWS]
-    ax = _axes(ax, rows=len(names))
+    names, values = _at_most(names), np.array(values[:MOST_ROWS])
+    ax, bars = _axes(ax, rows=len(names)), np.array(errors[:MOST_ROWS])
     rows = np.arange(len(values))
-    bars = None if errors is None else errors[:MOST_ROWS]
-    ax.errorbar(values, rows, xerr=bars, fmt="o", color=BLUE, capsize=3, lw=1.2)
+    style = {"color": BLUE, "capsize": 3, "lw": 1.2}
     if isinstance(found, GradientVariance):
+        ax.errorbar(values, rows, xerr=bars, fmt="o", **style)
         ax.set_xlim(left=0.0)
     else:
+        told = values > bars
+        left = min([*(values - bars)[told], *bars[~told], 1.0]) / 2
+        ax.errorbar(values[told], rows[told], xerr=bars[told], fmt="o", **style)
+        ax.errorbar(values[~told] + bars[~told], rows[~told], fmt="<", **style)
         ax.set_xscale("log")
+        ax.set_xlim(left, 2 * max([*(values + bars), 1.0]))
         ax.axvline(1.0, color=ORANGE, ls="--", lw=1.2, label="signal = noise")
         ax.legend(fontsize="small")
     _names(ax, names)

@@ -7,14 +7,27 @@ from dataclasses import replace
 
 import numpy as np
 
+from vi_kit.workflow.asking import Trained
+from vi_kit.workflow.converging import LEVEL
 from vi_kit.workflow.diagnosis import Diagnosis
 
 GOOD_K, MAX_K = 0.5, 0.7
 MAX_GAP = 0.1
 MAX_SHIFT, MAX_RATIO = 0.3, 1.5
 MIN_SAMPLES = 200
+MIN_ESS = 25.0
+"""Effective draws, of which a corrected mean is known to a fifth of a standard deviation."""
+MIN_SHARE = 0.01
+"""Of draws that weigh: of a guide that has fewer it is too much to ask."""
+MIN_GAIN = 0.5
+"""Nats that more steps gain, and are worth them: as many as `Stationary` lets go."""
+GAIN_SHARE = 0.05
+"""Of the gap between the bounds, and of a nat per parameter: steps of one size end in noise, which costs each parameter
+about so much, and where the gap is larger it is the guide that makes it."""
 
 ADVICE = {
+    "not converged": "more steps from here (num_steps, or stop=vi.Stationary()), then diagnose again: what else is said"
+    " is of parameters on their way",
     "trust": "the guide's means and variances can be used as they are",
     "correct by importance sampling": "vi.expectation(fit, psis=True) or vi.resample(fit)",
     "richer guide": "one with correlations (AutoMultivariateNormal), a flow, or the model in other coordinates"
@@ -25,37 +38,61 @@ ADVICE = {
 }
 
 
-def judged(found: Diagnosis, row_gap: float, evidence_error: float) -> Diagnosis:
+SMALLER_STEPS = (
+    "the losses no longer fall, but steps of this size end away from the optimum: a smaller one, or"
+    " stop=vi.IterateAverage(), then diagnose again"
+)
+MORE_FIXED = (
+    "the optimum of the fixed draws is away from that of all: more fixed_draws, then diagnose again"
+)
+
+
+def judged(
+    found: Diagnosis, row_gap: float, evidence_error: float, record: Trained | None
+) -> Diagnosis:
     """The diagnosis with a verdict.
 
     Args:
         found: the numbers.
         row_gap: the greatest gap between the bounds of a row.
         evidence_error: the standard error of the log evidence by the guide's draws.
+        record: how the parameters came about, if it is known.
     """
     reasons: list[str] = []
     by_rows = found.row_k is not None
     k = float(np.max(found.row_k)) if found.row_k is not None else found.pareto_k
     limit = min(1 - 1 / math.log10(found.num_samples), MAX_K)
     whose = "of the worst row " if by_rows else ""
+    moving = _moving(found, record)
+    reasons += moving
     reasons.append(f"Pareto k {whose}is {k:.2f} (good under {GOOD_K}, usable under {limit:.2f})")
     gap = row_gap if by_rows else found.gap
     if gap > MAX_GAP:
         reasons.append(
             f"the bound of all draws is {gap:.2g} nats above the ELBO{' in a row' * by_rows}"
         )
-    usable = k < limit
+    if found.least_ess < MIN_ESS:
+        reasons.append(
+            f"the weights {whose}are worth {found.least_ess:.3g} of {found.num_samples} draws: too few to correct by,"
+            " whatever k is"
+        )
+    usable = k < limit and found.least_ess >= MIN_ESS
+    few = k < limit and not usable and found.least_ess >= MIN_SHARE * found.num_samples
     if not by_rows or usable:
         reasons += _moments(found)
     missed = _missed(found, evidence_error)
     reasons += [missed] if missed else []
-    reasons += [
-        f"the gradient of {name!r} is {n.z:.0f} standard errors from zero: training has not ended"
-        for name, n in found.noise.items()
-        if n.z > 5
-    ]
+    advice = None
     if found.num_samples < MIN_SAMPLES:
         verdict = "more samples"
+    elif moving:
+        verdict = "not converged"
+        advice = _advice(found, record)
+    elif few:
+        verdict = "more samples"
+        advice = (
+            f"num_samples of {math.ceil(2 * MIN_ESS / found.least_ess) * found.num_samples} or more"
+        )
     elif not usable:
         verdict = "richer guide"
     elif missed:
@@ -64,7 +101,39 @@ def judged(found: Diagnosis, row_gap: float, evidence_error: float) -> Diagnosis
         verdict = "trust"
     else:
         verdict = "correct by importance sampling"
-    return replace(found, verdict=verdict, reasons=tuple(reasons), advice=ADVICE[verdict])
+    if record is not None and record.by_rule is False:
+        reasons.append(f"the fit ended before its rule said that it was done: {record.stopped}")
+    return replace(found, verdict=verdict, reasons=tuple(reasons), advice=advice or ADVICE[verdict])
+
+
+def _tolerance(found: Diagnosis) -> float:
+    """What more steps may gain without being worth them (nats)."""
+    num = math.inf if found.gain is None else found.gain.num_coordinates
+    return max(MIN_GAIN, GAIN_SHARE * min(found.gap, num))
+
+
+def _moving(found: Diagnosis, record: Trained | None) -> list[str]:
+    """What is said of parameters that are not where the objective is best."""
+    reasons, tolerance = [], _tolerance(found)
+    if found.fall is not None and found.fall.is_over(tolerance):
+        reasons.append(
+            f"the loss still fell by {found.fall.nats:.2g} nats in {found.fall.num_steps} steps at the end"
+        )
+    if found.gain is not None and found.gain.is_over(tolerance):
+        reasons.append(
+            f"one more step, along the mean gradient, gains {found.gain.nats:.2g} nats (s.e. {found.gain.error:.1g})"
+        )
+    if reasons and record is not None:
+        reasons.append(f"the fit ended: {record.stopped}")
+    return reasons
+
+
+def _advice(found: Diagnosis, record: Trained | None) -> str:
+    """What brings the parameters to where the objective is best."""
+    if record is not None and record.fixed_draws is not None and record.by_rule:
+        return MORE_FIXED
+    is_flat = found.fall is not None and found.fall.num_steps and found.fall.chance > LEVEL
+    return SMALLER_STEPS if is_flat else ADVICE["not converged"]
 
 
 def _moments(found: Diagnosis) -> list[str]:
