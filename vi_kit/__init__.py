@@ -60,6 +60,7 @@ from vi_kit.workflow.averaging import IterateAverage
 from vi_kit.workflow.calibrating import Calibration, calibrate
 from vi_kit.workflow.checkpoints import Checkpoint, CheckpointWarning
 from vi_kit.workflow.citation import citation
+from vi_kit.workflow.decreasing import DecreasingSteps
 from vi_kit.workflow.diagnosing import diagnose
 from vi_kit.workflow.diagnosis import Diagnosis
 from vi_kit.workflow.expecting import Expectation, expectation, resample
@@ -88,6 +89,7 @@ __all__ = [
     "CheckpointWarning",
     "Chosen",
     "Constant",
+    "DecreasingSteps",
     "Diagnosis",
     "EstimatorError",
     "Exact",

@@ -114,7 +114,7 @@ class From:
         return Decision(average=True) if history.num_steps == self.first else Decision()
 
 
-def fit_of(lib, stop, num_steps):
+def fit_of(lib, stop, num_steps, **settings):
     def model():
         lib.sample("z", lib.dist.Normal(0.0, 1.0).expand([NUM]).to_event(1))
 
@@ -131,7 +131,7 @@ def fit_of(lib, stop, num_steps):
 
         optimizer = optax.sgd(STEP_SIZE)
     fit = importlib.import_module(f"vi_kit.{lib.name}").fit
-    return fit(model, guide, optimizer=optimizer, num_steps=num_steps, stop=stop)
+    return fit(model, guide, optimizer=optimizer, num_steps=num_steps, stop=stop, **settings)
 
 
 def test_averaging_cuts_the_error_of_a_fit_by_a_known_factor(lib):

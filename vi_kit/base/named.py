@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -147,8 +148,9 @@ def softmax(x: Array, axis: int = 0) -> Array:
 
 def ordered(array: Array, axes: tuple[Axis, ...]) -> Named:
     """Bring the dims of `array` into canonical order."""
-    if len(axes) < 2 or (wanted := union(axes)) == axes:
+    if all(left.key > right.key for left, right in pairwise(axes)):
         return Named(array, axes)
+    wanted = union(axes)
     return Named(array_namespace(array).permute_dims(array, tuple(map(axes.index, wanted))), wanted)
 
 
@@ -179,7 +181,7 @@ def from_layout(array: Array, layout: Mapping[int, Axis], required: Iterable[Axi
     Raises:
         ValueError: a dim of size above one at a position that `layout` does not name.
     """
-    required, whole = set(required), tuple(array.shape)
+    required, whole = tuple(required), tuple(array.shape)
     if not (required or whole):
         return Named(array)
     axes, shape = [], []
@@ -194,7 +196,7 @@ def from_layout(array: Array, layout: Mapping[int, Axis], required: Iterable[Axi
     if len(axes) != len(whole):
         array = array.reshape(tuple(shape))
     named = ordered(array, tuple(axes))
-    if required.issubset(axes) and all(s == a.size for s, a in zip(shape, axes, strict=True)):
+    if all(a in axes for a in required) and shape == [a.size for a in axes]:
         return named
     return named.broadcast(required)
 

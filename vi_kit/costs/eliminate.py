@@ -33,13 +33,19 @@ def eliminated(
         num_values: of a site.
         scale_of: the factor on a sum over a plate.
     """
-    left = list(terms)
+    left = dict(enumerate(terms))
     order = sorted(sites, key=lambda s: (len(_plates(s)), s.order), reverse=True)
     place = {site: i for i, site in enumerate(order)}
+    found: dict[Site, set[int]] = {site: set() for site in order}
+
+    def note(number: int, term: Term) -> None:
+        for s in term.upstream & found.keys():
+            found[s].add(number)
+
+    for number, term in left.items():
+        note(number, term)
     for i, site in enumerate(order):
-        own, others = list[Term](), list[Term]()
-        for t in left:
-            (own if site in t.upstream else others).append(t)
+        own = [left[number] for number in sorted(found[site])]
         if not own:
             continue
         later = {s for t in own for s in t.upstream if place.get(s, -1) > i}
@@ -51,14 +57,18 @@ def eliminated(
         )
         if problem:
             current().refuse(problem)
-            left = [without(t, site) for t in left]
+            left.update((number, without(left[number], site)) for number in found[site])
             continue
         own = [t.changed(weight=1.0) for t in own]
         (total,) = applied(_Summed(site), [own], site.world, None)
         name = f"the sum over site {site.name!r}"
         total = total.changed(weight=weights[0], label=name, statement=name)
-        left = [*others, without(total, site)]
-    return left
+        for number in found.pop(site):
+            for s in left.pop(number).upstream & found.keys():
+                found[s].discard(number)
+        left[len(terms) + i] = without(total, site)
+        note(len(terms) + i, left[len(terms) + i])
+    return list(left.values())
 
 
 class _Summed(Reduction):

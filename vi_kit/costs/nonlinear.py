@@ -174,7 +174,7 @@ def _applied(
     name = getattr(reduction.fn, "__name__", "apply")
     run.before_nonlinear(Nonlinear(name, every, plates, over, summed, in_turn))
     reduced = summed | ({over} if over else set())
-    local = [s for s in run.sites if s.world is not None and not reduced.isdisjoint(s.axes)]
+    local = [s for s in run.sites if s.axes and s.world and not reduced.isdisjoint(s.axes)]
     nothing = Term(Named(run.backend.zero()))
     merged = [merge(row) or [nothing] for row in rows]
     rows = [[happening(t, local) for t in row] for row in merged]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -74,7 +74,7 @@ class Backend(Arrays, Protocol[R]):
         in every run of a program."""
         ...
 
-    def in_scope(self, run: R) -> frozenset[Site] | None:
+    def in_scope(self, run: R) -> Sequence[Site] | None:
         """The sites that the statement at which a program stands may see, by what the program declares of its chains;
         `None` if it declares nothing."""
         ...

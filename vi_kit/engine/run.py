@@ -114,6 +114,8 @@ class Run:
         self.dims: dict[Axis, int] = {}
         self._used: dict[int, None] = {}
         """Dims of worlds, in the order in which they were last in a term."""
+        self._is_reused = False
+        """Whether worlds of several sites have one dim."""
         self.placed_dims = 0
         self._replicates = 0
         self._free_dim = self.slot_dim
@@ -450,14 +452,17 @@ class Run:
 
     def place(self, axis: Axis) -> int:
         """Reserve a dim, left of all others, for an axis."""
-        worlds = {d for a, d in self.dims.items() if a.kind == WORLD}
-        if axis.kind == WORLD and len(worlds) >= self.max_world_dims:
+        worlds = set[int]()
+        if axis.kind == WORLD and len(self.dims) >= self.max_world_dims:
+            worlds = {d for a, d in self.dims.items() if a.kind == WORLD}
+        if len(worlds) >= self.max_world_dims:
             if not (self.plan.tracked or self.plan.scoped):
                 raise Replan
             in_scope = self._in_scope() if self.plan.scoped else ()
             taken = {self.dims.get(s.world) for s in in_scope if s.world}
             before = [d for d in self._used if d in worlds]
             dim = next((d for d in before if d not in taken), before[0])
+            self._is_reused = True
         else:
             dim = self._free_dim
             self._free_dim -= 1
@@ -506,14 +511,13 @@ class Run:
         layout = {-a.order: a for a in plates if a.kind == PLATE}
         if self.slots:
             self.note_together([s for s in upstream if s in self.slots])
-        shared = len(self.dims) > len(set(self.dims.values()))
-        if shared and self.plan.scoped:
-            upstream = self._in_scope()
         placed = self.dims
-        if shared:  # of the axes that have one dim that of a site which it sees
-            seen = [s.world for s in upstream if s.world in placed]
-            others = [a for a in placed if a.kind != WORLD]
-            placed = {a: placed[a] for a in (*others, *seen) if a is not None}
+        if self._is_reused:  # of the axes that have one dim that of a site which it sees
+            if self.plan.scoped:
+                upstream = self._in_scope()
+            others = (self.slot_axis, *self.open_replicates)
+            seen = (*others, *(s.world for s in upstream))
+            placed = {a: placed[a] for a in seen if a in placed}
         for axis, dim in placed.items():
             if dim in layout:
                 raise EstimatorError(
@@ -749,9 +753,8 @@ class Run:
 
     def _check_reach(self, upstream: Iterable[Site], axes: Sequence[Axis], what: str) -> None:
         """Refuse terms outside the plate of a site whose elements all change at once."""
-        if not upstream:
-            return
-        for site in sorted(filter(self.all_at_once, upstream), key=lambda s: s.order):
+        in_plates = [s for s in upstream if s.axes and self.all_at_once(s)]
+        for site in sorted(in_plates, key=lambda s: s.order):
             missing = [a.name for a in site.axes if a.kind == PLATE and a not in axes]
             if not missing or self.is_sampled_instead(
                 site, f"{what} sees all its elements at once"

@@ -211,7 +211,7 @@ class NumPyroBackend:
     def untracked(self, value: jax.Array) -> jax.Array:
         return apart_p.bind(value) if self.dry else value
 
-    def in_scope(self, run: Run) -> frozenset[Site] | None:
+    def in_scope(self, run: Run) -> Sequence[Site] | None:
         return None
 
     def upstream(self, run: Run, value: jax.Array, key: Any) -> frozenset[Site]:

@@ -239,7 +239,7 @@ class PyroBackend:
         run.note_upstream(known, lambda: _before(run, key))
         return known
 
-    def in_scope(self, run: Run) -> frozenset[Site] | None:
+    def in_scope(self, run: Run) -> Sequence[Site] | None:
         return None if self.handler is None else self.handler.in_scope()
 
     def random(self, moments: Moments, site: Site, sample: torch.Tensor | None) -> torch.Tensor:
@@ -751,11 +751,11 @@ class _Handler:
 
         return with_replaced((self.program.args, self.program.kwargs), held)
 
-    def in_scope(self) -> frozenset[Site]:
+    def in_scope(self) -> list[Site]:
         """The sites that the statement may see, by the `pyro.markov` contexts that it shares with them."""
         shared = {name for name, depth in self.scope.items() if self.depths.get(name) == depth}
         names = shared | self.unscoped | {self.statement}
-        return frozenset(s for s in self.run.sites if s.name in names)
+        return [s for s in self.run.sites if s.name in names]
 
     def param(self, backend: PyroBackend, msg: Any) -> None:
         value, leaf = msg["value"], _leaf(msg["value"])

@@ -73,11 +73,11 @@ class IterateAverage:
             return Decision()
         if history.averaging < 0:
             window = history.iterates[len(history.iterates) // 2 :]
-            rhat = split_rhat(_alive(window))
+            rhat = split_rhat(alive(window))
             is_stationary = rhat.size > 0 and bool((rhat <= self.max_rhat).all())
             return Decision(average=True) if is_stationary else Decision()
         first = int(np.searchsorted(history.looks, history.averaging, side="right"))
-        averaged = _alive(history.iterates[first:])
+        averaged = alive(history.iterates[first:])
         if len(averaged) < self.min_looks or averaged.size == 0:
             return Decision()
         error, ess = errors_of(averaged)
@@ -103,7 +103,7 @@ def errors_of(iterates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return iterates.std(axis=0, ddof=1) / np.sqrt(ess), ess
 
 
-def _alive(iterates: list[np.ndarray]) -> np.ndarray:
+def alive(iterates: list[np.ndarray]) -> np.ndarray:
     """Of the restarts that have not failed, shape `(num, num_restarts, num_coordinates)`."""
     stacked = np.stack(iterates) if iterates else np.zeros((0, 0, 0))
     return stacked[:, np.isfinite(stacked).all(axis=(0, 2))]

@@ -20,6 +20,7 @@ class History:
         looks: the steps after which it did.
         shrunk: the steps after which the step size was made smaller.
         averaging: the step since which iterates are averaged; -1 if they are not.
+        begun: the steps since which they are, or were.
         stopped: why a rule ended it.
     """
 
@@ -29,6 +30,7 @@ class History:
     looks: list[int] = field(default_factory=list)
     shrunk: list[int] = field(default_factory=list)
     averaging: int = -1
+    begun: list[int] = field(default_factory=list)
     stopped: str = ""
 
     @property

@@ -234,6 +234,7 @@ class Training:
             self.trainer.shrink(decision.shrink)
         if decision.average is not None:
             history.averaging = history.num_steps if decision.average else -1
+            history.begun += [history.num_steps] * decision.average
             self.trainer.average(decision.average)
         return decision.stop and f"{decision.stop}, after {history.num_steps} steps"
 
