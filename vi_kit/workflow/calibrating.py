@@ -56,6 +56,10 @@ def calibrate(
     called with the arguments with simulated data in the place of the data, returns a `Fit`. Data are found among the
     arguments by being what the model observes.
 
+    NumPyro's `vsbc_diagnostic` finds the same probabilities, for continuous sites, an optimiser and a loss of NumPyro's
+    alone. It is not called, as it compares them with their mirror image, of which a posterior that is too narrow has
+    the same. Call it where all fits shall be in one compiled loop.
+
     Args:
         fit: what `fit` returned; or a `Loss`, followed by model and guide.
         *args: other arguments than those of the fit; or those of the programs.

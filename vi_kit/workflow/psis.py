@@ -1,4 +1,9 @@
-"""Pareto-smoothed importance weights, by ArviZ."""
+"""Pareto-smoothed importance weights, by ArviZ.
+
+`psis_diagnostic` of NumPyro and of Pyro are not called: they draw weights of their own, of programs that they can map,
+and return k alone, of everything jointly. Here k comes with smoothed weights, row by row, of the draws that all else is
+made of, and of any program (`tests/workflow/test_shipped_diagnostics.py`: of the same weights it is NumPyro's k).
+"""
 
 from __future__ import annotations
 
