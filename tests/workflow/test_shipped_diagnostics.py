@@ -1,6 +1,7 @@
 """What the libraries ship to judge a guide (`psis_diagnostic` of both, NumPyro's `vsbc_diagnostic`), against ours."""
 
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_k_is_that_of_pyro():
     theirs = np.mean(
         [float(diagnostic(model, guide, *args, num_particles=num, **own)) for _ in range(5)]
     )
-    settings = {"num_samples": num, "num_gradients": 0}
+    settings: dict[str, Any] = {"num_samples": num, "num_gradients": 0}
     ours = np.mean(
         [
             vi.diagnose(lib.Loss(), model, guide, *args, seed=i, **settings).pareto_k
@@ -83,7 +84,7 @@ def test_calibration_is_that_of_numpyro(scale):
     """The same probabilities. Theirs are compared with their mirror image, ours with what is uniform."""
     lib = importlib.import_module("tests.libraries").NumPyroWords()
     model, guide, args = rows(lib, scale=scale)
-    settings = {"num_simulations": 30, "num_samples": 100}
+    settings: dict[str, Any] = {"num_simulations": 30, "num_samples": 100}
     ours = vi.calibrate(lib.Loss(), model, guide, *args, **settings)
     theirs = vsbc(lib, guide, 60)
     a, b = ours.ranks["z"].ravel(), np.asarray(theirs.probabilities["z"]).ravel()

@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.util import zero_grads
+from torch.distributions import constraints, transform_to
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from vi_kit.base.errors import (
@@ -64,6 +65,7 @@ class PyroTrainer:
         self.said: list[str] = []
         self.generators = _seeded(job.request.seed, start)
         self.away: Any = None
+        self.found: dict[str, Any] | None = None
         self.marks = Marks()
 
     # Before a step
@@ -313,6 +315,8 @@ class PyroTrainer:
     # What the loop of a fit asks for
 
     def params(self) -> dict[str, Any]:
+        if self.found is not None:
+            return self.found
         store = pyro.get_param_store()
         return {name: store[name].detach().clone() for name in self.leaves}
 
@@ -335,6 +339,11 @@ class PyroTrainer:
             leaves = {**self.leaves, **averaged}
             leaves = {name: value.detach().clone() for name, value in leaves.items()}
             self.away = leaves, [b.clone() for b in self._buffers()], dict(self.loss.state)
+            kinds = pyro.get_param_store()._constraints
+            self.found = {
+                name: transform_to(kinds.get(name, constraints.real))(leaf).detach().clone()
+                for name, leaf in leaves.items()
+            }
 
     def put_back(self) -> None:
         """What was kept, in the places that there are now."""

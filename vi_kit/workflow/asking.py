@@ -31,6 +31,7 @@ class Trained:
     state: Mapping[str, Any]
     losses: np.ndarray
     restarts: tuple[np.ndarray, ...]
+    restart_params: tuple[Mapping[str, Any], ...]
     stopped: str
     by_rule: bool | None
     is_whole: bool

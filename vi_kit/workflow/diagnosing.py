@@ -20,6 +20,7 @@ from vi_kit.workflow.error_bounds import (
     wasserstein_bounds,
 )
 from vi_kit.workflow.psis import effective_sample_size, pareto_smoothed
+from vi_kit.workflow.restarts import starts_of
 from vi_kit.workflow.sampling import drawn
 from vi_kit.workflow.smoothed import Smoothed, along, smoothed
 from vi_kit.workflow.verdict import judged
@@ -64,8 +65,12 @@ def diagnose(
     `vi.resample(fit)` are good where the guide is not. "richer guide": they are not. "another divergence": k is usable,
     but prior draws find more evidence than the guide's: mass is missed.
 
-    What cannot be seen: a mode that the guide misses, unless draws of the prior find it, which they do in few
-    dimensions and with weak data. The bounds are estimates, and where k is over 0.5 too low; they are then infinite.
+    Of a fit with `num_restarts` it is said where the other starts ended. If means are over three standard deviations
+    away where the bound is less than three nats lower, the posterior has several modes: "another divergence".
+
+    What cannot be seen: a mode that the guide misses, unless another start has ended there, or draws of the prior find
+    it, which they do in few dimensions and with weak data. The bounds are estimates, and where k is over 0.5 too low;
+    they are then infinite.
 
     Args:
         fit: what `fit` returned; or a `Loss`, followed by model and guide.
@@ -140,6 +145,7 @@ def diagnose(
         "fall": None
         if who.record is None or who.record.fixed_draws is not None
         else fall_of(who.record.losses),
+        "starts": starts_of(who, latent, seed + 2),
     }
     evidence_error = _root_sum(log_mean_error(parts))
     row_gap = float((bounds - means).max())

@@ -10,6 +10,7 @@ import numpy as np
 
 from vi_kit.workflow.converging import Fall, Gain, Noise
 from vi_kit.workflow.error_bounds import Moments
+from vi_kit.workflow.restarts import Start
 
 BLIND = (
     "Draws of the guide say nothing of where it does not draw: a mode that it misses, and that prior draws do not find"
@@ -46,6 +47,7 @@ class Diagnosis:
         site_noise: what the noise of each site does to it; empty if not asked for.
         gain: of one more step; `None` if there are no parameters, or it cannot be told.
         fall: of the losses at the end of the fit; `None` without one.
+        starts: where its other starts ended, if there were several.
     """
 
     verdict: str
@@ -70,6 +72,7 @@ class Diagnosis:
     site_noise: Mapping[str, Noise] = field(compare=False)
     gain: Gain | None
     fall: Fall | None
+    starts: tuple[Start, ...] = ()
 
     @property
     def gap(self) -> float:

@@ -43,6 +43,7 @@ class Fit(Trained):
         notes: what else there is to know.
         state: what modules (batch normalisation) and baselines keep from step to step, by name.
         restarts: the losses of each start, if there were several.
+        restart_params: where the parameters of each ended, likewise.
         by_rule: whether it is its stopping rule that ended it, or with fixed draws that no step was left to take;
             `None` if there was no rule.
         is_whole: whether `args` are all the data, and not the first minibatch of a loader.
@@ -66,6 +67,7 @@ class Fit(Trained):
     notes: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     restarts: tuple[np.ndarray, ...] = ()
+    restart_params: tuple[dict[str, Any], ...] = ()
     by_rule: bool | None = None
     is_whole: bool = True
     fixed_draws: int | None = None

@@ -347,8 +347,9 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
     best = int(np.argmin(np.where(out, np.inf, scores)))
     one, column = columns[best]
     trainer = one.training.trainer
-    trainer.choose(column)
     library.keep(trainer)
+    ends = [_params(*own) for own in columns] if len(columns) > 1 else []
+    trainer.choose(column)
     fit = Fit(
         job.model,
         job.guide,
@@ -365,6 +366,7 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
         seed=job.request.seed,
         notes=tuple(trainer.notes()),
         restarts=tuple(losses) if len(losses) > 1 else (),
+        restart_params=tuple(ends),
         by_rule=None if job.request.stop is None else bool(one.training.history.stopped),
         is_whole=not isinstance(job.source, Stream),
     )
@@ -374,6 +376,12 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
             f"after {fit.num_steps} steps; attribute `fit` of this error has what they found"
         )
     return fit
+
+
+def _params(one: Ended, start: int) -> dict[str, Any]:
+    """Where the parameters of a start ended."""
+    one.training.trainer.choose(start)
+    return one.training.trainer.params()
 
 
 def _column(training: Training, name: str, start: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from vi_kit.workflow.asking import Trained
 from vi_kit.workflow.converging import LEVEL
 from vi_kit.workflow.diagnosis import Diagnosis
+from vi_kit.workflow.restarts import said_of
 
 GOOD_K, MAX_K = 0.5, 0.7
 MAX_GAP = 0.1
@@ -82,6 +83,8 @@ def judged(
         reasons += _moments(found)
     missed = _missed(found, evidence_error)
     reasons += [missed] if missed else []
+    of_starts, shows_modes = said_of(found.starts, record)
+    reasons += of_starts
     advice = None
     if found.num_samples < MIN_SAMPLES:
         verdict = "more samples"
@@ -95,7 +98,7 @@ def judged(
         )
     elif not usable:
         verdict = "richer guide"
-    elif missed:
+    elif missed or shows_modes:
         verdict = "another divergence"
     elif k < GOOD_K and gap <= MAX_GAP and not _moments(found):
         verdict = "trust"
