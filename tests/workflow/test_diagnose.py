@@ -158,6 +158,30 @@ def test_k_alone_does_not_make_weights_good(lib, ess, verdict):
     assert judged(found, 77.0, 0.0, None).verdict == verdict
 
 
+def test_draws_that_are_made_one_by_one_are_told_once(lib):
+    """A product with a matrix does not broadcast over draws in front, a sum does; NumPyro maps both."""
+    x = lib.array(np.arange(15.0).reshape(3, 5))
+
+    def diagnosed(row):
+        def model():
+            z = lib.sample("z", lib.dist.Normal(lib.array(np.zeros(5)), 1.0).to_event(1))
+            loc = row(z)
+            with lib.plate("rows", 3):
+                lib.sample("x", lib.dist.Normal(loc, 100.0), obs=lib.array(np.zeros(3)))
+
+        def guide():
+            lib.sample("z", lib.dist.Normal(lib.array(np.zeros(5)), 1.0).to_event(1))
+
+        return vi.diagnose(lib.Loss(), model, guide, num_samples=60)
+
+    slow, quick = diagnosed(lambda z: x @ z), diagnosed(lambda z: z.sum(-1))
+    assert quick.notes == ()
+    assert len(slow.notes) == (lib.name == "pyro")
+    if lib.name == "pyro":
+        assert "one by one" in slow.notes[0] and "do not broadcast" in slow.notes[0]
+        assert repr(slow).count("one by one") == 1
+
+
 def test_the_bounds_are_bounds():
     """Of two Normals, by quadrature: q = N(0, 1), p = N(m, s^2)."""
     rng = np.random.default_rng(0)

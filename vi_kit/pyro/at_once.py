@@ -16,6 +16,8 @@ from vi_kit.workflow.draws import Kind, Site
 DRAWS = "_vi_kit_draws"
 CHUNK_BYTES = 2**25
 """Of the values and log densities that one run holds."""
+MOST_SAID = 100
+"""Letters of an error."""
 COMPARED = 5
 """Draws of the first run that are run by themselves and compared."""
 
@@ -55,20 +57,24 @@ def _lifted(site: Site) -> Site:
     return replace(site, value=value, log_prob=log_prob, mask=mask, scale=scale)
 
 
-def at_once(run: Run, seeds: list[Seeds], densities: bool) -> list[tuple[Found, Found]] | None:
-    """Draws in few runs; `None` if there are few, or they are found to differ from draws one by one.
+def at_once(
+    run: Run, seeds: list[Seeds], densities: bool
+) -> tuple[list[tuple[Found, Found]] | None, str]:
+    """Draws in few runs; `None` if there are few, or they are found to differ from draws one by one, and why.
 
     Each site of some of the draws is compared with a run by itself at the same values: log densities, masks, scales,
     and the values of deterministic sites. Programs with minibatches draw one minibatch for all, so they are not tried.
     """
     if len(seeds) <= COMPARED:
-        return None
+        return None, ""
     single = run(seeds[0], {}, True)
     sites = [s for own in single for s in own.values()]
     held = sum(s.value.nbytes + (0 if s.log_prob is None else s.log_prob.nbytes) for s in sites)
     chunk = min(len(seeds), CHUNK_BYTES // max(held, 1))
-    if chunk <= COMPARED or any(s.kind is Kind.ROWS for s in sites):
-        return None
+    if any(s.kind is Kind.ROWS for s in sites):
+        return None, "each draws a minibatch of its own"
+    if chunk <= COMPARED:
+        return None, "they are too large for several to be held at a time"
     nesting = max((_batch_ndim(s) for s in sites), default=0)
     pieces = []
     try:
@@ -80,12 +86,14 @@ def at_once(run: Run, seeds: list[Seeds], densities: bool) -> list[tuple[Found, 
                 _narrowed(*own, num, nesting) for own in zip(wide, single, strict=True)
             )
             piece = first, second
-            if start == 0 and not _agrees(run, piece, seeds[0]):
-                return None
+            other = _other(run, piece, seeds[0]) if start == 0 else None
+            if other is not None:
+                return None, f"site {other!r} is another one where many draws are made in one run"
             pieces.append(piece)
-    except Exception:  # they do not broadcast
-        return None
-    return pieces
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return None, f"the programs do not broadcast over a dim in front ({text[:MOST_SAID]})"
+    return pieces, ""
 
 
 def _batch_ndim(site: Site) -> int:
@@ -128,8 +136,8 @@ def _narrow(site: Site, single: Site, num: int, nesting: int) -> Site:
     )
 
 
-def _agrees(run: Run, piece: tuple[Found, Found], seeds: Seeds) -> bool:
-    """Whether some of the draws are what runs by themselves say."""
+def _other(run: Run, piece: tuple[Found, Found], seeds: Seeds) -> str | None:
+    """The first site that, at some of the draws, is not what runs by themselves say."""
     num = len(next(iter({**piece[0], **piece[1]}.values())).value) if any(piece) else 0
     for i in np.linspace(0, num - 1, COMPARED).astype(int):
         values = {
@@ -140,9 +148,10 @@ def _agrees(run: Run, piece: tuple[Found, Found], seeds: Seeds) -> bool:
         }
         alone = run(seeds, values, True)
         for own, other in zip(piece, alone, strict=True):
-            if own.keys() != other.keys() or not all(_same(own[n], other[n], i) for n in own):
-                return False
-    return True
+            for name in dict.fromkeys((*own, *other)):
+                if name not in own or name not in other or not _same(own[name], other[name], i):
+                    return name
+    return None
 
 
 def _same(site: Site, alone: Site, i: int) -> bool:

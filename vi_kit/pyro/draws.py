@@ -85,11 +85,11 @@ class PyroRuns:
     def _draws(self, pair: Run, num: int, seed: int, densities: bool) -> Draws:
         with self.at_params(seed):
             seeds = _seeds(num, seed)
-            pieces = at_once(pair, seeds, densities)
+            pieces, why = at_once(pair, seeds, densities)
             if pieces is None:
                 pieces = [lifted(pair(own, {}, densities)) for own in seeds]
         guide, model = (_joined([p[i] for p in pieces]) for i in (0, 1))
-        return Draws(guide, model)
+        return Draws(guide, model, why)
 
     def _traced(self, program: Callable) -> Any:
         return poutine.trace(program).get_trace(*self.args, **self.kwargs)

@@ -145,6 +145,9 @@ def diagnose(
         "fall": None
         if who.record is None or who.record.fixed_draws is not None
         else fall_of(who.record.losses),
+        "notes": (f"Draws were made one by one, which is slow: {draws.one_by_one}.",)
+        if draws.one_by_one
+        else (),
         "starts": starts_of(who, latent, seed + 2),
     }
     evidence_error = _root_sum(log_mean_error(parts))

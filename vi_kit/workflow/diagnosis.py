@@ -48,6 +48,7 @@ class Diagnosis:
         gain: of one more step; `None` if there are no parameters, or it cannot be told.
         fall: of the losses at the end of the fit; `None` without one.
         starts: where its other starts ended, if there were several.
+        notes: what else there is to know.
     """
 
     verdict: str
@@ -73,6 +74,7 @@ class Diagnosis:
     gain: Gain | None
     fall: Fall | None
     starts: tuple[Start, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float:
@@ -126,7 +128,7 @@ class Diagnosis:
                 f"{name:{width}}  {f'{n.signal:.2g} (s.e. {n.error:.1g})':>15}  {n.z:13.1f}"
                 for name, n in own.items()
             ]
-        return "\n".join([*lines, BLIND])
+        return "\n".join([*lines, *self.notes, BLIND])
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

@@ -111,10 +111,12 @@ class Draws:
     Attributes:
         guide: its sites by name, in the order of the program.
         model: those of the model, likewise.
+        one_by_one: why they were not made many at once; empty if they were, or are few.
     """
 
     guide: Mapping[str, Site]
     model: Mapping[str, Site]
+    one_by_one: str = ""
 
     def __len__(self) -> int:
         for site in (*self.guide.values(), *self.model.values()):
