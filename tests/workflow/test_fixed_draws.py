@@ -60,6 +60,16 @@ def test_a_gaussian_has_its_mean_and_all_of_its_covariance(fits):
     assert by_function.covariance[0, 0] == pytest.approx(c[0, 0] + c[1, 1] - 2 * c[0, 1], abs=1e-6)
 
 
+def test_a_guide_of_more_dims_than_draws_has_no_minimum(fits):
+    guides = importlib.import_module(f"{fits.lib.name}.infer.autoguide")
+    model = gaussian(fits.lib)
+    enough = fits.fit(model, guides.AutoMultivariateNormal(model), fixed_draws=5)
+    assert enough.stopped.startswith("it converged") and not enough.notes
+    fit = fits.fit(model, guides.AutoMultivariateNormal(model), fixed_draws=2)
+    assert fit.stopped.startswith("no lower value is to be found")
+    assert "did not converge" in fit.notes[-1]
+
+
 def test_sites_in_plates_have_what_they_share(fits):
     lib, x = fits.lib, np.array([1.2, 0.7, 1.9])
 

@@ -19,7 +19,6 @@ from numpyro.primitives import Messenger
 from vi_kit.engine.plan import Plan
 from vi_kit.engine.settings import not_finite
 from vi_kit.workflow.held import Wanted
-from vi_kit.workflow.lbfgs import Inverse
 
 TILT = "vi_kit tilt of "
 """How what is added to a model's log density is named."""
@@ -30,7 +29,7 @@ class NumPyroHeld:
 
     def __init__(self, trainer: Any):
         self.trainer, self.loss, self.key = trainer, trainer.loss, trainer.keys[0]
-        self.inverse: Inverse | None = None
+        self.inverse: Any = None
         params = trainer.optimizer.params(trainer.carry["optimizer"])
         flat, self.unravel = ravel_pytree(params)
         self.dtype, self.rounding = flat.dtype, float(jnp.finfo(flat.dtype).eps)

@@ -19,7 +19,6 @@ from vi_kit.engine.plan import Plan
 from vi_kit.pyro.noise import Generators, buffers_kept
 from vi_kit.pyro.replay import statements_of
 from vi_kit.workflow.held import Wanted
-from vi_kit.workflow.lbfgs import Inverse
 
 TILT = "vi_kit tilt of "
 """How what is added to a model's log density is named."""
@@ -30,7 +29,7 @@ class PyroHeld:
 
     def __init__(self, trainer: Any):
         self.trainer, self.loss, self.generators = trainer, trainer.loss, trainer.generators
-        self.inverse: Inverse | None = None
+        self.inverse: Any = None
         self.model, self.guide = trainer.job.model, trainer.job.guide
         self.args, self.kwargs = trainer.source.example
         self.leaves = {n: p for n, p in trainer.leaves.items() if p.requires_grad}

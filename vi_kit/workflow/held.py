@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from vi_kit.engine.plan import Plan
-from vi_kit.workflow.lbfgs import Inverse
 
 Wanted = Mapping[str, Callable[[Mapping[str, Any]], Any] | None]
 """By name, functions of the values of the model's sites by name; `None`: the site of that name itself."""
@@ -39,7 +38,7 @@ class Held(Protocol):
     """Which of them are the guide's, booleans."""
     rounding: float
     """The smallest relative difference of two numbers."""
-    inverse: Inverse | None
+    inverse: Any
     """What was learned of the Hessian."""
 
     def plan(self) -> Plan:

@@ -17,7 +17,6 @@ import numpy as np
 
 from vi_kit.base.errors import NotFiniteError, ObjectiveError, message, whole_number
 from vi_kit.workflow.held import Held, Tilted, Wanted
-from vi_kit.workflow.lbfgs import Inverse
 
 CHECKED = 2
 """Directions in which the second derivative is compared with differences of the gradient."""
@@ -154,27 +153,31 @@ def hessian(held: Held) -> Callable[[np.ndarray], np.ndarray]:
 
 def _solved(times: Callable[[np.ndarray], np.ndarray], slope: np.ndarray, held: Held) -> np.ndarray:
     """The Hessian's inverse times a vector, by conjugate gradients; what the minimiser has learned of it helps."""
-    inverse = held.inverse if held.inverse and held.of_guide.all() else Inverse()
-    found, rest = np.zeros(len(slope)), slope.copy()
-    wanted = max(1e-10, 10 * held.rounding) * float(np.linalg.norm(slope))
-    ready = inverse.times(rest)
-    direction, product = ready.copy(), float(rest @ ready)
-    for _ in range(20 * len(slope) + 20):
-        if float(np.linalg.norm(rest)) <= wanted:
-            return found
-        image = times(direction)
-        curvature = float(direction @ image)
+    from scipy.sparse import linalg  # takes long to import
+
+    num, size = len(slope), float(np.linalg.norm(slope))
+    wanted = max(1e-10, 10 * held.rounding)
+
+    def image(direction: np.ndarray) -> np.ndarray:
+        found = times(direction)
+        curvature = float(direction @ found)
         if not curvature > 0:
             raise _no_minimum(f"a curvature of {curvature:.3g} nats along a direction")
-        length = product / curvature
-        found, rest = found + length * direction, rest - length * image
-        ready, before = inverse.times(rest), product
-        product = float(rest @ ready)
-        direction = ready + product / before * direction
-    if float(np.linalg.norm(rest)) <= 1e4 * wanted:
         return found
-    got = f"a residual of {np.linalg.norm(rest):.3g}, of {np.linalg.norm(slope):.3g} at first"
-    raise _no_minimum(got)
+
+    operator: Any = linalg.LinearOperator  # whose stub lacks what it takes
+    inverse = held.inverse if held.of_guide.all() else None
+    found, _ = linalg.cg(
+        operator((num, num), image, dtype=float),
+        slope,
+        rtol=wanted,
+        maxiter=20 * num + 20,
+        M=inverse,
+    )
+    rest = float(np.linalg.norm(slope - times(found))) if found.any() else size
+    if rest > 1e4 * wanted * size:
+        raise _no_minimum(f"a residual of {rest:.3g}, of {size:.3g} at first")
+    return found
 
 
 def _no_minimum(got: str) -> NotFiniteError:
