@@ -10,7 +10,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 import vi_kit as vi
-from vi_kit.pyro import Loss
+from vi_kit.pyro import Loss, at_once
 
 
 def z_scores(draws, mean):
@@ -95,6 +95,30 @@ def test_many_at_once_are_what_each_is(program, monkeypatch):
         )
         for name, values in drawn.items():
             np.testing.assert_allclose(values[i], trace.nodes[name]["value"].numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_in_several_runs_they_are_those_of_one_run(with_factor, monkeypatch):
+    def model(x):
+        hierarchy(x)
+        if with_factor:
+            pyro.factor("more", torch.zeros(()))
+
+    guide = autoguide.AutoNormal(hierarchy)
+    calls, narrowed = [], at_once._narrowed
+
+    def counted(*args):
+        calls.append(args[2])
+        return narrowed(*args)
+
+    monkeypatch.setattr(at_once, "_narrowed", counted)
+    monkeypatch.setattr(at_once, "CHUNK_BYTES", 2000)
+    drawn = vi.sample(Loss(), model, guide, X, num_samples=20)
+    assert sum(calls) == 2 * 20 and len(calls) > 2  # of guide and model
+    assert {n: len(np.unique(drawn[n])) for n in ("loc", "z")} == {"loc": 20, "z": 60}
+    assert vi.expectation(Loss(), model, guide, X, num_samples=20).mean["z"] == pytest.approx(
+        drawn["z"].mean(axis=0)
+    )
 
 
 def test_as_many_draws_as_rows_are_taken_at_once(monkeypatch):

@@ -89,11 +89,23 @@ def at_once(
             other = _other(run, piece, seeds[0]) if start == 0 else None
             if other is not None:
                 return None, f"site {other!r} is another one where many draws are made in one run"
+            if start == 0 and not densities:  # the first run has them, to be compared by
+                piece = _without_densities(first), _without_densities(second)
+                single = _without_densities(single[0]), _without_densities(single[1])
             pieces.append(piece)
     except Exception as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         return None, f"the programs do not broadcast over a dim in front ({text[:MOST_SAID]})"
     return pieces, ""
+
+
+def _without_densities(own: Found) -> Found:
+    """Sites as a run makes them that is asked for no densities."""
+    return {
+        n: replace(s, log_prob=None, mask=None, scale=1.0 if np.ndim(s.scale) else s.scale)
+        for n, s in own.items()
+        if s.kind is not Kind.FACTOR
+    }
 
 
 def _batch_ndim(site: Site) -> int:
