@@ -600,6 +600,11 @@ def test_data_that_do_not_fit_a_plate_are_refused(lib):
             z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
             lib.sample("x", lib.dist.Normal(z, 1.0), obs=x)
 
+    def of_all_rows(x):
+        loc = lib.theta(np.zeros(len(ROWS)))
+        with lib.plate("data", len(x)):
+            lib.sample("z", lib.dist.Normal(loc, 1.0))
+
     def of_rows(x):
         loc = lib.theta(np.zeros(len(x)))
         with lib.plate("data", len(x)):
@@ -607,6 +612,7 @@ def test_data_that_do_not_fit_a_plate_are_refused(lib):
 
     refused(no_plate, "no plate holds the rows of a minibatch.*observed sites 'x'")
     refused(other_size, "plate 'data' has another size.*100.*40")
+    refused(local, "minibatch: .*40.*got: +8 of 40 rows.*an encoder.*subsample_size=8", of_all_rows)
     refused(local, "parameter 'theta.*has as many elements as a minibatch", of_rows)
     refused(local, "has as many elements as a minibatch", autoguide(lib, local)[0])
     several = [lib.array(ROWS[:8])]

@@ -46,6 +46,7 @@ def test_a_gaussian_has_its_mean_and_all_of_its_covariance(fits):
     fit = fits.fit(model, fits.AutoNormal(model), fixed_draws=20)
     found = fit.linear_response(num_draws=20)
     assert fit.stopped.startswith("it converged") and not fit.notes
+    assert list(fit.seconds) == ["before", "first step", "steps"] and min(fit.seconds.values()) > 0
     assert found.names == ("z[0]", "z[1]", "z[2]")
     np.testing.assert_allclose(found.mean, MEAN, atol=1e-6)
     np.testing.assert_allclose(found.covariance, COVARIANCE, atol=1e-6)
@@ -179,7 +180,11 @@ def test_the_hessian_is_that_of_the_value(fits):
 
     estimators = {"b": vi.Analytic(), "q": vi.Quadrature(), "a": vi.Reparam(), "c": vi.Enumerate()}
     fit = fits.fit(model, guide, fixed_draws=5, num_steps=3, estimators=estimators)
-    assert "largest number" in fit.stopped and fit.num_steps == 3 and fit.notes
+    assert (
+        "largest number" in fit.stopped
+        and fit.num_steps == 3
+        and "more than 3 iterations" in fit.notes[-1]
+    )
     held, step, times = fit.held, 1e-5, hessian(fit.held)
     for direction in np.random.default_rng(0).normal(size=(3, 7)):
         ends = [held.evaluate(held.at + s * step * direction) for s in (1, -1)]

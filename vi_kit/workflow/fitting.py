@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import inspect
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vi_kit.base.errors import NotFiniteError, ObjectiveError, message
+from vi_kit.base.errors import NotFiniteError, ObjectiveError, ViKitError, message
 from vi_kit.engine.arguments import MAX_DEPTH, inside
 from vi_kit.workflow import inquest
 from vi_kit.workflow.batches import Call, Data, Rows, Source, Stream, source_of
@@ -145,7 +146,7 @@ def run(
     starts = library.starts(job)
     for i, start in enumerate(starts):
         began = began if i == 0 else time.perf_counter()
-        with _keywords_explained(library, source), numbers_told(library, model, guide, source):
+        with _rows_explained(library, source), numbers_told(library, model, guide, source):
             training = _begun(library, job, start(), i if len(starts) > 1 else None)
         training.seconds = {"before": time.perf_counter() - began, **training.seconds}
         try:
@@ -194,7 +195,7 @@ def _plates(
     if source.takes_all:
         return {}, frozenset()
     args, kwargs = source.example
-    with _keywords_explained(library, source), numbers_told(library, model, guide, source):
+    with _rows_explained(library, source), numbers_told(library, model, guide, source):
         first = library.look(model, guide, args, kwargs)
     other = lengthened(args, kwargs, library.lengths, library.cut)
     second = None
@@ -228,23 +229,34 @@ def numbers_told(
 
 
 @contextmanager
-def _keywords_explained(library: Library, source: Source) -> Iterator[None]:
+def _rows_explained(library: Library, source: Source) -> Iterator[None]:
     """What fails on rows of arrays, where others are whole, may do so for that reason."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
-        kwargs, num_rows = source.example[1], source.num_rows
-        names = [k for k, v in kwargs.items() if num_rows in library.lengths(v)]
-        if not isinstance(source, Rows) or not names:
+        if not isinstance(source, Rows):
             raise
-        raise ObjectiveError(
-            message(
-                f"fit: the programs cannot be run on a minibatch, and keywords are the same in each step: {error}",
+        num_rows, what = source.num_rows, "fit: the programs cannot be run on a minibatch"
+        said = str(error).partition("\n")[0]
+        names = [k for k, v in source.kwargs.items() if num_rows in library.lengths(v)]
+        if names:
+            text = message(
+                f"{what}, and keywords are the same in each step: {said}",
                 got=f"{', '.join(names)} of {num_rows} rows, by keyword",
                 expected="what has a row for each datum as a positional argument",
                 fix="fit(model, guide, x, y, batch_size=...)",
             )
-        ) from error
+        elif re.search(rf"\b{num_rows}\b", str(error)) and not isinstance(error, ViKitError):
+            text = message(
+                f"{what}: {said}",
+                got=f"{source.batch_size} of {num_rows} rows",
+                expected="nothing that has an element for each datum but what is cut with the rows",
+                fix="parameters of a datum computed from it (an encoder); or no batch_size, and the rows taken inside:"
+                f' with plate("rows", {num_rows}, subsample_size={source.batch_size}) as i, then x[i] and loc[i]',
+            )
+        else:
+            raise
+        raise ObjectiveError(text) from error
 
 
 def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:

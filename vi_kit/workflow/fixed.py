@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,6 +68,7 @@ def run(
                 fix="objective=vi.elbo(), or steps without fixed_draws",
             )
         )
+    marks = [time.perf_counter()]
     args, kwargs = library.arrays(args), library.arrays(dict(kwargs))
     made = library.optimizer(None, shrinks=False)
     job = Job(loss, model, guide, Whole((args, kwargs)), made, request, {})
@@ -78,6 +80,7 @@ def run(
     _refuse_noise(held.plan(), held.remembers())
     if not len(held.at):
         raise _not_held("no parameter", "a guide with parameters", "pyro.param or numpyro.param")
+    marks.append(time.perf_counter())
     with numbers_told(library, model, guide, job.source):
         first = held.first()
     again = [held.evaluate(held.at) for _ in range(2)]
@@ -88,6 +91,7 @@ def run(
         fix = "no random numbers besides those of sample statements, no state; or no fixed_draws"
         raise _not_held(got, "the same value each time: the model is noisy", fix)
     progress.start(0)
+    marks.append(time.perf_counter())
     with interruptible() as interrupted:
         most = MOST if request.num_steps is None else request.num_steps
         try:
@@ -100,13 +104,18 @@ def run(
     held.settle(found.at)
     training.history.add(np.array(found.losses), np.array(found.norms))
     trainer.done = len(found.losses)
+    marks.append(time.perf_counter())
+    seconds = np.diff(marks).tolist()
+    training.seconds = dict(zip(("before", "first step", "steps"), seconds, strict=True))
     stopped = f"{found.why}, after {len(found.losses)} iterations"
     fit = fit_of(library, job, [Ended(training, stopped)])
     fit.held, fit.fixed_draws = held, loss.settings.num_samples
     fit.by_rule = found.converged
     if not found.converged:
-        note = "it did not converge: what the guide has no minimum for (covariances of more dims than draws)?"
-        fit.notes = (*fit.notes, note)
+        why = "what the guide has no minimum for (covariances of more dims than draws)?"
+        if len(found.losses) == most:
+            why = f"more than {most} iterations, or num_steps left out"
+        fit.notes = (*fit.notes, f"it did not converge: {why}")
     return fit
 
 
