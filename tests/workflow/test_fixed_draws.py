@@ -216,6 +216,20 @@ def test_samplers_without_second_derivatives(fits):
     assert found.covariance[0, 0] == pytest.approx(10 / 16, rel=0.3)
 
 
+def test_a_sampler_that_rejects_is_told(fits):
+    lib = fits.lib
+
+    def model():
+        lib.sample("z", lib.dist.LogNormal(lib.array(np.full(3, 0.5)), 0.5).to_event(1))
+
+    def guide():
+        a = fits.param("a", np.full(3, 1.3), constraint=fits.positive)
+        lib.sample("z", lib.dist.Gamma(a, 1.0).to_event(1))
+
+    fit = fits.fit(model, guide, fixed_draws=20)
+    assert fit.stopped.startswith("no lower value") and "samplers reject" in fit.notes[-1]
+
+
 def test_fresh_noise_is_refused(fits, monkeypatch):
     """The mutant: noise that is new in each evaluation."""
     model, calls = gaussian(fits.lib), []

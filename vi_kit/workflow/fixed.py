@@ -15,7 +15,8 @@ from vi_kit.objectives import elbo
 from vi_kit.workflow.batches import Whole
 from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.fitting import Ended, Job, Library, fit_of, numbers_told
-from vi_kit.workflow.lbfgs import minimum
+from vi_kit.workflow.held import Held
+from vi_kit.workflow.lbfgs import Minimum, minimum
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
 from vi_kit.workflow.training import Training, interruptible
@@ -101,6 +102,7 @@ def run(
         finally:
             progress.close("done")
     held.inverse = found.inverse
+    why_not = _why_not(found, held, most)
     held.settle(found.at)
     training.history.add(np.array(found.losses), np.array(found.norms))
     trainer.done = len(found.losses)
@@ -111,12 +113,33 @@ def run(
     fit = fit_of(library, job, [Ended(training, stopped)])
     fit.held, fit.fixed_draws = held, loss.settings.num_samples
     fit.by_rule = found.converged
-    if not found.converged:
-        why = "what the guide has no minimum for (covariances of more dims than draws)?"
-        if len(found.losses) == most:
-            why = f"more than {most} iterations, or num_steps left out"
-        fit.notes = (*fit.notes, f"it did not converge: {why}")
+    if why_not:
+        fit.notes = (*fit.notes, f"it did not converge: {why_not}")
     return fit
+
+
+def _why_not(found: Minimum, held: Held, most: int) -> str:
+    """Why no minimum was found, as far as it is known; parameters are moved."""
+    if found.converged or found.why == "interrupted":
+        return ""
+    if len(found.losses) == most:
+        return f"more than {most} iterations, or num_steps left out"
+    if _has_its_gradient(found, held):
+        return "what the guide has no minimum for (covariances of more dims than draws)?"
+    return (
+        "its gradient is not that of its value, as where samplers reject (Gamma, Beta, Dirichlet, StudentT): which"
+        " draws they take jumps with the parameters. A guide by LogNormal, Weibull or transformed Normals has none such"
+    )
+
+
+def _has_its_gradient(found: Minimum, held: Held) -> bool:
+    """Whether, where a fit has ended, the value changes along the gradient as the gradient says."""
+    slope, size = found.gradient, float(np.linalg.norm(found.gradient))
+    step = held.rounding ** (1 / 3) * max(1.0, float(np.abs(found.at).max())) / size * slope
+    ends = [held.evaluate(found.at + s * step)[0] for s in (1, -1)]
+    off = (ends[0] - ends[1]) / (2 * float(np.linalg.norm(step))) - size
+    rounds = held.rounding ** (2 / 3) * max(1.0, abs(ends[0]))
+    return not abs(off) > 0.01 * size + 10 * rounds
 
 
 def _refuse_noise(plan: Plan, remembers: list[str]) -> None:
