@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vi_kit.base.errors import EstimatorError, ObjectiveError, message, whole_number
+from vi_kit.engine.plan import Plan
 from vi_kit.estimators import Score
 from vi_kit.language.normalize import without_bias
 from vi_kit.language.objective import Objective
@@ -86,6 +87,10 @@ class Replay(Protocol):
 
     def sampled(self, num_draws: int, seed: int) -> Densities:
         """At independent draws."""
+        ...
+
+    def plan(self, loss: Any) -> Plan:
+        """What was found of the programs."""
         ...
 
     def log_weights(self, num_draws: int, seed: int) -> Displaced:
@@ -207,7 +212,7 @@ def check_unbiased(
     ($E[F \nabla \log q + \nabla F]$). Where the support of a site moves with a coordinate the score function is not
     the gradient: there it is central differences of the mean of $F$, with the same random numbers on both sides. So
     it is for `elbo`, `iwae`, `miwae`, `ciwae`, `renyi` and `cubo`; for other objectives, for bounds per element of a
-    plate, and for programs made by `vi.marginal` or `vi.normalize` (a filter's ancestors scored), it is the loss with
+    plate, for sites of the model that are summed out, and for programs made by `vi.marginal` or `vi.normalize` (a filter's ancestors scored), it is the loss with
     `Score()` at all sites, or differences of the loss if a support moves. The report says which.
 
     Nothing is changed: parameters, what baselines keep, and the state of random number generators stay as they were.
@@ -307,7 +312,8 @@ def _ratio(a: float, b: float) -> float:
 def _reference(replay: Replay, loss: Any, num_draws: int, seed: int) -> tuple[Any, Any, str]:
     """The loss and its gradient, their standard errors, and how they were found."""
     bound = _bound(loss.settings.objective)
-    if bound is None or (bound.num_particles > 1 and replay.shares_plates):
+    by_element = bound is not None and bound.num_particles > 1 and replay.shares_plates
+    if bound is None or by_element or replay.plan(loss).selection.sums_out:
         return _by_the_loss(replay, loss, bound, num_draws, seed)
     num, sign = bound.num_particles, loss.settings.sign
     table = replay.enumerated(int(MAX_TUPLES ** (1 / num)))
@@ -346,6 +352,8 @@ def _enumerated(replay: Replay, loss: Any) -> tuple[Any, Any, str]:
         why = f"{loss.settings.objective!r}, whose value is not known as a function of log weights"
     elif bound.num_particles > 1 and replay.shares_plates:
         why = "a bound for each element of a plate"
+    elif replay.plan(loss).selection.sums_out:
+        bound, why = None, "sites of the model that the loss sums out"
     else:
         table = replay.enumerated(int(MAX_TUPLES ** (1 / bound.num_particles)))
         why = f"sites that are not finite, or more than {MAX_TUPLES} joint values of all particles"

@@ -46,6 +46,31 @@ def test_what_cannot_be_a_reference(lib):
         vi.check_unbiased(other, *programs, num_draws=2, against="enumeration")
 
 
+def test_sites_that_are_summed_out(lib):
+    x = np.array([-2.0, 1.8, 2.3])
+
+    def model():
+        m = lib.sample("m", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("data", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            lib.sample("x", lib.dist.Normal(m + 4.0 * z - 2.0, 1.0), obs=lib.array(x))
+
+    def guide():
+        lib.sample("m", lib.dist.Normal(lib.theta(np.ones(1))[0], 0.5))
+
+    at = np.linspace(-6.0, 8.0, 4001)
+    density = np.exp(-((at - 1.0) ** 2) / 0.5) / (0.5 * np.sqrt(2 * np.pi))
+    parts = [-((x[:, None] - at - c) ** 2) / 2 for c in (-2.0, 2.0)]
+    evidence = (np.logaddexp(*parts) - np.log(2 * np.sqrt(2 * np.pi))).sum(axis=0)
+    cost = np.log(density + 1e-300) + at**2 / 2 + np.log(2 * np.pi) / 2 - evidence
+    exact = (density * cost).sum() * (at[1] - at[0])  # 7.305; with z drawn from its prior 17.5
+    found = vi.check_unbiased(lib.Loss(), model, guide, num_draws=400)
+    assert found.passed and "the same objective with Score()" in found.reference
+    assert abs(found.rows[0].reference - exact) < 0.2
+    with pytest.raises(vi.ObjectiveError, match=r"(?s)nothing to enumerate.*sums out"):
+        vi.check_unbiased(lib.Loss(), model, guide, num_draws=2, against="enumeration")
+
+
 def test_draws_that_power_needs(lib):
     loss = lib.Loss(estimators=vi.Score())
     few = vi.check_unbiased(loss, *coins(lib), num_draws=5)

@@ -70,6 +70,9 @@ def as_chosen(estimator: Estimator) -> Estimator:
     return estimator
 
 
+SUMMED_OUT = "summed out"
+
+
 @dataclass(frozen=True)
 class Selection:
     """Estimators by pattern of site names (`fnmatch`); the first pattern that matches wins.
@@ -136,6 +139,11 @@ class Selection:
         return cls(tuple(estimators.items()))
 
     @property
+    def sums_out(self) -> bool:
+        """Whether sites of the model are summed out, as far as the programs are known."""
+        return any(choice.why == SUMMED_OUT for choice in self.resolved.values())
+
+    @property
     def schedule(self) -> Callable[[Any], Any] | None:
         """How the two variants of an estimate are mixed, if there are two."""
         for _, estimator in self.patterns:
@@ -200,7 +208,7 @@ class Selection:
             return known
         estimator = Enumerate(MAX_SUMMED)
         kind = dist.name, dist.event_shape
-        return Choice(estimator, rule, "summed out", kind, estimator.layout(dist))
+        return Choice(estimator, rule, SUMMED_OUT, kind, estimator.layout(dist))
 
     def _choose(
         self,
