@@ -212,8 +212,9 @@ def check_unbiased(
     ($E[F \nabla \log q + \nabla F]$). Where the support of a site moves with a coordinate the score function is not
     the gradient: there it is central differences of the mean of $F$, with the same random numbers on both sides. So
     it is for `elbo`, `iwae`, `miwae`, `ciwae`, `renyi` and `cubo`; for other objectives, for bounds per element of a
-    plate, for sites of the model that are summed out, and for programs made by `vi.marginal` or `vi.normalize` (a filter's ancestors scored), it is the loss with
-    `Score()` at all sites, or differences of the loss if a support moves. The report says which.
+    plate, for sites of the model that are summed out, and for programs made by `vi.marginal` or `vi.normalize` (a
+    filter's ancestors scored), it is the loss with `Score()` at all sites, or differences of the loss if a support
+    moves. The report says which.
 
     Nothing is changed: parameters, what baselines keep, and the state of random number generators stay as they were.
 

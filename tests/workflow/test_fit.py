@@ -563,6 +563,24 @@ def test_refusals_come_before_any_work(lib, number):
         assert not list(pyro.get_param_store())
 
 
+def test_classes_in_the_place_of_their_values(lib):
+    model, guide, args = normals(lib)[0], mean_field(lib), normals(lib)[2]
+
+    class Guide:
+        pass
+
+    refused = {
+        r"the guide is a class(?s:.*)Guide\(model\)": (Guide, {}),
+        r"not an estimator(?s:.*)vi.Score\(\)": (guide, {"estimators": vi.Score}),
+        "a stopping rule": (guide, {"stop": vi.Stationary}),
+    }
+    for pattern, (own, given) in refused.items():
+        with pytest.raises(vi.ViKitError, match=pattern):
+            lib.fit(model, own, *args, num_steps=3, **given)
+    with pytest.raises(vi.ObjectiveError, match="the guide is a class"):
+        vi.check_unbiased(lib.Loss(), model, Guide, *args)
+
+
 def test_data_by_keyword_are_not_cut(lib):
     def model(x, y=None):
         z = lib.sample("z", lib.dist.Normal(0.0, 1.0))

@@ -85,6 +85,9 @@ def test_params_are_those_given_and_else_the_first():
     assert np.ptp(first) < 1e-4
     given = vi.sample(Loss(), model, guide, num_samples=3, params={"loc": jnp.array(5.0)})["z"]
     np.testing.assert_allclose(given, 5.0, atol=1e-4)
+    for call in (vi.sample, vi.expectation, vi.check_unbiased):
+        with pytest.raises(vi.ObjectiveError, match=r"(?s)no use for 'Loc'.*'loc': \.\.\."):
+            call(Loss(), model, guide, params={"Loc": jnp.array(5.0)})
 
 
 def test_chunks_do_not_matter(monkeypatch):

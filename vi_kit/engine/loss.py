@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from vi_kit.base.errors import BackendError, message, refuse_settings, whole_number
+from vi_kit.base.errors import BackendError, ObjectiveError, message, refuse_settings, whole_number
 from vi_kit.engine.plan import Plan, Plans, explanation
 from vi_kit.engine.select import Given
 from vi_kit.engine.settings import SETTINGS, Settings
 from vi_kit.engine.variance import GradientVariance, variance_of
-from vi_kit.language.programs import Program
+from vi_kit.language.programs import Program, classes_told
 from vi_kit.language.words import Objective
 
 
@@ -99,6 +99,7 @@ class CommonLoss:
 
     def replay(self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any) -> Any:
         """Model and guide at their present parameters, for `vi.check_unbiased`."""
+        _refuse_classes(model, guide)
         return type(self).replays(model, guide, args, kwargs, params)
 
     def gradient_variance(
@@ -156,6 +157,7 @@ class CommonLoss:
     def draws(self, model: Callable, guide: Callable, args: Any, kwargs: Any, params: Any) -> Any:
         """Plain runs of model and guide at some parameters (see `vi_kit.workflow.draws.Runs`)."""
         summed = self.settings.selection.marginalize
+        _refuse_classes(model, guide)
         return type(self).drawn(model, guide, args, kwargs, params, summed)
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
@@ -177,6 +179,7 @@ class CommonLoss:
     ) -> tuple[Program, Program]:
         if not callable(model) or not callable(guide):
             raise self._of_other_library()
+        _refuse_classes(model, guide)
         summed = ("", *self.settings.selection.marginalize)
         return Program(model, args, kwargs, "model", summed=summed), Program(
             guide, args, kwargs, "guide"
@@ -192,3 +195,8 @@ class CommonLoss:
                 fix="Loss from vi_kit.pyro for Pyro's SVI, from vi_kit.numpyro for NumPyro's",
             )
         )
+
+
+def _refuse_classes(model: Any, guide: Any) -> None:
+    if texts := classes_told(model=model, guide=guide):
+        raise ObjectiveError("\n".join(texts))

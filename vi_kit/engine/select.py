@@ -111,7 +111,7 @@ class Selection:
         """
         if estimators is None:
             return cls()
-        if isinstance(estimators, Estimator | Policy):
+        if not isinstance(estimators, Mapping):
             estimators = {"*": estimators}
         for pattern, estimator in estimators.items():
             if not isinstance(estimator, Estimator | Policy):

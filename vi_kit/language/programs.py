@@ -564,3 +564,17 @@ def log_density_of(program: Program, draw: Draw) -> Cost:
 
 def session() -> Session:
     return cast(Session, current())
+
+
+def classes_told(**programs: Any) -> list[str]:
+    """Texts about programs, by role, that are classes in the place of what is made of them."""
+    return [
+        message(
+            f"the {role} is a class",
+            got=f"{role}={fn.__name__}",
+            expected="a function, or an object that can be called",
+            fix=f"{fn.__name__}({'model' * (role == 'guide')})",
+        )
+        for role, fn in programs.items()
+        if isinstance(fn, type)
+    ]

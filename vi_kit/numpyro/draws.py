@@ -15,6 +15,7 @@ from numpyro import handlers
 
 from vi_kit.engine.statements import is_copy
 from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.init_params import refuse_unknown
 from vi_kit.workflow.draws import Draws, Kind, Plate, Site, kind_of
 
 CHUNK_BYTES = 2**26
@@ -73,10 +74,14 @@ class NumPyroRuns:
         key_guide, key_model = random.split(random.key(0))
         guide = self._traced(self.guide, key_guide)
         model = self._traced(handlers.replay(self.model, guide), key_model)
-        for traced in (model, guide):
-            for name, msg in traced.items():
-                if msg["type"] in ("param", "mutable"):
-                    self.params.setdefault(name, msg["value"])
+        there = {
+            name: msg["value"]
+            for traced in (guide, model)
+            for name, msg in traced.items()
+            if msg["type"] in ("param", "mutable")
+        }
+        refuse_unknown(self.params, there)
+        self.params = {**there, **self.params}
 
     def _traced(self, program: Callable, key: Any, predictive: bool = False) -> Any:
         seeded = handlers.seed(handlers.substitute(program, self.params), key)

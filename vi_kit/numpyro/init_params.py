@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -28,20 +28,21 @@ def checked_params(
     texts, found = [], {}
     for name, value in given.items():
         if name not in there:
-            near = difflib.get_close_matches(name, there, 1) or sorted(there)[:1]
-            texts.append(_wrong(name, value, f"one of {sorted(there)}", f"{near[0]!r}: ..."))
+            texts.append(_unknown(INIT, name, value, there))
             continue
         own = transforms[name](there[name])
         shapes = [jax.tree.map(jnp.shape, one) for one in (value, own)]
         if shapes[0] != shapes[1]:
             fix = f"{name!r}: an array of shape {shapes[1]}"
-            texts.append(_wrong(name, value, f"shape {shapes[1]}", fix))
+            texts.append(_wrong(INIT, name, value, f"shape {shapes[1]}", fix))
             continue
         value = jax.tree.map(lambda v, o: jnp.asarray(v, jnp.result_type(o)), value, own)
         unconstrained = transforms[name].inv(value)
         if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(unconstrained)):
             texts.append(
-                _wrong(name, value, "a finite value within its constraint", f"{name!r}: {own}")
+                _wrong(
+                    INIT, name, value, "a finite value within its constraint", f"{name!r}: {own}"
+                )
             )
             continue
         found[name] = value
@@ -50,10 +51,29 @@ def checked_params(
     return found
 
 
-def _wrong(name: str, value: Any, expected: str, fix: str) -> str:
+def refuse_unknown(given: Mapping[str, Any], there: Collection[str]) -> None:
+    """Refuse values of parameters that the programs do not have; what a loss keeps of its own is no business of theirs.
+
+    Raises:
+        ObjectiveError: there are such.
+    """
+    strange = [n for n in given if n not in there and not n.startswith("vi_kit")]
+    if strange:
+        raise ObjectiveError("\n".join(_unknown("params", n, given[n], there) for n in strange))
+
+
+INIT = "fit: init_params"
+
+
+def _unknown(where: str, name: str, value: Any, there: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, there, 1) or sorted(there)[:1] or ["..."]
+    return _wrong(where, name, value, f"one of {sorted(there)}", f"{near[0]!r}: ...")
+
+
+def _wrong(where: str, name: str, value: Any, expected: str, fix: str) -> str:
     return message(
-        f"fit: init_params has no use for {name!r}",
+        f"{where} has no use for {name!r}",
         got=f"{name}={value}",
         expected=expected,
-        fix=f"init_params={{{fix}}}",
+        fix=f"{where.split()[-1]}={{{fix}}}",
     )

@@ -27,6 +27,7 @@ from vi_kit.engine.replay import (
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
 from vi_kit.engine.variance import Moved, Sampler
 from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.init_params import refuse_unknown
 from vi_kit.unbiased import Densities, Displaced
 
 
@@ -64,6 +65,7 @@ class NumPyroReplay:
             for n, s in t.items()
             if s["type"] == "mutable"
         }
+        refuse_unknown(params or {}, {**started, **self.state})
         values = {**started, **(params or {})}
         moved = {n: v for n, v in values.items() if _is_moved(v)}
         self.fixed = {n: v for n, v in values.items() if n not in moved}

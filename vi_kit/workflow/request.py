@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vi_kit.base.errors import ObjectiveError, ViKitError, message, whole_number
+from vi_kit.language.programs import classes_told
 from vi_kit.workflow.checkpoints import Checkpoint
 from vi_kit.workflow.moment import Callback
 from vi_kit.workflow.stopping import StoppingRule
@@ -92,10 +93,13 @@ class Request:
         ]
         if num_steps is None:
             checks[0] = lambda: None if fixed_draws is not None else _an_end(stop)
+        model, guide = programs
         texts = [*_raised(checks), *_strangers(programs, kwargs)]
+        texts += classes_told(model=model, guide=guide)
         if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
             texts.append(_wrong("clip_norm", clip_norm, "a positive number", "clip_norm=10.0"))
-        if stop is not None and not isinstance(getattr(stop, "every", None), int):
+        is_rule = isinstance(getattr(stop, "every", None), int) and not isinstance(stop, type)
+        if stop is not None and not is_rule:
             texts.append(_wrong("stop", stop, "a stopping rule", "stop=vi.Stationary()"))
         if not all(map(callable, callbacks)):
             texts.append(_wrong("callbacks", callbacks, "functions of a moment", "callbacks=[f]"))
