@@ -92,3 +92,88 @@ def test_an_own_estimator_that_is_biased(lib):
     right = vi.check_unbiased(lib.Loss(estimators=vi.Score()), *programs, num_draws=400)
     wrong = vi.check_unbiased(lib.Loss(estimators=Unscored()), *programs, num_draws=400)
     assert not right.biased and wrong.biased and len(AT) == 2
+
+
+@dataclass(frozen=True)
+class OthersOfThePlate(vi.Baseline):
+    """That of the README: right."""
+
+    def subtracted(self, others):
+        return others.mean(others.plates[-1])
+
+
+@dataclass(frozen=True)
+class OwnValue(vi.Baseline):
+    """Twice the value that the site has drawn, which goes past `others` by way of the guide: wrong."""
+
+    drawn: dict
+
+    def subtracted(self, others):
+        return others.per_plate(2.0 * self.drawn["z"])
+
+
+LOGITS = np.array([0.4, -0.8, 0.1])
+
+
+def coins_in_a_plate(lib, drawn):
+    """Three coins; the guide leaves in `drawn` what it drew."""
+
+    def model():
+        with lib.plate("coins", 3):
+            z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.2)))
+            lib.sample("x", lib.dist.Normal(3.0 * z, 1.0), obs=lib.array(np.array([0.0, 2.0, 3.5])))
+
+    def guide():
+        with lib.plate("coins", 3):
+            drawn["z"] = lib.sample("z", lib.dist.Bernoulli(logits=lib.theta(LOGITS)))
+
+    return model, guide
+
+
+def test_an_own_baseline(lib):
+    drawn = {}
+    programs = coins_in_a_plate(lib, drawn)
+    right = lib.Loss(estimators=vi.Score(OthersOfThePlate()))
+    found = vi.check_unbiased(right, *programs, num_draws=400, against="enumeration")
+    assert found.passed, found
+    wrong = lib.Loss(estimators=vi.Score(OwnValue(drawn)))
+    found = vi.check_unbiased(wrong, *programs, num_draws=400, against="enumeration")
+    probs = 1 / (1 + np.exp(-LOGITS))
+    assert len(found.biased) >= 1 and not found.passed, found
+    for row, bias in zip(found.rows[1:], 2.0 * probs * (1 - probs), strict=True):
+        assert abs(row.mean - row.reference - bias) <= 5 * row.error, (bias, found)
+
+
+@vi.objective
+def own_bound(model, guide):
+    z = vi.simulate(guide)
+    return vi.log_density(model, z) - z.log_density
+
+
+@vi.objective
+def sign_slip(model, guide):
+    z = vi.simulate(guide)
+    return vi.log_density(model, z) + z.log_density
+
+
+@vi.objective
+def held_slip(model, guide):
+    """The value of the bound, but the model does not see the guide's parameters."""
+    z = vi.simulate(guide)
+    return vi.log_density(model, vi.stop_gradient(z)) - z.log_density
+
+
+def test_an_own_objective(lib):
+    """Without noise, so that what is right is exact; the value of the second wrong one is right, too."""
+    programs = coins(lib)
+
+    def found(objective, against):
+        loss = lib.Loss(objective(), vi.Enumerate())
+        return vi.check_unbiased(loss, *programs, num_draws=2, against=against)
+
+    for against in (exact(), "differences"):
+        right = found(own_bound, against)
+        assert right.passed, right
+    assert len(found(sign_slip, exact()).biased) == 2
+    for against in (exact(), "differences"):
+        assert len(found(held_slip, against).biased) == 2
