@@ -24,6 +24,7 @@ PARTS = (
     "air_pyro",
     "cone",
     "discrete",
+    "auto",
     "scaling",
     "stopping",
     "fitting",
