@@ -109,6 +109,22 @@ def test_event_dims_nested_plates(lib):
     assert "log_likelihood" not in data.groups()
 
 
+def test_dims_of_a_joint_guide_are_the_plates_of_the_model(lib):
+    def model():
+        with lib.plate("g", 3):
+            lib.sample("t", lib.dist.Normal(0.0, 1.0))
+            lib.sample("w", lib.dist.Dirichlet(lib.array(np.ones(4))))
+
+    def guide():  # as AutoMultivariateNormal of NumPyro draws: all dims are event dims, in no plate
+        lib.sample("t", lib.dist.Delta(lib.array(np.zeros(3)), event_dim=1))
+        lib.sample("w", lib.dist.Delta(lib.array(np.full((3, 4), 0.25)), event_dim=2))
+
+    data = vi.to_arviz(lib.Loss(), model, guide, num_samples=5)
+    for group in (data.posterior, data.prior):
+        assert group["t"].dims == ("chain", "draw", "g")
+        assert group["w"].dims == ("chain", "draw", "g", "w_dim_0")
+
+
 def test_loo_compare_and_plots(lib):
     import matplotlib
 

@@ -75,7 +75,7 @@ def to_arviz(
     ours = {n: s for n, s in draws.sites.items() if s.kind is not Kind.SUMMED}
     from_prior = {n: s for n, s in prior.model.items() if n in ours}
     groups: dict[str, Mapping[str, Variable]] = {
-        "posterior": _variables(ours),
+        "posterior": _variables(ours, draws.model),
         "posterior_predictive": _variables(its_own(predictions)),
         "prior": _variables(from_prior),
         "prior_predictive": _variables(its_own(prior, of_guide)),
@@ -123,13 +123,15 @@ def why_no_weights(who: Asked, draws: Draws) -> str | None:
     return None
 
 
-def _variables(sites: Mapping[str, Site]) -> dict[str, Variable]:
-    """Sites as variables with a chain of draws."""
+def _variables(sites: Mapping[str, Site], model: Mapping[str, Site] | None = None) -> dict[str, Variable]:
+    """Sites as variables with a chain of draws; those that the model has too stand in its plates, as a guide may draw
+    all of them jointly, in none."""
     found: dict[str, Variable] = {}
     for name, site in sites.items():
         shown = f"{name}_rows" if site.kind is Kind.ROWS else name
         shape = site.value.shape[1:]
-        found[shown] = ("chain", "draw", *dims_of(site, shown, shape)), site.value[None]
+        dims = dims_of((model or {}).get(name, site), shown, shape)
+        found[shown] = ("chain", "draw", *dims), site.value[None]
     return found
 
 
