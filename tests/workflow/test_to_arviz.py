@@ -56,23 +56,38 @@ def test_groups_dims_and_log_likelihoods(lib):
     assert data.sample_stats.attrs["ess"] == pytest.approx(200)
 
 
-def test_log_likelihoods_are_not_scaled_by_minibatches(lib):
+def test_log_likelihoods_are_not_scaled(lib):
+    model, guide, args = normals(lib)
+    scaled = lib.handlers.scale(model, scale=2.0)
+    data = vi.to_arviz(lib.Loss(), scaled, guide, *args, num_samples=20)
+    exact = log_normal(X, data.posterior["z"].values[..., None], NOISE)
+    np.testing.assert_allclose(data.log_likelihood["x"], exact, rtol=1e-6)  # mutant: twice as much
+    lp = 2 * (exact.sum(-1) + log_normal(data.posterior["z"].values, 0.0, 1.0))
+    np.testing.assert_allclose(data.sample_stats["lp"], lp, rtol=1e-6)
+
+
+def test_a_minibatch_that_the_model_draws_is_no_data(lib):
+    """Its columns are other rows in each draw: a `loo` of them would be of nothing."""
+
     def model():
         z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
         with lib.plate("data", 4, subsample_size=2) as rows:
             lib.sample("x", lib.dist.Normal(z, NOISE), obs=lib.array(X)[rows])
+        lib.sample("y", lib.dist.Normal(z, 1.0), obs=lib.array(0.5))
 
     def guide():
         lib.sample("z", lib.dist.Normal(0.0, 1.0))
 
-    data = vi.to_arviz(lib.Loss(), model, guide, num_samples=20)
-    taken = X[data.posterior["data_rows"].values]
-    exact = log_normal(taken, data.posterior["z"].values[..., None], NOISE)
-    np.testing.assert_allclose(data.log_likelihood["x"], exact, rtol=1e-6)
-    # mutant: multiplied by 4 / 2. The log weight is
+    with pytest.warns(UserWarning, match="plate 'data': 2 of 4 elements") as told:
+        data = vi.to_arviz(lib.Loss(), model, guide, num_samples=20)
+    assert len(told) == 1
+    assert "sample_stats" not in data.groups()
+    assert "minibatch" in data.posterior.attrs["no_log_weights"]
     z = data.posterior["z"].values
-    np.testing.assert_allclose(data.sample_stats["log_weight"], 2 * exact.sum(-1), rtol=1e-6)
-    assert data.posterior["z"].shape == z.shape
+    assert data.posterior["data_rows"].shape == (*z.shape, 2)
+    for group in ("observed_data", "posterior_predictive", "prior_predictive", "log_likelihood"):
+        assert set(data[group]) == {"y"}
+    np.testing.assert_allclose(data.log_likelihood["y"], log_normal(0.5, z, 1.0), rtol=1e-6)
 
 
 def test_hidden_elements_are_left_out(lib):

@@ -146,6 +146,15 @@ class Draws:
         return any(s.kind is Kind.SUMMED for s in self.model.values())
 
     @property
+    def minibatches(self) -> list[Plate]:
+        """The plates of which the programs draw some elements themselves."""
+        chosen = {
+            n for own in (self.guide, self.model) for n, s in own.items() if s.kind is Kind.ROWS
+        }
+        plates = {p.name: p for _, s in self.terms for p in s.plates if p.name in chosen}
+        return [p for p in plates.values() if p.size != p.full_size]
+
+    @property
     def terms(self) -> list[tuple[float, Site]]:
         """The sites that the log weight is made of, each with its sign. What the model draws itself cancels."""
         ours = (Kind.LATENT, Kind.OBSERVED, Kind.FACTOR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,9 @@ def to_arviz(
     has the name of the whole.
 
     Without log weights: a guide of point masses alone, and `vi.marginal`. Without log weights and likelihoods: a model
-    with sites that the loss sums out. An attribute says so.
+    with sites that the loss sums out. An attribute says so. A model that draws its own minibatch (a plate with
+    `subsample_size`) has other rows in each draw: there are no log weights, and nothing of the data in such plates, of
+    which a warning tells too. `posterior` then has the local sites of the rows that `<plate>_rows` names.
 
     Args:
         fit: what `fit` returned; or a `Loss`, followed by model and guide.
@@ -71,21 +74,29 @@ def to_arviz(
     prior = who.plain[0].runs.prior(num_samples, seed + 1)
     of_guide = {n for n, s in first.guide.items() if s.kind is Kind.LATENT}
     why_not = why_no_weights(who, draws)
+    chosen = {p.name for p in draws.minibatches}
+    if chosen:
+        warnings.warn(
+            f"to_arviz: {why_not}: there are no log weights, and no data, predictions and log likelihoods of these"
+            " plates; they are there for a model whose plates have no subsample_size",
+            stacklevel=2,
+        )
     stats, attrs = ({}, {}) if why_not else _stats(draws)
     ours = {n: s for n, s in draws.sites.items() if s.kind is not Kind.SUMMED}
     from_prior = {n: s for n, s in prior.model.items() if n in ours}
     groups: dict[str, Mapping[str, Variable]] = {
         "posterior": _variables(ours, draws.model),
-        "posterior_predictive": _variables(its_own(predictions)),
+        "posterior_predictive": _variables(_of_fixed_rows(its_own(predictions), chosen)),
         "prior": _variables(from_prior),
-        "prior_predictive": _variables(its_own(prior, of_guide)),
+        "prior_predictive": _variables(_of_fixed_rows(its_own(prior, of_guide), chosen)),
         "sample_stats": stats,
-        "observed_data": _data(draws),
+        "observed_data": _data(_of_fixed_rows(draws.observed, chosen), draws),
         "constant_data": _constants(who),
     }
     coords: dict[str, np.ndarray] = {}
     if not draws.has_summed:
-        groups["log_likelihood"] = _likelihoods(draws, coords)
+        shown = _of_fixed_rows(draws.observed, chosen)
+        groups["log_likelihood"] = _likelihoods(shown, draws, coords)
     common = _attributes(who, num_samples, seed) | ({"no_log_weights": why_not} if why_not else {})
     datasets = {
         group: _dataset(own, coords, common | (attrs if group == "sample_stats" else {}))
@@ -112,6 +123,11 @@ def _stats(draws: Draws) -> tuple[dict[str, Variable], dict[str, Any]]:
 
 def why_no_weights(who: Asked, draws: Draws) -> str | None:
     """Why the draws have no importance weights; `None` if they have."""
+    if draws.minibatches:
+        parts = "; ".join(
+            f"plate {p.name!r}: {p.size} of {p.full_size} elements" for p in draws.minibatches
+        )
+        return f"the model draws its minibatch itself, other rows in each draw ({parts})"
     latent = [s for s in draws.guide.values() if s.kind is Kind.LATENT]
     summed = [n for n, s in draws.model.items() if s.kind is Kind.SUMMED]
     if summed:
@@ -123,7 +139,14 @@ def why_no_weights(who: Asked, draws: Draws) -> str | None:
     return None
 
 
-def _variables(sites: Mapping[str, Site], model: Mapping[str, Site] | None = None) -> dict[str, Variable]:
+def _of_fixed_rows(sites: Mapping[str, Site], chosen: set[str]) -> dict[str, Site]:
+    """The sites in none of the plates whose rows are chosen anew in each draw: their columns would be of no row."""
+    return {n: s for n, s in sites.items() if not chosen & {p.name for p in s.plates}}
+
+
+def _variables(
+    sites: Mapping[str, Site], model: Mapping[str, Site] | None = None
+) -> dict[str, Variable]:
     """Sites as variables with a chain of draws; those that the model has too stand in its plates, as a guide may draw
     all of them jointly, in none."""
     found: dict[str, Variable] = {}
@@ -162,9 +185,11 @@ def _whole(name: str, draws: Draws) -> str:
     return whole if whole != name and whole in draws.model else name
 
 
-def _likelihoods(draws: Draws, coords: dict[str, np.ndarray]) -> dict[str, Variable]:
+def _likelihoods(
+    sites: Mapping[str, Site], draws: Draws, coords: dict[str, np.ndarray]
+) -> dict[str, Variable]:
     found: dict[str, Variable] = {}
-    for own, site in draws.observed.items():
+    for own, site in sites.items():
         name, log_prob = _whole(own, draws), np.asarray(site.log_prob, float)
         dims = dims_of(site, name, log_prob.shape[1:], event_dim=0)
         if site.mask is not None:
@@ -179,9 +204,9 @@ def _likelihoods(draws: Draws, coords: dict[str, np.ndarray]) -> dict[str, Varia
     return found
 
 
-def _data(draws: Draws) -> dict[str, Variable]:
+def _data(sites: Mapping[str, Site], draws: Draws) -> dict[str, Variable]:
     found: dict[str, Variable] = {}
-    for own, site in draws.observed.items():
+    for own, site in sites.items():
         name, value = _whole(own, draws), np.array(site.value[0])
         if site.mask is not None and np.issubdtype(value.dtype, np.floating):
             event = value.ndim - site.mask.ndim + 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from vi_kit.base.errors import BackendError, message
 from vi_kit.workflow.asking import Asked
-from vi_kit.workflow.draws import Draws, Kind, Plate, Site
+from vi_kit.workflow.draws import Draws, Kind, Site
 from vi_kit.workflow.exporting import why_no_weights
 from vi_kit.workflow.sampling import drawn
 
@@ -35,7 +35,7 @@ def refuse_without_weights(who: Asked, draws: Draws) -> None:
         BackendError: they have none, or they are those of a minibatch that the programs draw themselves: of what is
             multiplied to stand for all rows, the mean of the exponential is no density of the data.
     """
-    parts = _minibatches(draws)
+    parts = draws.minibatches
     if parts:
         raise BackendError(
             message(
@@ -57,15 +57,6 @@ def refuse_without_weights(who: Asked, draws: Draws) -> None:
                 fix=_fix(who, draws),
             )
         )
-
-
-def _minibatches(draws: Draws) -> list[Plate]:
-    """The plates of which some elements are drawn."""
-    chosen = {
-        n for own in (draws.guide, draws.model) for n, s in own.items() if s.kind is Kind.ROWS
-    }
-    plates = {p.name: p for _, s in draws.terms for p in s.plates if p.name in chosen}
-    return [p for p in plates.values() if p.size != p.full_size]
 
 
 def _fix(who: Asked, draws: Draws) -> str:
