@@ -1,5 +1,7 @@
 """Prior and posterior predictive draws: `vi.predictive`."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -163,3 +165,50 @@ def test_deterministic_values_in_a_plate_keep_their_shape(lib):
     drawn = vi.predictive(*args, num_samples=4000)["y"]
     assert (abs(z_scores(drawn, 3.0)) <= 5).all()
     assert (abs(z_scores((drawn - 3.0) ** 2, 1.01)) <= 5).all()
+
+
+@pytest.mark.parametrize("in_plate", [False, True])
+def test_what_cannot_be_drawn_is_named(lib, in_plate):
+    """An improper prior, and an improper site that the guide lacks (`lacks`), so that the model would draw it."""
+    outer = (lambda: lib.plate("rows", 4)) if in_plate else contextlib.nullcontext
+
+    def model():
+        lib.sample("a", lib.dist.Normal(0.0, 1.0))
+        with outer():
+            z = lib.sample("z", lib.dist.ImproperUniform(lib.dist.constraints.real, (), ()))
+            lib.sample("x", lib.dist.Normal(z, 1.0), obs=lib.array(np.zeros(4 if in_plate else ())))
+
+    def lacks():
+        lib.sample("a", lib.dist.Normal(0.0, 1.0))
+
+    def guide():
+        lacks()
+        with outer():
+            lib.sample("z", lib.dist.Normal(0.0, 1.0))
+
+    drawn = vi.predictive(lib.Loss(), model, guide, num_samples=3)
+    assert drawn.keys() == {"x"}
+    for own, prior in ((guide, True), (lacks, False)):
+        with pytest.raises(vi.BackendError, match="site 'z': one cannot draw from ImproperUniform"):
+            vi.predictive(lib.Loss(), model, own, num_samples=3, prior=prior)
+
+
+def test_errors_of_the_program_stay_as_they_are(lib):
+    def model():
+        lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        raise NotImplementedError("of mine")
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(0.0, 1.0))
+
+    with pytest.raises(NotImplementedError, match="of mine"):
+        vi.predictive(lib.Loss(), model, guide, num_samples=3)
+
+
+def test_a_factor_is_no_prior(lib):
+    def model():
+        z = lib.sample("z", lib.dist.Normal(3.0, 0.01))
+        lib.factor("energy", -(z**2))
+
+    drawn = vi.predictive(lib.Loss(), model, model, num_samples=50, prior=True)
+    assert drawn.keys() == {"z"} and abs(drawn["z"] - 3.0).max() < 0.1

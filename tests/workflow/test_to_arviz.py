@@ -212,6 +212,22 @@ def test_without_weights(lib):
     assert "point masses" in data.posterior.attrs["no_log_weights"]
 
 
+def test_an_improper_prior_has_no_groups(lib):
+    def model(x):
+        z = lib.sample("z", lib.dist.ImproperUniform(lib.dist.constraints.real, (), ()))
+        with lib.plate("data", 4):
+            lib.sample("x", lib.dist.Normal(z, NOISE), obs=x)
+
+    _, guide, args = normals(lib)
+    with pytest.warns(UserWarning, match="no prior groups: site 'z'.*ImproperUniform") as told:
+        data = vi.to_arviz(lib.Loss(), model, guide, *args, num_samples=20)
+    assert len(told) == 1
+    assert {"prior", "prior_predictive"}.isdisjoint(data.groups())
+    assert {"posterior", "posterior_predictive", "log_likelihood"} <= set(data.groups())
+    z = data.posterior["z"].values[..., None]
+    np.testing.assert_allclose(data.log_likelihood["x"], log_normal(X, z, NOISE), rtol=1e-6)
+
+
 def test_rows_have_their_log_weights(lib):
     model, guide, args = rows(lib)
     data = vi.to_arviz(lib.Loss(), model, guide, *args, num_samples=30)

@@ -12,16 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from vi_kit.engine.statements import is_copy
 from vi_kit.numpyro.distributions import NumPyroDistribution
 from vi_kit.numpyro.init_params import refuse_unknown
-from vi_kit.workflow.draws import Draws, Kind, Plate, Site, kind_of
+from vi_kit.workflow.draws import Draws, Kind, NoSamplerError, Plate, Site, kind_of
 
 CHUNK_BYTES = 2**26
 """Of what is mapped at once."""
 
 Found = dict[str, Site]
+
+
+class Latest(Messenger):
+    """Keeps the sample statement that was met last."""
+
+    msg: Any = None
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            self.msg = msg
 
 
 class NumPyroRuns:
@@ -84,9 +95,16 @@ class NumPyroRuns:
         self.params = {**there, **self.params}
 
     def _traced(self, program: Callable, key: Any, predictive: bool = False) -> Any:
-        seeded = handlers.seed(handlers.substitute(program, self.params), key)
+        latest = Latest(program)
+        seeded = handlers.seed(handlers.substitute(latest, self.params), key)
         shown = handlers.uncondition(seeded) if predictive else seeded
-        return handlers.trace(shown).get_trace(*self.args, **self.kwargs)
+        try:
+            return handlers.trace(shown).get_trace(*self.args, **self.kwargs)
+        except NotImplementedError as error:
+            if latest.msg is None or latest.msg["value"] is not None:
+                raise
+            name = NumPyroDistribution(latest.msg["fn"]).name
+            raise NoSamplerError(latest.msg["name"], name) from error
 
     def _found(self, traced: Any, guide: Any, densities: bool) -> Found:
         """The sites of one run; `guide` is that of the guide, if this is the model's."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.distributions import constraints, transform_to
@@ -20,7 +21,7 @@ from vi_kit.pyro.at_once import DRAWS, Given, Run, Seeds, Values, at_once, lifte
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.leaves import modules_in
 from vi_kit.pyro.noise import Generators, buffers_kept
-from vi_kit.workflow.draws import Draws, Kind, Plate, Site, concatenated, kind_of
+from vi_kit.workflow.draws import Draws, Kind, NoSamplerError, Plate, Site, concatenated, kind_of
 
 Found = dict[str, Site]
 Pair = tuple[Found, Found]
@@ -33,6 +34,15 @@ class Unconditioned(UnconditionMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not (msg["infer"] or {}).get("_deterministic"):
             super()._pyro_sample(msg)
+
+
+class Latest(Messenger):
+    """Keeps the sample statement that was met last."""
+
+    msg: Any = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.msg = msg
 
 
 class PyroRuns:
@@ -92,7 +102,14 @@ class PyroRuns:
         return Draws(guide, model, why)
 
     def _traced(self, program: Callable) -> Any:
-        return poutine.trace(program).get_trace(*self.args, **self.kwargs)
+        latest = Latest()
+        try:
+            return poutine.trace(latest(program)).get_trace(*self.args, **self.kwargs)
+        except NotImplementedError as error:
+            if latest.msg is None or latest.msg["value"] is not None:
+                raise
+            name = PyroDistribution(latest.msg["fn"]).name
+            raise NoSamplerError(latest.msg["name"], name) from error
 
     def _found(self, traced: Any, guide: Any, densities: bool) -> Found:
         """The sites of one run; `guide` is that of the guide, if this is the model's."""

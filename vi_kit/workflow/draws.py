@@ -11,7 +11,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vi_kit.base.errors import BackendError, message
 from vi_kit.engine.variance import Measured
+
+
+class NoSamplerError(BackendError):
+    """A program has to draw from what has no sampler."""
+
+    def __init__(self, site: str, distribution: str):
+        super().__init__(
+            message(
+                f"site {site!r}: one cannot draw from {distribution}",
+                got=f"{distribution}, which has no sampler",
+                expected="a distribution that can be simulated, or a site that the guide draws",
+                fix="a proper prior, such as a wide Normal; or what needs draws of the guide alone",
+            )
+        )
 
 
 class Kind(Enum):
@@ -186,6 +201,9 @@ class Runs(Protocol):
             seed: of all random numbers.
             predictive: whether the model draws its data too.
             densities: whether log densities are wanted.
+
+        Raises:
+            NoSamplerError: the model has to draw from what has no sampler.
         """
         ...
 
@@ -196,6 +214,9 @@ class Runs(Protocol):
             num: how many.
             seed: of all random numbers.
             conditioned: whether its data stay in place, with their log densities; else it draws them too.
+
+        Raises:
+            NoSamplerError: there is nothing to draw from, as of an improper prior.
         """
         ...
 

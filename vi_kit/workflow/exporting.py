@@ -13,7 +13,7 @@ import numpy as np
 
 from vi_kit.base.errors import whole_number
 from vi_kit.workflow.asking import Asked, asked
-from vi_kit.workflow.draws import Draws, Kind, Site
+from vi_kit.workflow.draws import Draws, Kind, NoSamplerError, Site
 from vi_kit.workflow.predicting import HALVES, at_arguments, its_own
 from vi_kit.workflow.psis import arviz_of, effective_sample_size, has_old_arviz, pareto_smoothed
 from vi_kit.workflow.sampling import drawn
@@ -43,7 +43,8 @@ def to_arviz(
     from draw to draw they are `nan`). They are `nan` in `observed_data`, where its type has it. What `obs_mask` splits
     has the name of the whole.
 
-    Without log weights: a guide of point masses alone, and `vi.marginal`. Without log weights and likelihoods: a model
+    Where the prior cannot be drawn from (`ImproperUniform`) its groups are left out, with a warning. Without log
+    weights: a guide of point masses alone, and `vi.marginal`. Without log weights and likelihoods: a model
     with sites that the loss sums out. An attribute says so. A model that draws its own minibatch (a plate with
     `subsample_size`) has other rows in each draw: there are no log weights, and nothing of the data in such plates, of
     which a warning tells too. `posterior` then has the local sites of the rows that `<plate>_rows` names.
@@ -71,7 +72,7 @@ def to_arviz(
     first = at_arguments(who)
     draws = drawn(who, num_samples, seed)
     predictions = drawn(who, num_samples, seed, predictive=True)
-    prior = who.plain[0].runs.prior(num_samples, seed + 1)
+    prior = _prior(who, num_samples, seed + 1)
     of_guide = {n for n, s in first.guide.items() if s.kind is Kind.LATENT}
     why_not = why_no_weights(who, draws)
     chosen = {p.name for p in draws.minibatches}
@@ -108,6 +109,17 @@ def to_arviz(
     tree = importlib.import_module("xarray").DataTree.from_dict(datasets)
     tree.attrs = common
     return tree
+
+
+def _prior(who: Asked, num_samples: int, seed: int) -> Draws:
+    """Draws of the model alone; none, and a warning, if it has an improper prior."""
+    try:
+        return who.plain[0].runs.prior(num_samples, seed)
+    except NoSamplerError as error:
+        warnings.warn(
+            f"to_arviz: there are no prior groups: {str(error).splitlines()[0]}", stacklevel=3
+        )
+        return Draws({}, {})
 
 
 def _stats(draws: Draws) -> tuple[dict[str, Variable], dict[str, Any]]:

@@ -51,7 +51,8 @@ def predictive(
         its latent and deterministic sites too.
 
     Raises:
-        BackendError: the guide cannot be run at these arguments, or a global site is summed out.
+        BackendError: the guide cannot be run at these arguments, a global site is summed out, or the model has to draw
+            from what has no sampler (`ImproperUniform`).
 
     Example:
         >>> import pyro, torch, vi_kit as vi
