@@ -29,6 +29,24 @@ def test_plain_means_are_those_of_the_guide_and_corrected_ones_of_the_posterior(
     assert found.pareto_k < 0.5
 
 
+@pytest.mark.parametrize("loc", [0.0, 0.5])
+def test_draws_that_are_impossible_have_no_weight(lib, loc):
+    """A Normal cut at zero; with `loc` at zero all other weights are equal."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.factor("positive", lib.xp.where(z > 0, lib.array(0.0), lib.array(-np.inf)))
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(loc, 1.0))
+
+    found = vi.expectation(lib.Loss(), model, guide, psis=True, num_samples=3000)
+    assert abs(found.mean["z"] - (2 / np.pi) ** 0.5) <= 5 * found.error["z"] < 0.2
+    assert found.pareto_k < 0.5
+    drawn = vi.resample(lib.Loss(), model, guide, num_samples=500)
+    assert (drawn["z"] > 0).all()
+
+
 def test_functions_of_a_draw(lib):
     mean, scale = posterior_of_normals()
     model, guide, args = off_guide(lib)

@@ -53,10 +53,13 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         log_weights: shape `(*batch, num)`.
 
     Returns:
-        Of that shape, and of shape `(*batch,)`. Equal weights have a k of minus infinity: no tail.
+        Of that shape, and of shape `(*batch,)`. Equal weights have a k of minus infinity: no tail. Draws that the model
+        has as impossible (a log weight of minus infinity) stay so.
     """
     log_weights = np.asarray(log_weights, float)
-    equal = np.ptp(log_weights, axis=-1) <= 1e-9 * (1 + abs(log_weights).max(axis=-1))
+    greatest, impossible = log_weights.max(axis=-1), np.isneginf(log_weights)
+    least = np.min(log_weights, axis=-1, where=~impossible, initial=np.inf)
+    equal = greatest - least <= 1e-9 * (1 + abs(greatest))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # what is said of k is said by who asks
         if has_old_arviz():
@@ -65,7 +68,7 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             stats = arviz_of("psis", "arviz_stats.base").array_stats
             smoothed, k = stats.psislw(-log_weights)  # of likelihoods that are left out
     smoothed, k = np.asarray(smoothed, float), np.asarray(k, float)
-    flat = np.full_like(log_weights, -np.log(log_weights.shape[-1]))
+    flat = np.where(impossible, -np.inf, 0.0)
     smoothed = np.where(equal[..., None], flat, smoothed)
     total = np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
     return smoothed - total, np.where(equal, -np.inf, k)
