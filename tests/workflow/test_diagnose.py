@@ -11,6 +11,7 @@ from tests.workflow.programs import (
     X,
     evidence_of_normals,
     evidence_of_rows,
+    log_normal,
     normals,
     posterior_of_normals,
     rows,
@@ -25,7 +26,7 @@ def test_the_exact_posterior_is_trusted(lib):
     assert found.verdict == "trust"
     assert found.elbo == pytest.approx(evidence_of_normals(), rel=1e-6)
     assert found.gap < 1e-6 and found.ess == pytest.approx(found.num_samples)
-    assert abs(found.prior_evidence - evidence_of_normals()) <= 5 * found.prior_error
+    assert abs(found.prior_evidence - evidence_of_normals()) <= 5 * found.prior_error < 1.0
     assert found.divergence < 1e-6 and max(found.wasserstein) < 1e-2
     assert "trust" in repr(found) and "&lt;=" in found._repr_html_()
     assert set(found.noise) == {"theta"}
@@ -76,6 +77,43 @@ def test_a_mode_that_is_missed(lib):
     found = vi.diagnose(lib.Loss(), model, guide, num_samples=4000)
     assert found.verdict == "another divergence"
     assert abs(found.prior_evidence - found.iwae - np.log(2)) < 0.2
+
+
+def test_prior_draws_of_which_one_has_all_the_weight(lib):
+    """30 dims: the exact log evidence is far above what draws of the prior find."""
+    x = np.random.default_rng(0).normal(size=30)
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(lib.array(np.zeros(30)), 1.0).to_event(1))
+        lib.sample("x", lib.dist.Normal(z, 0.2).to_event(1), obs=lib.array(x))
+
+    def guide():
+        scale = (0.04 / 1.04) ** 0.5
+        lib.sample("z", lib.dist.Normal(lib.array(x / 1.04), scale).to_event(1))
+
+    found = vi.diagnose(lib.Loss(), model, guide)
+    exact = log_normal(x, np.zeros(30), 1.04 * np.eye(30))
+    assert found.verdict == "trust" and found.iwae == pytest.approx(exact, rel=1e-4)
+    assert exact - found.prior_evidence > 50
+    assert found.prior_error == np.inf  # mutant: by the delta method, 1.0
+    assert f"likely more than {found.prior_evidence:.4g}: few of them have all the weight" in repr(
+        found
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "is_missed"),
+    [(0.5, 0.05, True), (0.5, 0.2, False), (7.0, np.inf, False), (20.0, np.inf, True)],
+)
+def test_evidence_by_few_prior_draws_has_to_be_far_more(lib, more, error, is_missed):
+    """A mean of which one draw has all the weight is over e^7 times too high in up to one case of e^7."""
+    model, guide, args = normals(lib)
+    exact = vi.diagnose(lib.Loss(), model, guide, *args, num_gradients=0)
+    found = judged(
+        replace(exact, prior_evidence=exact.iwae + more, prior_error=error), 0.0, 0.0, None
+    )
+    assert found.verdict == ("another divergence" if is_missed else "trust")
+    assert ("a part of the posterior is missed" in " ".join(found.reasons)) is is_missed
 
 
 def test_a_funnel_is_not_trusted(lib):

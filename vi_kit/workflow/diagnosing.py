@@ -23,7 +23,7 @@ from vi_kit.workflow.psis import effective_sample_size, pareto_smoothed
 from vi_kit.workflow.restarts import starts_of
 from vi_kit.workflow.sampling import drawn
 from vi_kit.workflow.smoothed import Smoothed, along, smoothed
-from vi_kit.workflow.verdict import judged
+from vi_kit.workflow.verdict import MAX_K, MIN_ESS, judged
 from vi_kit.workflow.weights import (
     drawn_by_row,
     likelihoods_by_row,
@@ -179,7 +179,8 @@ def _root_sum(errors: np.ndarray) -> float:
 
 
 def _by_prior(who: Asked, num_samples: int, seed: int, plate: str | None) -> tuple[float, float]:
-    """The log evidence by draws of the prior, and its standard error; `nan` if there is no prior to draw from.
+    """The log evidence by draws of the prior, and its standard error; `nan` if there is no prior to draw from. The
+    error is infinite if few draws have all the weight, of a row where rows are independent.
 
     Args:
         who: asks.
@@ -196,4 +197,8 @@ def _by_prior(who: Asked, num_samples: int, seed: int, plate: str | None) -> tup
     )
     if not np.isfinite(likelihoods.max(axis=1)).all():
         return math.nan, math.nan
-    return float(log_mean_exp(likelihoods).sum()), _root_sum(log_mean_error(likelihoods))
+    error = _root_sum(log_mean_error(likelihoods))
+    is_poor = effective_sample_size(likelihoods).min() < MIN_ESS
+    if is_poor or np.max(pareto_smoothed(likelihoods)[1]) > MAX_K:
+        error = math.inf
+    return float(log_mean_exp(likelihoods).sum()), error

@@ -18,6 +18,8 @@ MAX_SHIFT, MAX_RATIO = 0.3, 1.5
 MIN_SAMPLES = 200
 MIN_ESS = 25.0
 """Effective draws, of which a corrected mean is known to a fifth of a standard deviation."""
+MARKOV = 10.0
+"""Nats by which few draws that have all the weight are too high with a chance of 1 in 20,000 at most."""
 MIN_SHARE = 0.01
 """Of draws that weigh: of a guide that has fewer it is too much to ask."""
 MIN_GAIN = 0.5
@@ -156,11 +158,18 @@ def _moments(found: Diagnosis) -> list[str]:
 
 
 def _missed(found: Diagnosis, evidence_error: float) -> str | None:
-    """What is said if draws of the prior find more evidence than those of the guide."""
-    more, error = found.prior_evidence - found.iwae, np.hypot(found.prior_error, evidence_error)
-    if not (np.isfinite(more) and more > 5 * error and more > MAX_GAP):
+    """What is said if draws of the prior find more evidence than those of the guide.
+
+    Where their standard error is infinite, Markov's inequality is left: a mean of weights is unbiased, so it is over
+    $e^t$ times the evidence with a chance of at most $e^{-t}$.
+    """
+    more, is_known = found.prior_evidence - found.iwae, np.isfinite(found.prior_error)
+    error = np.hypot(found.prior_error, evidence_error) if is_known else evidence_error
+    least = max(5 * error, MAX_GAP) + (0.0 if is_known else MARKOV)
+    if not (np.isfinite(more) and more > least):
         return None
+    told = f" (s.e. {error:.1g})" if is_known else ""
     return (
-        f"draws of the prior find {more:.2g} nats (s.e. {error:.1g}) more evidence than the guide's: a part of the"
-        " posterior is missed"
+        f"draws of the prior find {more:.2g} nats{told} more evidence than the guide's: a part of the posterior is"
+        " missed"
     )
