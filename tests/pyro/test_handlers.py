@@ -102,7 +102,7 @@ def test_observed_by_a_mask():
 
     def imputing_guide(x):
         global_guide(x)
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(x)), poutine.mask(mask=~MASK):
             pyro.sample("x_unobserved", dist.Normal(pyro.param("c", torch.zeros(len(x))), 0.5))
 
     check_same_in_all_ways(partly_observed, imputing_guide, X, max_plate_nesting=1)

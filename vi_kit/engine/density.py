@@ -23,6 +23,7 @@ class LogDensity(NamedTuple):
         number: the same, if it is one known number for all elements.
         inside: see `Term.inside`.
         scale: of the density, but for that of its plates.
+        masks: of its handlers and its distribution, those that there are.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LogDensity(NamedTuple):
     number: float | None = None
     inside: frozenset[tuple[Axis, int]] = frozenset()
     scale: float | Array = 1.0
+    masks: tuple[Any, ...] = ()
 
     @classmethod
     def of(
@@ -50,7 +52,7 @@ class LogDensity(NamedTuple):
         its statement."""
         rest = _split(1.0 if scale is None else scale, (*axes, *dict(inside)))
         is_number = isinstance(rest, int | float)
-        is_open = (mask is None or mask is True) and dist.mask is True
+        has_none = (mask is None or mask is True) and dist.mask is True
 
         def factor() -> Array:
             ones = array_namespace(plain).ones_like(plain)
@@ -62,9 +64,10 @@ class LogDensity(NamedTuple):
             scaled_and_masked(log_prob, rest, mask),
             plain,
             factor,
-            float(rest) if is_number and is_open and not dist.hides_elements else None,
+            float(rest) if is_number and has_none and not dist.hides_elements else None,
             inside,
             rest,
+            () if has_none else (mask, dist.mask),
         )
 
     @property
@@ -87,6 +90,16 @@ def scaled_and_masked(array: Array, scale: float | Array, mask: Any) -> Array:
     if mask is None or mask is True:
         return array
     return array_namespace(array).where(mask, array, 0.0)
+
+
+def is_open(mask: Any) -> bool:
+    """Whether a mask is known to leave nothing out."""
+    if mask is None or isinstance(mask, bool):
+        return mask is not False
+    try:
+        return bool(array_namespace(mask).all(mask))
+    except TypeError:  # of a value that is traced
+        return False
 
 
 def _split(scale: float | Array, axes: Iterable[Axis]) -> float | Array:

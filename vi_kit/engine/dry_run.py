@@ -18,6 +18,7 @@ from vi_kit.base.protocols import Distribution
 from vi_kit.costs.cost import Cost
 from vi_kit.costs.terms import Nonlinear, Site, Term
 from vi_kit.engine.backend import Backend
+from vi_kit.engine.density import is_open
 from vi_kit.engine.drawing import by_moments, undeclared, upstream_of
 from vi_kit.engine.plan import Findings, Plan, Row
 from vi_kit.engine.refusals import check_nonlinear, reason_against, refuse_scores_below, unable
@@ -270,6 +271,10 @@ class DryRun(Run):
 
     def note_problem(self, text: str, *, of_estimator: bool) -> None:
         self.findings.problem(text, of_estimator=of_estimator)
+
+    def note_masks(self, role: str, name: str, masks: tuple[Any, ...]) -> None:
+        if not all(map(is_open, masks)):
+            self.findings.masked.setdefault(name, set()).add(role)
 
     def note_method(self, text: str) -> None:
         self.findings.methods[text] = None

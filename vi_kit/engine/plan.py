@@ -220,6 +220,7 @@ class Findings:
     above: dict[Site, frozenset[Site]] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
+    masked: dict[str, set[str]] = field(default_factory=dict)
     num_replicates: int = 1
     num_worlds: int = 1
     methods: dict[str, None] = field(default_factory=dict)

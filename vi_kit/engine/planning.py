@@ -235,6 +235,14 @@ class Planner(ABC):
         findings.raise_if_any()
         for text in findings.ignored:
             warnings.warn(text, stacklevel=2)
+        for name, roles in findings.masked.items():
+            if "model" in roles and "guide" not in roles:
+                warnings.warn(
+                    f"site {name!r} is masked in the model and not in the guide: where the mask is false the guide's"
+                    " density counts alone, and the objective is no bound; the same mask around the guide's site, or no"
+                    " site for what is observed",
+                    stacklevel=2,
+                )
         resolved = {**plan.selection.resolved, **findings.choices}
         shares_dims = sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims
         is_tracked_at_all = any(is_tracked(c.acting, c.layout) for c in resolved.values())

@@ -18,7 +18,7 @@ from vi_kit.costs.terms import Site, Term
 from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import draw, draw_inside
 from vi_kit.engine.run import Run
-from vi_kit.language.programs import Draw, Factor, Program, Start, Statement
+from vi_kit.language.programs import Draw, Factor, Program, Start, Statement, is_composite
 
 
 def is_copy(message: Any) -> bool:
@@ -172,6 +172,8 @@ class Simulation:
         name, axes = made.name, made.axes
         what = self.program.what(name)
         _refuse_second(self, name)
+        if made.masks:
+            self.run.note_masks(self.program.role, name, made.masks)
         site = self.sites.get(name)
         if site is not None:
             self.run.note_density(site, self.details[name].dist, made.plain)
@@ -362,6 +364,9 @@ class Replay(AtDraw):
     def record(self, made: LogDensity) -> None:
         """Note a log density."""
         _refuse_second(self, made.name)
+        if made.masks and made.name in self.names and not is_composite(self.draw.program.fn):
+            if self.draw.details[made.name].dist.name != "Delta":
+                self.run.note_masks(self.program.role, made.name, made.masks)
         made = made.unmasked() if made.name in self.sites else made
         held, constants = self.draw.held, self.program.constants | self.draw.constants
         self.terms.append(_term(self, made, held=held, constants=constants))

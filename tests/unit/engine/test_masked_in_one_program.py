@@ -1,0 +1,37 @@
+"""A latent site that is masked in the model only: its density in the guide counts alone."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+
+def programs(lib, in_guide, masked=False):
+    mask = lib.array(np.array([True, True, masked]))
+
+    def model():
+        with lib.plate("data", 3), lib.handlers.mask(mask=mask):
+            lib.sample("z", lib.dist.Normal(0.0, 1.0))
+
+    def guide():
+        with lib.plate("data", 3):
+            if in_guide:
+                with lib.handlers.mask(mask=mask):
+                    lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(3)), 1.0))
+            else:
+                lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(3)), 1.0))
+
+    return model, guide
+
+
+def test_it_is_told(lib):
+    with pytest.warns(UserWarning, match="'z' is masked in the model and not in the guide"):
+        lib.Loss().explain(*programs(lib, False))
+
+
+def test_what_is_right_is_not(lib):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lib.Loss().explain(*programs(lib, True))
+        if lib.name == "pyro":  # where programs are traced what a mask leaves out is not known
+            lib.Loss().explain(*programs(lib, False, masked=True))
