@@ -88,7 +88,7 @@ def diagnose(
         All of it, with a verdict; it prints well.
 
     Raises:
-        BackendError: there are no importance weights (point masses, sites that are summed out), or no ArviZ.
+        BackendError: there are no importance weights (sites at a point, or summed out), or no ArviZ.
 
     Example:
         >>> import pyro, torch, vi_kit as vi

@@ -14,6 +14,7 @@ import numpy as np
 from vi_kit.base.errors import whole_number
 from vi_kit.workflow.asking import Asked, asked
 from vi_kit.workflow.draws import Draws, Kind, NoSamplerError, Site
+from vi_kit.workflow.points import point_masses
 from vi_kit.workflow.predicting import HALVES, at_arguments, its_own
 from vi_kit.workflow.psis import arviz_of, effective_sample_size, has_old_arviz, pareto_smoothed
 from vi_kit.workflow.sampling import drawn
@@ -44,7 +45,7 @@ def to_arviz(
     has the name of the whole.
 
     Where the prior cannot be drawn from (`ImproperUniform`) its groups are left out, with a warning. Without log
-    weights: a guide of point masses alone, and `vi.marginal`. Without log weights and likelihoods: a model
+    weights: a guide with point masses, and `vi.marginal`. Without log weights and likelihoods: a model
     with sites that the loss sums out. An attribute says so. A model that draws its own minibatch (a plate with
     `subsample_size`) has other rows in each draw: there are no log weights, and nothing of the data in such plates, of
     which a warning tells too. `posterior` then has the local sites of the rows that `<plate>_rows` names.
@@ -140,14 +141,14 @@ def why_no_weights(who: Asked, draws: Draws) -> str | None:
             f"plate {p.name!r}: {p.size} of {p.full_size} elements" for p in draws.minibatches
         )
         return f"the model draws its minibatch itself, other rows in each draw ({parts})"
-    latent = [s for s in draws.guide.values() if s.kind is Kind.LATENT]
     summed = [n for n, s in draws.model.items() if s.kind is Kind.SUMMED]
     if summed:
         return f"the loss sums out {', '.join(map(repr, summed))}, of whose density plain runs know nothing"
-    if latent and all(s.is_fixed for s in latent):
-        return "all sites of the guide are point masses"
     if who.plain[2] or who.plain[1] > 1:
         return "the density of a guide that is made of others is estimated"
+    points = point_masses(draws)
+    if points:
+        return f"the guide has no density at {', '.join(map(repr, points))}: point masses"
     return None
 
 

@@ -97,8 +97,8 @@ def heldout(
         The estimate, its standard error, and both for each row if rows are independent.
 
     Raises:
-        BackendError: the guide does not fit these arguments (see `vi.predictive`), or has no density; or the model
-            draws a minibatch of its own.
+        BackendError: the guide does not fit these arguments (see `vi.predictive`), or has no density at a site; or the
+            model draws a minibatch of its own.
 
     Example:
         >>> import pyro, torch, vi_kit as vi

@@ -11,6 +11,7 @@ from vi_kit.base.errors import BackendError, message
 from vi_kit.workflow.asking import Asked
 from vi_kit.workflow.draws import Draws, Kind, Site
 from vi_kit.workflow.exporting import why_no_weights
+from vi_kit.workflow.points import point_masses
 from vi_kit.workflow.sampling import drawn
 
 
@@ -73,6 +74,17 @@ def _fix(who: Asked, draws: Draws) -> str:
             "NumPyro": "guide.get_posterior(params) is the Normal around the mode: AutoMultivariateNormal(model) as the"
             ' guide, with params={"auto_loc": its loc, "auto_scale_tril": its scale_tril}',
         }[who.loss.library]
+    points = point_masses(draws)
+    if points:
+        those = ", ".join(map(repr, points))
+        param, condition = {
+            "Pyro": ("pyro.param", "pyro.condition"),
+            "NumPyro": ("numpyro.param", "numpyro.handlers.condition"),
+        }[who.loss.library]
+        return (
+            f"a density for {those}, such as AutoNormal has; where they are meant as fixed, {param} in the model in"
+            f" their place, or {condition}(model, {{{points[0]!r}: value}}); or vi.sample, which needs no weights"
+        )
     return "another guide, such as AutoNormal; or vi.sample, which needs no weights"
 
 
@@ -100,10 +112,14 @@ def drawn_by_row(who: Asked, num: int, seed: int, first: Draws) -> tuple[Asked, 
 
     Returns:
         Who asks for these, the draws, and the weights; `None` if rows are not independent.
+
+    Raises:
+        BackendError: the guide is found to have put a site at a point, which one draw does not always tell.
     """
     if rows_of(first) is not None:
         who = who.unscaled
     draws = drawn(who, num, seed)
+    refuse_without_weights(who, draws)
     return who, draws, rows_of(draws)
 
 
