@@ -1,13 +1,15 @@
 """`vi.auto` against a trial of all combinations, whose variances come from plain draws."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import vi_kit as vi
 from tests.workflow.test_gradient_variance import coins
+from vi_kit.workflow import auto
 
 
 def belief_network(lib):
@@ -162,6 +164,40 @@ def test_equal_ones_go_to_the_simpler(lib):
         lib.Loss(), program(None), program("theta"), candidates=[vi.Score()], cost="evaluations"
     )
     assert found == {"z": vi.Score()}
+
+
+def test_the_report_marks_what_fresh_draws_chose(lib, monkeypatch):
+    """Both parts of it, where these change the choice."""
+    programs = coins(lib)
+    final = auto.Search.final
+
+    def other(self, chosen, start, names):
+        joints = final(self, chosen, start, names)
+        assert len(joints) > 1 and joints[0].chosen
+        swapped = [replace(joint, chosen=i == 1) for i, joint in enumerate(joints)]
+        return tuple(swapped)
+
+    monkeypatch.setattr(auto.Search, "final", other)
+    loss = lib.Loss(estimators=vi.Score())
+    found = vi.auto(loss, *programs, budget="variance", candidates=[vi.Enumerate()], num_draws=20)
+    marked = {row.site: row.estimator for row in found.profile.rows if row.chosen}
+    assert marked.items() <= found.items()
+
+
+def test_what_is_about_as_good_goes_to_the_simpler_and_no_more():
+    """A difference that noise hides is no reason to take what looks twice as bad."""
+
+    def runner(score, evaluations):
+        measured = SimpleNamespace(score=lambda budget: (score, 1.0))
+        estimators = {"z": vi.Score()}
+        return SimpleNamespace(
+            measured=lambda: measured, evaluations=evaluations, estimators=estimators
+        )
+
+    search = auto.Search(None, "variance", False, 20, None)
+    best, worse, same = runner(1.0, 2), runner(2.2, 1), runner(1.05, 1)
+    assert search.best([best, worse]) is best
+    assert search.best([best, worse, same]) is same
 
 
 def test_a_budget_that_is_none(lib):

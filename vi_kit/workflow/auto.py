@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vi_kit.base.errors import EstimatorError, ObjectiveError, message, whole_number
@@ -28,6 +28,8 @@ PRECISION = 0.04
 """Relative standard error to which those are measured that may be the best."""
 MAX_TIMES = 16
 """How many times as many draws that may take."""
+SAME = 1.1
+"""Times as much as the best, which is no reason for what is less simple."""
 NUM_FINALISTS = 4
 """Selections that are measured once more, besides what the loss had chosen."""
 HELD_OUT = 100_000
@@ -92,11 +94,11 @@ def auto(
     """An estimator for each latent site, chosen by measuring gradients at the present parameters.
 
     One site after the other takes the estimator that is best while all others stay, until no single change is better:
-    once from what the loss chose, and once from the least variance at each site. What may be the best is measured more
-    precisely. Then the choice, the runners-up and what the loss had chosen are
-    measured side by side on fresh draws, and the best of these is returned. Differences below two standard errors go
-    to fewer evaluations of the model, then to the simpler estimator. A choice that only several changes at once would
-    reach may be missed. At other parameters another choice may be best: ask again after some training.
+    once from what the loss chose, and once from the least variance at each site. What may be the best is measured
+    more precisely. Then the choice, the runners-up and what the loss had chosen are measured side by side on fresh
+    draws, and the best of these is returned. Differences below two standard errors and a tenth go to fewer
+    evaluations of the model, then to the simpler estimator. A choice that only several changes at once would reach
+    may be missed. At other parameters another choice may be best: ask again after some training.
 
     Args:
         *programs: a loss, a model, a guide and their arguments, as for `vi.profile_estimators`.
@@ -148,6 +150,7 @@ def auto(
     joints = search.final(chosen, start, names)
     best = next(joint for joint in joints if joint.chosen)
     found = Chosen(escaped(best.estimators))
+    rows = [replace(row, chosen=row.estimator == best.estimators[row.site]) for row in rows]
     found.profile = Profile(tuple(rows), repr(bench.loss), not_tried(candidates))
     found.held_out, found.budget, found.sweeps = joints, budget, sweeps
     return found
@@ -257,14 +260,17 @@ class Search:
         ]
 
     def best(self, runners: Sequence[Runner]) -> Runner:
-        """The simplest of those."""
+        """The simplest of those that are about as good as the best."""
         order = {e: i for i, e in enumerate(shelf())}
 
         def effort(runner: Runner) -> tuple[int, int]:
             places = (order.get(e, len(order)) for e in runner.estimators.values())
             return runner.evaluations, sum(places)
 
-        return min(self.close(runners), key=effort)
+        close = self.close(runners)
+        scores = [r.measured().score(self.budget)[0] for r in close]
+        same = [r for r, score in zip(close, scores, strict=True) if score <= SAME * min(scores)]
+        return min(same, key=effort)
 
     def final(
         self, chosen: Mapping[str, Estimator], start: Mapping[str, Estimator], names: Sequence[str]
