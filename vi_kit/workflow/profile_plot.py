@@ -38,6 +38,8 @@ def _cost(rows: Sequence[Any]) -> str:
 
 
 def _panel(ax: Any, site: str, rows: Sequence[Any]) -> None:
+    from matplotlib.ticker import LogLocator
+
     products = [r.measured.product for r in rows if r.measured is not None]
     positive = [p for p in products if p > 0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
@@ -63,6 +65,9 @@ def _panel(ax: Any, site: str, rows: Sequence[Any]) -> None:
                 color=color,
             )
     ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(
+        LogLocator(subs=(2, 5))
+    )  # more of them have no room for their numbers
     ends = [r.measured.product + r.measured.product_error for r in rows if r.measured is not None]
     ax.set_xlim(floor / 1.6, max([high, *ends]) * 1.4)
     ax.set_yticks(range(len(rows)), [short(row.estimator) for row in rows], fontsize=8)
