@@ -19,11 +19,11 @@ from vi_kit.workflow.error_bounds import (
     moments_of,
     wasserstein_bounds,
 )
-from vi_kit.workflow.psis import effective_sample_size, pareto_smoothed
+from vi_kit.workflow.psis import MAX_K, effective_sample_size, pareto_smoothed
 from vi_kit.workflow.restarts import starts_of
 from vi_kit.workflow.sampling import drawn
 from vi_kit.workflow.smoothed import Smoothed, along, smoothed
-from vi_kit.workflow.verdict import MAX_K, MIN_ESS, judged
+from vi_kit.workflow.verdict import MIN_ESS, judged
 from vi_kit.workflow.weights import (
     drawn_by_row,
     likelihoods_by_row,

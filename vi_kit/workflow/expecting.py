@@ -11,9 +11,9 @@ import numpy as np
 from vi_kit.base.errors import BackendError, ObjectiveError, message, whole_number
 from vi_kit.workflow.asking import Asked, asked
 from vi_kit.workflow.draws import Draws, Kind, Site
+from vi_kit.workflow.psis import MAX_K
 from vi_kit.workflow.sampling import drawn
 from vi_kit.workflow.smoothed import Smoothed, is_constant, smoothed
-from vi_kit.workflow.verdict import MAX_K
 from vi_kit.workflow.weights import drawn_by_row, refuse_without_weights
 
 Arrays = Mapping[str, np.ndarray]

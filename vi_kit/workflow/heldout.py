@@ -11,9 +11,8 @@ import numpy as np
 from vi_kit.base.errors import BackendError, whole_number
 from vi_kit.workflow.asking import asked
 from vi_kit.workflow.predicting import at_arguments
-from vi_kit.workflow.psis import effective_sample_size, pareto_smoothed
+from vi_kit.workflow.psis import MAX_K, effective_sample_size, pareto_smoothed
 from vi_kit.workflow.sampling import drawn
-from vi_kit.workflow.verdict import MAX_K
 from vi_kit.workflow.weights import (
     drawn_by_row,
     log_mean_error,

@@ -10,9 +10,10 @@ import numpy as np
 from vi_kit.workflow.asking import Trained
 from vi_kit.workflow.converging import LEVEL
 from vi_kit.workflow.diagnosis import Diagnosis
+from vi_kit.workflow.psis import MAX_K
 from vi_kit.workflow.restarts import said_of
 
-GOOD_K, MAX_K = 0.5, 0.7
+GOOD_K = 0.5
 MAX_GAP = 0.1
 MAX_SHIFT, MAX_RATIO = 0.3, 1.5
 MIN_SAMPLES = 200
