@@ -142,7 +142,7 @@ def _refuse_global(who: Asked, draws: Draws) -> None:
                 f"{who.where}: sites that are summed out stand outside all plates",
                 got=", ".join(repr(n) for n in summed),
                 expected="sites that the guide draws, or that are anew in each row",
-                fix="a guide that draws them too: vi.Enumerate() sums over their values",
+                fix="a guide that draws them too: vi.Enumerate() sums over their values (in a scan vi.Score())",
             )
         )
 
