@@ -66,8 +66,8 @@ def _fix(who: Asked, draws: Draws) -> str:
     if summed:
         return (
             "in the model: a mixture in closed form (MixtureSameFamily) in the place of the site; or a guide that draws"
-            f" it, with estimators={{{summed[0]!r}: vi.Enumerate()}} (in a scan vi.Score()); or vi.sample, which needs no"
-            " weights"
+            f" it, with estimators={{{summed[0]!r}: vi.Enumerate()}} (in a scan vi.Score()); or vi.sample, which needs"
+            " no weights"
         )
     if "AutoLaplaceApproximation" in {c.__name__ for c in type(who.unscaled.guide).__mro__}:
         return {
