@@ -11,7 +11,7 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT_SECONDS = 120  # for a whole notebook
+TIMEOUT_SECONDS = 300  # for a whole notebook
 
 # tqdm asks for a widget package that a notebook without widgets has no use for.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
