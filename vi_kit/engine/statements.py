@@ -172,8 +172,8 @@ class Simulation:
         name, axes = made.name, made.axes
         what = self.program.what(name)
         _refuse_second(self, name)
-        if made.masks:
-            self.run.note_masks(self.program.role, name, made.masks)
+        if made.masks and self.program.role == "guide":
+            self.run.note_masks("guide", name, made.masks)
         site = self.sites.get(name)
         if site is not None:
             self.run.note_density(site, self.details[name].dist, made.plain)
@@ -364,9 +364,10 @@ class Replay(AtDraw):
     def record(self, made: LogDensity) -> None:
         """Note a log density."""
         _refuse_second(self, made.name)
-        if made.masks and made.name in self.names and not is_composite(self.draw.program.fn):
-            if self.draw.details[made.name].dist.name != "Delta":
-                self.run.note_masks(self.program.role, made.name, made.masks)
+        by = self.draw.program
+        is_of_guide = made.name in self.names and by.role == "guide" and not is_composite(by.fn)
+        if made.masks and is_of_guide and self.draw.details[made.name].dist.name != "Delta":
+            self.run.note_masks(self.program.role, made.name, made.masks)
         made = made.unmasked() if made.name in self.sites else made
         held, constants = self.draw.held, self.program.constants | self.draw.constants
         self.terms.append(_term(self, made, held=held, constants=constants))

@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
+import vi_kit as vi
+
 
 def programs(lib, in_guide, masked=False):
     mask = lib.array(np.array([True, True, masked]))
@@ -35,3 +37,23 @@ def test_what_is_right_is_not(lib):
         lib.Loss().explain(*programs(lib, True))
         if lib.name == "pyro":  # where programs are traced what a mask leaves out is not known
             lib.Loss().explain(*programs(lib, False, masked=True))
+
+
+@pytest.mark.parametrize(
+    "objective", [vi.forward_kl(3), vi.wake_sleep(3, insomnia=0.5), vi.eubo(3)], ids=str
+)
+def test_data_that_are_masked_are_no_such_site(lib, objective):
+    """Also where the model draws them."""
+    mask = lib.array(np.array([True, False, True]))
+
+    def model(x):
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        with lib.plate("data", 3), lib.handlers.mask(mask=mask):
+            lib.sample("x", lib.dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(1))[0], 1.0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lib.Loss(objective).explain(model, guide, lib.array(np.ones(3)))
