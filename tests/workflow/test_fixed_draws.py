@@ -61,6 +61,18 @@ def test_a_gaussian_has_its_mean_and_all_of_its_covariance(fits):
     assert by_function.covariance[0, 0] == pytest.approx(c[0, 0] + c[1, 1] - 2 * c[0, 1], abs=1e-6)
 
 
+def test_a_minimum_is_one_where_the_search_begins():
+    """As where a cell of a notebook is run again: what is left of the gradient is rounding."""
+    at = np.array([1.0, 2.0])
+
+    def bowl(x):
+        off = np.round(x - at, 8)
+        return 5.0 + float(off @ off) / 2, off + 1e-10
+
+    found = minimum(bowl, at, rounding=2.2e-16, most=500, ends=lambda: False)
+    assert found.converged and found.gradient.any() and not found.losses
+
+
 def test_a_guide_of_more_dims_than_draws_has_no_minimum(fits):
     guides = importlib.import_module(f"{fits.lib.name}.infer.autoguide")
     model = gaussian(fits.lib)

@@ -67,19 +67,19 @@ def minimum(
     from scipy import optimize  # takes long to import
 
     now = Minimum(start, *evaluate(start))
-    highest = abs(now.value) + FAR
-    last: dict[str, Any] = {}
+    highest, norm = abs(now.value) + FAR, 0.0
 
     def finite(at: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal norm
         value, gradient = evaluate(at)
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             return highest, now.gradient
-        last.update(at=at.copy(), norm=float(np.linalg.norm(gradient)))
+        norm = float(np.linalg.norm(gradient))
         return value, gradient
 
     def after(intermediate_result: Any) -> None:
         now.losses.append(float(intermediate_result.fun))
-        now.norms.append(last["norm"])
+        now.norms.append(norm)
         if ends():
             raise StopIteration
 
@@ -100,7 +100,7 @@ def minimum(
         now.value, now.gradient = evaluate(now.at)
         smallest = max(TOLERANCE, 4 * rounding * abs(now.value))
         fall = float(now.gradient @ now.inverse.matvec(now.gradient))
-        now.converged = (fall < 1e3 * smallest and found.nit > 0) or not now.gradient.any()
+        now.converged = fall < 1e3 * smallest
         if now.converged:
             now.why = "it converged"
         elif ends():
