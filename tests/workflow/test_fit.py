@@ -597,6 +597,28 @@ def test_data_by_keyword_are_not_cut(lib):
         lib.fit(model, guide, rows, y=rows, batch_size=8, num_steps=3)
 
 
+def test_parameters_of_all_rows_in_a_minibatch(lib):
+    """What the error advises: the rows are taken inside, where parameters of all of them can be."""
+    model, guide = rows_taken_inside(lib)
+    found = lib.fit(model, guide, lib.array(ROWS), num_steps=400, optimizer=0.03, num_samples=20)
+    # each is half of its datum; at the start they are off by up to 1.5
+    assert np.abs(moved(found) - ROWS / 2).max() < 0.3 < np.abs(ROWS / 2).max() / 3
+
+
+def rows_taken_inside(lib):
+    def model(x):
+        with lib.plate("rows", len(ROWS), subsample_size=8) as i:
+            z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+            lib.sample("x", lib.dist.Normal(z, 1.0), obs=x[i])
+
+    def guide(x):
+        loc = lib.theta(np.zeros(len(ROWS)))
+        with lib.plate("rows", len(ROWS), subsample_size=8) as i:
+            lib.sample("z", lib.dist.Normal(loc[i], 0.5**0.5))
+
+    return model, guide
+
+
 def test_data_that_do_not_fit_a_plate_are_refused(lib):
     def refused(model, pattern, guide=None, **given):
         given = {"batch_size": 8, **given}
