@@ -10,7 +10,7 @@ import numpy as np
 
 from vi_kit.engine.variance import Measured, drawn_sites, warm_up
 from vi_kit.workflow.series import signed_rank
-from vi_kit.workflow.stationary import batches_of
+from vi_kit.workflow.stationary import halves_of
 
 CLEAR = 3.5
 """Standard errors from zero from which on a gradient is worth a line search."""
@@ -86,13 +86,10 @@ def fall_of(losses: np.ndarray) -> Fall:
     """
     num = min(len(losses) // 2, max(len(losses) // 5, 400))
     window = losses[len(losses) - num :]
-    num, length = batches_of(window)
-    if num < LEAST_PAIRS or not np.isfinite(window).all():
+    older, newer = halves_of(window)
+    if len(newer) < LEAST_PAIRS or not np.isfinite(window).all():
         return Fall(0.0, 1.0, 0)
-    half = len(window) // 2
-    older, newer = window[len(window) - 2 * half :].reshape(2, half)[:, half - num * length :]
-    older, newer = (x.reshape(num, length).mean(axis=1) for x in (older, newer))
-    return Fall(float(np.median(older - newer)), signed_rank(newer - older), half)
+    return Fall(float(np.median(older - newer)), signed_rank(newer - older), len(window) // 2)
 
 
 def found_of(
@@ -134,8 +131,7 @@ def noise_of(gradients: np.ndarray, contributed: np.ndarray | None = None) -> No
             of it.
     """
     num = len(gradients)
-    mean, spread = gradients.mean(axis=0), gradients.std(axis=0, ddof=1)
-    size = 1e-6 * (1 + abs(gradients).max(axis=0, initial=0.0))  # what rounding can make
+    mean = gradients.mean(axis=0)
     off = gradients - mean
     squares = (off**2).sum(axis=1)
     total = squares.sum()
@@ -147,12 +143,12 @@ def noise_of(gradients: np.ndarray, contributed: np.ndarray | None = None) -> No
     compared = variances
     if contributed is not None:
         compared = np.concatenate([[contributed.sum()], contributed.sum() - contributed]) / nums
-    floor = float((size**2).sum())
+    floor = float((_rounding(gradients) ** 2).sum())
     squared = ((means**2).sum(axis=1) - variances / nums) / np.maximum(compared, floor)
     error = math.sqrt((num - 1) * float(squared[1:].var()))
     signal = math.sqrt(max(float(squared[0]), 0.0))
-    z = abs(mean) / np.hypot(spread / num**0.5, size)
-    return Noise(signal, math.sqrt(signal**2 + error) - signal, float(z.max(initial=0.0)))
+    z = float(_z(gradients).max(initial=0.0))
+    return Noise(signal, math.sqrt(signal**2 + error) - signal, z)
 
 
 def _by_site(
@@ -163,7 +159,7 @@ def _by_site(
     plain, found = draws[:, 0], {}
     for i, label in enumerate(labels):
         halves = (draws[:, 1 + i] - plain) ** 2 / 2
-        reached = halves.max(axis=0) > (1e-6 * (1 + abs(plain).max(axis=0))) ** 2
+        reached = halves.max(axis=0) > _rounding(plain) ** 2
         found[label] = noise_of(plain[:, reached], halves[:, reached].sum(axis=1))
     return found
 
@@ -175,8 +171,13 @@ def is_clear(gradients: np.ndarray) -> bool:
 
 
 def _z(gradients: np.ndarray) -> np.ndarray:
-    spread, size = gradients.std(axis=0, ddof=1), 1e-6 * (1 + abs(gradients).max(axis=0))
-    return abs(gradients.mean(axis=0)) / np.hypot(spread / len(gradients) ** 0.5, size)
+    error = gradients.std(axis=0, ddof=1) / len(gradients) ** 0.5
+    return abs(gradients.mean(axis=0)) / np.hypot(error, _rounding(gradients))
+
+
+def _rounding(gradients: np.ndarray) -> np.ndarray:
+    """What rounding can make of each coordinate."""
+    return 1e-6 * (1 + abs(gradients).max(axis=0, initial=0.0))
 
 
 def direction(gradients: np.ndarray) -> np.ndarray:

@@ -62,6 +62,9 @@ class Plate:
     size: int
     full_size: int
 
+    def __str__(self) -> str:
+        return f"plate {self.name!r}: {self.size} of {self.full_size} elements"
+
 
 @dataclass(frozen=True)
 class Site:

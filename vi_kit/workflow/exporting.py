@@ -86,19 +86,19 @@ def to_arviz(
     stats, attrs = ({}, {}) if why_not else _stats(draws)
     ours = {n: s for n, s in draws.sites.items() if s.kind is not Kind.SUMMED}
     from_prior = {n: s for n, s in prior.model.items() if n in ours}
+    observed = _of_fixed_rows(draws.observed, chosen)
     groups: dict[str, Mapping[str, Variable]] = {
         "posterior": _variables(ours, draws.model),
         "posterior_predictive": _variables(_of_fixed_rows(its_own(predictions), chosen)),
         "prior": _variables(from_prior),
         "prior_predictive": _variables(_of_fixed_rows(its_own(prior, of_guide), chosen)),
         "sample_stats": stats,
-        "observed_data": _data(_of_fixed_rows(draws.observed, chosen), draws),
+        "observed_data": _data(observed, draws),
         "constant_data": _constants(who),
     }
     coords: dict[str, np.ndarray] = {}
     if not draws.has_summed:
-        shown = _of_fixed_rows(draws.observed, chosen)
-        groups["log_likelihood"] = _likelihoods(shown, draws, coords)
+        groups["log_likelihood"] = _likelihoods(observed, draws, coords)
     common = _attributes(who, num_samples, seed) | ({"no_log_weights": why_not} if why_not else {})
     datasets = {
         group: _dataset(own, coords, common | (attrs if group == "sample_stats" else {}))
@@ -137,9 +137,7 @@ def _stats(draws: Draws) -> tuple[dict[str, Variable], dict[str, Any]]:
 def why_no_weights(who: Asked, draws: Draws) -> str | None:
     """Why the draws have no importance weights; `None` if they have."""
     if draws.minibatches:
-        parts = "; ".join(
-            f"plate {p.name!r}: {p.size} of {p.full_size} elements" for p in draws.minibatches
-        )
+        parts = "; ".join(map(str, draws.minibatches))
         return f"the model draws its minibatch itself, other rows in each draw ({parts})"
     summed = [n for n, s in draws.model.items() if s.kind is Kind.SUMMED]
     if summed:

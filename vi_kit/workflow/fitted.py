@@ -17,6 +17,7 @@ from vi_kit.workflow.expecting import Expectation, expectation, resample
 from vi_kit.workflow.exporting import to_arviz
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.heldout import Heldout, heldout
+from vi_kit.workflow.history import last_tenth
 from vi_kit.workflow.predicting import predictive
 from vi_kit.workflow.response import LinearResponse, linear_response
 from vi_kit.workflow.sampling import sample
@@ -185,8 +186,3 @@ class Fit(Trained):
 
 MAX_SHOWN = 12
 """Parameters."""
-
-
-def last_tenth(num_steps: int) -> int:
-    """How many steps tell where a fit ended."""
-    return max(10, num_steps // 10)

@@ -23,10 +23,11 @@ from vi_kit.engine.arguments import MAX_DEPTH, inside
 from vi_kit.workflow import inquest
 from vi_kit.workflow.batches import Call, Data, Rows, Source, Stream, source_of
 from vi_kit.workflow.checkpoints import Folder
-from vi_kit.workflow.fitted import Fit, last_tenth
+from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, no_start, told
 from vi_kit.workflow.held import Held
+from vi_kit.workflow.history import last_tenth
 from vi_kit.workflow.minibatch import Seen, frames_of_rows, lengthened, plates_of_rows
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request

@@ -51,3 +51,8 @@ class History:
     def of(cls, snapshot: Mapping[str, Any]) -> History:
         """From a checkpoint."""
         return cls(**snapshot)
+
+
+def last_tenth(num_steps: int) -> int:
+    """How many steps tell where a fit ended."""
+    return max(10, num_steps // 10)

@@ -65,9 +65,8 @@ def _panel(ax: Any, site: str, rows: Sequence[Any]) -> None:
                 color=color,
             )
     ax.set_xscale("log")
-    ax.xaxis.set_minor_locator(
-        LogLocator(subs=(2, 5))
-    )  # more of them have no room for their numbers
+    # more of them have no room for their numbers
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ends = [r.measured.product + r.measured.product_error for r in rows if r.measured is not None]
     ax.set_xlim(floor / 1.6, max([high, *ends]) * 1.4)
     ax.set_yticks(range(len(rows)), [short(row.estimator) for row in rows], fontsize=8)

@@ -123,9 +123,8 @@ def _by_arviz(log_weights: np.ndarray, ratio: float) -> tuple[np.ndarray, np.nda
             smoothed, k = arviz.psislw(log_weights.copy(), reff=ratio, normalize=True)
         else:
             stats = arviz_of("psis", "arviz_stats.base").array_stats
-            smoothed, k = stats.psislw(
-                -log_weights, r_eff=ratio
-            )  # of likelihoods that are left out
+            # of likelihoods that are left out
+            smoothed, k = stats.psislw(-log_weights, r_eff=ratio)
     return np.asarray(smoothed, float), np.asarray(k, float)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from vi_kit.workflow.asking import Asked, Trained
 from vi_kit.workflow.draws import Site
 from vi_kit.workflow.error_bounds import latent_sites
+from vi_kit.workflow.history import last_tenth
 from vi_kit.workflow.sampling import drawn
 from vi_kit.workflow.series import autocorrelation_time
 
@@ -64,7 +65,7 @@ def starts_of(who: Asked, latent: Mapping[str, Site], seed: int) -> tuple[Start,
 
 def end_of(losses: np.ndarray) -> tuple[float, float]:
     """The mean of the last tenth, and its standard error."""
-    last = losses[-max(10, len(losses) // 10) :]
+    last = losses[-last_tenth(len(losses)) :]
     time = max(1.0, float(autocorrelation_time(last)))
     spread = float(last.std(ddof=1)) if len(last) > 1 else 0.0
     return float(last.mean()), spread * (time / len(last)) ** 0.5

@@ -113,10 +113,8 @@ class Stationary:
             level: of the test; `None`: the whole false-positive rate, as if it were the only one.
         """
         half = len(losses) // 4
-        window = losses[len(losses) - 2 * half :]
-        num, length = batches_of(window)
-        used = window.reshape(2, half)[:, half - num * length :]  # the newest of each half
-        older, newer = used.reshape(2, num, length).mean(axis=2)
+        older, newer = halves_of(losses[len(losses) - 2 * half :])
+        num = len(newer)
         tolerance = max(self.min_nats, self.tolerance * abs(float(newer.mean())) if num else 0.0)
         level = self.false_positive_rate if level is None else level
         chance = signed_rank(older - newer - tolerance) if num else 1.0
@@ -144,6 +142,14 @@ class Improvement:
     @property
     def stops(self) -> bool:
         return self.chance <= self.level
+
+
+def halves_of(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of batches of the older half of a window, and of the newer, as far as they have the newest of each."""
+    half, (num, length) = len(window) // 2, batches_of(window)
+    used = window[len(window) - 2 * half :].reshape(2, half)[:, half - num * length :]
+    older, newer = used.reshape(2, num, max(length, 1)).mean(axis=2)
+    return older, newer
 
 
 def batches_of(window: np.ndarray) -> tuple[int, int]:

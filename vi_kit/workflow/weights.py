@@ -41,9 +41,7 @@ def refuse_without_weights(who: Asked, draws: Draws) -> None:
         raise BackendError(
             message(
                 f"{who.where}: the model draws its minibatch itself, so that weights are not those of the data",
-                got="; ".join(
-                    f"plate {p.name!r}: {p.size} of {p.full_size} elements" for p in parts
-                ),
+                got="; ".join(map(str, parts)),
                 expected="all rows: the likelihood of some, raised to a power, has another mean",
                 fix="the plate without subsample_size, or with as many as it has",
             )
