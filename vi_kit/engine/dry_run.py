@@ -273,6 +273,8 @@ class DryRun(Run):
         self.findings.problem(text, of_estimator=of_estimator)
 
     def note_masks(self, role: str, name: str, masks: tuple[Any, ...]) -> None:
+        if any(mask is False for mask in masks):  # a flat prior, or one that a factor counts
+            return
         if not all(map(is_open, masks)):
             self.findings.masked.setdefault(name, set()).add(role)
 

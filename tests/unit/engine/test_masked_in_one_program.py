@@ -57,3 +57,21 @@ def test_data_that_are_masked_are_no_such_site(lib, objective):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lib.Loss(objective).explain(model, guide, lib.array(np.ones(3)))
+
+
+@pytest.mark.parametrize("by_handler", [False, True])
+def test_a_flat_prior_is_no_such_site(lib, by_handler):
+    """`.mask(False)` is how an improper prior is written."""
+
+    def model(x):
+        normal = lib.dist.Normal(0.0, 1.0)
+        with lib.handlers.mask(mask=not by_handler):
+            z = lib.sample("z", normal if by_handler else normal.mask(False))
+        lib.sample("x", lib.dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(1))[0], 1.0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lib.Loss().explain(model, guide, lib.array(np.asarray(1.0)))
