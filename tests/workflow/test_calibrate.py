@@ -1,5 +1,7 @@
 """Simulation-based calibration: `vi.calibrate`."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,40 @@ def test_other_guides_are_fitted_anew(lib):
     assert vi.calibrate(lib.Loss(), model, guide, *args, refit=refit, **settings).passed
     # mutant: the guide that was fitted to other data
     assert not vi.calibrate(lib.Loss(), model, guide, *args, **settings).passed
+
+
+class Both(NamedTuple):
+    noise: float
+    x: Any
+
+
+@pytest.mark.parametrize(
+    ("packed", "unpacked"),
+    [
+        (lambda x: {"noise": 1.0, "all": {"x": x}}, lambda data: data["all"]["x"]),
+        (lambda x: [1.0, (x,)], lambda data: data[1][0]),
+        (lambda x: Both(1.0, x), lambda data: data.x),
+    ],
+    ids=["dict", "list", "named tuple"],
+)
+def test_data_in_containers(lib, packed, unpacked):
+    """Each simulation has its own data there, and what was given is left as it was."""
+    model, guide, (x,) = normals(lib)
+    data, met = packed(x), []
+
+    def refit(data):
+        met.append(np.asarray(unpacked(data)))
+        mean, scale = posterior_of_normals(met[-1])
+        _, own, _ = normals(lib, loc=mean, scale=scale)
+        programs = (lambda data: model(unpacked(data)), lambda data: own(unpacked(data)))
+        return a_fit(lib, *programs, (data,), {"theta": lib.array(np.array([mean]))})
+
+    programs = (lambda data: model(unpacked(data)), lambda data: guide(unpacked(data)))
+    found = vi.calibrate(
+        lib.Loss(), *programs, data, refit=refit, num_simulations=25, num_samples=60
+    )
+    assert found.passed and unpacked(data) is x
+    assert len({one.tobytes() for one in met}) == 25
 
 
 def test_data_that_are_no_arguments(lib):

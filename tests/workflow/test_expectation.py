@@ -80,6 +80,22 @@ def test_a_function_that_is_none(lib):
         vi.expectation(lib.Loss(), model, guide, *args, function="z")
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: None,
+        lambda z: {"z": "a word"},
+        lambda z: {"big": z["z"]} if z["z"] > 1.0 else {"small": z["z"]},
+        lambda z: np.zeros(1 + (z["z"] > 1.0)),
+    ],
+    ids=["none", "a word", "other names", "other shapes"],
+)
+def test_functions_without_a_mean(lib, function):
+    model, guide, args = normals(lib)
+    with pytest.raises(vi.ObjectiveError, match="the function returns what has no mean"):
+        vi.expectation(lib.Loss(), model, guide, *args, num_samples=50, function=function)
+
+
 MANY = np.tile(X, 50)
 SLOPE, SCALE = 1 / (1 + NOISE**2), (NOISE**2 / (1 + NOISE**2)) ** 0.5
 

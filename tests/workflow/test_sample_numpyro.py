@@ -10,7 +10,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import autoguide
 
 import vi_kit as vi
-from vi_kit.numpyro import Loss
+from vi_kit.numpyro import Loss, fit
 from vi_kit.numpyro import draws as numpyro_draws
 
 X = jnp.array([0.3, 1.0, -0.5])
@@ -88,6 +88,24 @@ def test_params_are_those_given_and_else_the_first():
     for call in (vi.sample, vi.expectation, vi.check_unbiased):
         with pytest.raises(vi.ObjectiveError, match=r"(?s)no use for 'Loc'.*'loc': \.\.\."):
             call(Loss(), model, guide, params={"Loc": jnp.array(5.0)})
+
+
+def test_parameters_of_a_baseline_are_no_parameters_of_programs():
+    """A fit holds them with the others; whoever draws, or scores new rows, has no use for them."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logits", jnp.array(0.3))))
+
+    baseline = vi.NeuralBaseline(lambda x: numpyro.param("baseline_w", jnp.array(0.1)) * x)
+    found = fit(model, guide, jnp.array(1.0), estimators=vi.Score(baseline), num_steps=3)
+    assert "baseline_w" in found.params
+    assert found.sample(num_samples=3)["z"].shape == (3,)
+    assert np.isfinite(found.heldout(jnp.array(2.0), num_samples=5).log_prob)
+    assert np.isfinite(vi.expectation(found, num_samples=5).mean["z"])
 
 
 def test_chunks_do_not_matter(monkeypatch):

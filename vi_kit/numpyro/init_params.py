@@ -52,13 +52,15 @@ def checked_params(
 
 
 def refuse_unknown(given: Mapping[str, Any], there: Collection[str]) -> None:
-    """Refuse values of parameters that the programs do not have; what a loss keeps of its own is no business of theirs.
+    """Refuse values of parameters that the programs do not have, where one that they have was not given.
+
+    Where all are given, others are what a loss has of its own (a baseline's), or what other programs have.
 
     Raises:
         ObjectiveError: there are such.
     """
     strange = [n for n in given if n not in there and not n.startswith("vi_kit")]
-    if strange:
+    if strange and not given.keys() >= set(there):
         raise ObjectiveError("\n".join(_unknown("params", n, given[n], there) for n in strange))
 
 
@@ -73,7 +75,7 @@ def _unknown(where: str, name: str, value: Any, there: Collection[str]) -> str:
 def _wrong(where: str, name: str, value: Any, expected: str, fix: str) -> str:
     return message(
         f"{where} has no use for {name!r}",
-        got=f"{name}={value}",
+        got=f"{name}={value if jnp.size(value) < 5 else f'an array of shape {jnp.shape(value)}'}",
         expected=expected,
         fix=f"{where.split()[-1]}={{{fix}}}",
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -112,19 +113,22 @@ def calibrate(
     return Calibration(stacked, {n: _uniform(r) for n, r in stacked.items()}, num_simulations)
 
 
-def _places(who: Asked, first: Draws) -> dict[str, int | str]:
-    """Which argument each observed site has its data from."""
-    arguments: dict[int | str, Any] = {**dict(enumerate(who.args)), **who.kwargs}
-    found: dict[str, int | str] = {}
+Place = tuple[Any, ...]
+"""Of an array: which argument, and keys and indices of the containers within."""
+
+
+def _places(who: Asked, first: Draws) -> dict[str, Place]:
+    """Where in the arguments each observed site has its data from."""
+    found: dict[str, Place] = {}
+    arrays = list(_arrays({**dict(enumerate(who.args)), **who.kwargs}, ()))
     for name, site in first.observed.items():
-        for key, value in arguments.items():
-            same = hasattr(value, "shape") and tuple(value.shape) == site.value.shape[1:]
+        for place, value in arrays:
             if (
-                same
+                tuple(value.shape) == site.value.shape[1:]
                 and np.array_equal(np.asarray(value), site.value[0])
-                and key not in found.values()
+                and place not in found.values()
             ):
-                found[name] = key
+                found[name] = place
                 break
     missing = [n for n in first.observed if n not in found]
     if missing:
@@ -132,23 +136,46 @@ def _places(who: Asked, first: Draws) -> dict[str, int | str]:
             message(
                 f"{who.where}: data of the model are no arguments",
                 got=", ".join(repr(n) for n in missing),
-                expected="programs that take what they observe",
+                expected="programs that take what they observe, as an argument or in a dict, list or tuple",
                 fix="def model(x): ... obs=x",
             )
         )
     return found
 
 
-def _at(who: Asked, places: Mapping[str, int | str], simulated: Draws, i: int) -> Asked:
+def _arrays(tree: Any, place: Place) -> Iterator[tuple[Place, Any]]:
+    """All of those in containers, and where they are."""
+    if isinstance(tree, Mapping | list | tuple):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _arrays(value, (*place, key))
+    elif hasattr(tree, "shape"):
+        yield place, tree
+
+
+def _put(tree: Any, place: Place, value: Any) -> Any:
+    """A copy of containers with another array in a place."""
+    if not place:
+        return value
+    key, *rest = place
+    inner = _put(tree[key], tuple(rest), value)
+    if not isinstance(tree, tuple):
+        own = copy.copy(tree)
+        own[key] = inner
+        return own
+    items = [*tree[:key], inner, *tree[key + 1 :]]
+    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+
+
+def _at(who: Asked, places: Mapping[str, Place], simulated: Draws, i: int) -> Asked:
     """The programs at simulated data."""
-    args, kwargs = list(who.args), dict(who.kwargs)
-    for name, key in places.items():
+    args, kwargs = who.args, dict(who.kwargs)
+    for name, place in places.items():
         value = who.loss.array(simulated.model[name].value[i])
-        if isinstance(key, int):
-            args[key] = value
+        if isinstance(place[0], int):
+            args = _put(args, place, value)
         else:
-            kwargs[key] = value
-    return replace(who, args=tuple(args), kwargs=kwargs)
+            kwargs = _put(kwargs, place, value)
+    return replace(who, args=args, kwargs=kwargs)
 
 
 def _uniform(ranks: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,8 +230,28 @@ def _values(
         own.lost = lost
         rows.append(function(own))
     if isinstance(rows[0], Mapping):
-        return {n: np.stack([np.asarray(r[n]) for r in rows]) for n in rows[0]}
-    return {"value": np.stack([np.asarray(r) for r in rows])}
+        if all(isinstance(r, Mapping) and r.keys() == rows[0].keys() for r in rows):
+            return {n: _stacked([r[n] for r in rows]) for n in rows[0]}
+        raise ObjectiveError(_no_numbers(rows[-1]))
+    return {"value": _stacked(rows)}
+
+
+def _stacked(rows: list[Any]) -> np.ndarray:
+    """Numbers of one shape, of all draws."""
+    arrays = [np.asarray(r) for r in rows]
+    for row, array in zip(rows, arrays, strict=True):
+        if array.dtype.kind not in "fiub" or array.shape != arrays[0].shape:
+            raise ObjectiveError(_no_numbers(row))
+    return np.stack(arrays)
+
+
+def _no_numbers(got: Any) -> str:
+    return message(
+        "expectation: the function returns what has no mean",
+        got=reprlib.repr(got),
+        expected="a number, an array of one shape at each draw, or a dict of such, the same names at each",
+        fix="function=lambda z: z['w'] ** 2, say, of which z are the values of one draw by name",
+    )
 
 
 def _means(values: Arrays) -> dict[str, Moment]:
