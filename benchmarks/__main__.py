@@ -27,6 +27,7 @@ PARTS = (
     "auto",
     "scaling",
     "stopping",
+    "averaging",
     "fitting",
 )
 README = Path(__file__).parent / "README.md"

@@ -11,7 +11,7 @@ Run: `python -m benchmarks --only stopping`; about 5 minutes on two cores.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from unittest import mock
 
@@ -121,15 +121,21 @@ class Result:
     converged: int
 
     def __str__(self) -> str:
-        num, count = len(self.false), int(self.false.sum())
-        low = stats.beta.ppf(0.025, count, num - count + 1) if count else 0.0
-        high = stats.beta.ppf(0.975, count + 1, num - count) if count < num else 1.0
-        text = f"false stops {count / num:.3f} [{low:.3f}, {high:.3f}]"
+        num, text = len(self.false), interval(self.false)
         right = self.stops[(self.stops > 0) & ~self.false]
         if self.converged > 0 and len(right):
             share = f"{len(right) / num:.0%} stopped, " if len(right) < num else ""
             text += f"; {share}at {np.median(right) / self.converged:.1f} times step {self.converged} (median)"
         return text
+
+
+def interval(false: Iterable[bool], what: str = "false stops") -> str:
+    """A rate with its 95 % interval."""
+    found = np.array(list(false))
+    num, count = len(found), int(found.sum())
+    low = stats.beta.ppf(0.025, count, num - count + 1) if count else 0.0
+    high = stats.beta.ppf(0.975, count + 1, num - count) if count < num else 1.0
+    return f"{what} {count / num:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def stop_of(losses: np.ndarray, rule: vi.Stationary = RULE) -> int:

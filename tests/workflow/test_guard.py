@@ -46,6 +46,22 @@ def nan_data(lib):
     return *of_rows(lib), {"num_steps": 20, "batches": batches, "data_size": 36}
 
 
+def behind_a_mask(lib):
+    """Where data are missing the scale is nought, and nothing is wrong with that: one below is."""
+    scales, mask = np.array([1.0, 0.0, 2.0, 1.0]), np.array([True, False, True, True])
+    model, guide, kwargs = nan_data(lib)
+
+    def with_missing(x):
+        twice = lib.array(np.stack([scales, scales], -1))
+        normal = lib.dist.Normal(0.0, twice, validate_args=False)
+        events = lib.dist.Independent(normal, 1)
+        with lib.plate("sensors", 4), lib.handlers.mask(mask=lib.array(mask)):
+            lib.sample("seen", events, obs=lib.array(np.ones((4, 2))))
+        model(x)
+
+    return with_missing, guide, kwargs
+
+
 def outside_a_support(lib):
     """The upper bound of what is observed comes down to it."""
 
@@ -108,6 +124,11 @@ def overflow(lib):
 
 KINDS = {
     nan_data: ("model site 'x' at (2,)", "value: shape (4,), 6 to 7, 1 nan", "data without nan"),
+    behind_a_mask: (
+        "model site 'x' at (2,)",
+        "value: shape (4,), 6 to 7, 1 nan",
+        "data without nan",
+    ),
     outside_a_support: ("model site 'x'", "Uniform(low: -9; high: ", "inside the support"),
     edge_behind_a_where: ("model site 'x'", "gradient of parameter 'theta'", "before any where"),
     runaway: ("site 'z'", "Normal(", "clip_norm"),
@@ -159,6 +180,18 @@ def test_the_line_of_an_argument_out_of_its_range(lib):
     text = str(error)
     assert "test_guard.py" in text and "# without a constraint" in text.splitlines()[0]
     assert isinstance(error.__cause__, ValueError)
+
+
+def test_a_constant_out_of_its_range_is_told_before_the_first_step(lib):
+    """No parameter has moved yet."""
+
+    def model():
+        z = lib.sample("z", lib.dist.Normal(0.0, 1.0))
+        lib.sample("x", lib.dist.Normal(z, -1.0, validate_args=True), obs=lib.array(1.0))
+
+    _, guide, _ = runaway(lib)
+    with pytest.raises(vi.NotFiniteError, match=r"(?s)before the first step: .*constants, what is"):
+        lib.fit(model, guide, num_steps=3)
 
 
 def test_rows_of_a_minibatch(lib):

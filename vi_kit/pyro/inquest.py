@@ -12,13 +12,14 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch.distributions import Distribution
 
 from vi_kit.pyro.guides import copied
 from vi_kit.pyro.minibatch import as_numpy
 from vi_kit.pyro.noise import buffers_kept
 from vi_kit.workflow.ambient import isolated
 from vi_kit.workflow.batches import Call
-from vi_kit.workflow.inquest import Seen
+from vi_kit.workflow.inquest import Seen, all_within
 
 
 class _Noted(Messenger):
@@ -75,11 +76,11 @@ def _seen(role: str, msg: Any, leaves: Mapping[str, torch.Tensor]) -> Seen:
                 log_density = torch.where(mask, log_density, torch.zeros_like(log_density))
     except (ValueError, RuntimeError):
         pass
-    arguments, invalid = _arguments(fn)
+    arguments, invalid = _arguments(fn, msg["mask"])
     return Seen(
         f"{role} site {msg['name']!r}",
         bool(msg["is_observed"]),
-        type(_base(fn)).__name__,
+        type(_layers(fn)[0]).__name__,
         arguments,
         invalid,
         as_numpy(value) if isinstance(value, torch.Tensor) else None,
@@ -99,24 +100,27 @@ def _through(log_density: Any, leaves: Mapping[str, torch.Tensor]) -> tuple[str,
     return tuple(name for name, g in pairs if g is not None and not bool(g.isfinite().all()))
 
 
-def _base(fn: Any) -> Any:
-    """Without what wraps it."""
-    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
-        fn = fn.base_dist
-    return fn
+def _layers(fn: Any) -> list[Any]:
+    """A distribution, after all that it wraps."""
+    base = getattr(fn, "base_dist", None)
+    return [*(_layers(base) if isinstance(base, Distribution) else ()), fn]
 
 
-def _arguments(fn: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """By name, and those out of their range."""
-    fn = _base(fn)
-    ranges: Any = getattr(fn, "arg_constraints", {})
-    names = [name for name in ranges if name in vars(fn)] or list(ranges)
-    values = {name: getattr(fn, name) for name in names}
+def _arguments(fn: Any, mask: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """By name, and those out of their range where a mask leaves anything."""
+    layers = _layers(fn)
+    masks = [
+        None if m is None else as_numpy(torch.as_tensor(m))
+        for m in (*(getattr(layer, "_mask", None) for layer in layers), mask)
+    ]
+    ranges: Any = getattr(layers[0], "arg_constraints", {})
+    names = [name for name in ranges if name in vars(layers[0])] or list(ranges)
+    values = {name: getattr(layers[0], name) for name in names}
     values = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
 
     def is_out(name: str) -> bool:
         try:
-            return not bool(ranges[name].check(values[name]).all())
+            return not all_within(as_numpy(ranges[name].check(values[name])), layers, masks)
         except (NotImplementedError, RuntimeError):  # a range that depends on other arguments
             return False
 

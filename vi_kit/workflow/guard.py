@@ -75,7 +75,7 @@ def told(
             got="; ".join(parts),
             expected="a finite loss and gradient, of arguments and values in their range"
             + "; the step before is undone" * bool(done),
-            fix=advice(one, params, given, by_gradient=by_gradient),
+            fix=advice(one, params, given, by_gradient=by_gradient, has_begun=done is not None),
         )
     )
     found.__cause__ = error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,10 @@ RANGE = (
     " a smaller step size"
 )
 AWAY = "parameters ran away: clip_norm=10.0, or a smaller step size (optimizer=0.001)"
+START = (
+    "arguments in their range: constants, what is computed from data, and where parameters start (constraint=...,"
+    " init_params=...)"
+)
 MASK = (
     "keep arguments off the edge of their range before any where: log(where(x > 0, x, 1)), not where(x > 0, log(x), 0),"
     " of which the gradient is 0 * inf"
@@ -94,6 +99,23 @@ class Seen:
         return f"{self.what}{self.elements(given)}: {self.family}({'; '.join(arguments)}), {value}"
 
 
+def all_within(within: np.ndarray, layers: Sequence[Any], masks: Sequence[Any]) -> bool:
+    """Whether an argument is in its range wherever masks leave anything.
+
+    Args:
+        within: whether it is, by element.
+        layers: the distribution that has the argument, and what wraps it, each around the one before.
+        masks: of each layer, and at last of the statement.
+    """
+    own = len(layers[0].event_shape)
+    for layer, mask in zip([*layers, layers[-1]], masks, strict=True):
+        if mask is not None:
+            mask = np.asarray(mask)
+            num_inner = max(0, len(layer.event_shape) - own)
+            within = within | ~mask.reshape(*mask.shape, *[1] * num_inner)
+    return bool(within.all())
+
+
 def summary(array: np.ndarray) -> str:
     """The shape, the range, and how many elements are no numbers."""
     array = np.asarray(array)
@@ -131,7 +153,12 @@ def culprit(look: Callable[[int], Sequence[Seen]], *, by_gradient: bool) -> Seen
 
 
 def advice(
-    one: Seen | None, params: Mapping[str, np.ndarray], given: Given, *, by_gradient: bool
+    one: Seen | None,
+    params: Mapping[str, np.ndarray],
+    given: Given,
+    *,
+    by_gradient: bool,
+    has_begun: bool = True,
 ) -> str:
     """What helps, in one line.
 
@@ -140,6 +167,7 @@ def advice(
         params: unconstrained, where the step failed.
         given: the arguments of the step.
         by_gradient: see `culprit`.
+        has_begun: whether a step was taken.
     """
     if given.spoilt and (one is None or one.has_spoilt):
         return DATA
@@ -149,7 +177,7 @@ def advice(
     if away:
         return AWAY
     if one is None:
-        return MASK if by_gradient else AWAY
+        return MASK if by_gradient else AWAY if has_begun else START
     if one.invalid and all(np.isfinite(one.arguments[k]).all() for k in one.invalid):
         return SCALE if all((one.arguments[k] >= 0).all() for k in one.invalid) else RANGE
     if by_gradient and one.through and not one.is_wrong:
