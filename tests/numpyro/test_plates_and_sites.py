@@ -148,7 +148,7 @@ def test_site_observed_in_the_guide():
 
     def guide():
         numpyro.sample("loc", dist.Delta(0.4))
-        numpyro.sample("seen", dist.Normal(0.4, 1.0), obs=0.2)
+        numpyro.sample("seen", dist.Normal(0.4, 1.0), obs=0.2, infer={"is_auxiliary": True})
 
     expected = stats.norm.logpdf(0.4) - stats.norm(0.4, 1).logpdf(0.2)
     assert value(Loss(), model, guide, {}) == pytest.approx(-expected)

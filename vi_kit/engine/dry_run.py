@@ -278,6 +278,9 @@ class DryRun(Run):
         if not all(map(is_open, masks)):
             self.findings.masked.setdefault(name, set()).add(role)
 
+    def note_observed(self, role: str, name: str) -> None:
+        self.findings.observed.setdefault(name, set()).add(role)
+
     def note_method(self, text: str) -> None:
         self.findings.methods[text] = None
 

@@ -221,6 +221,7 @@ class Findings:
     states: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
     masked: dict[str, set[str]] = field(default_factory=dict)
+    observed: dict[str, set[str]] = field(default_factory=dict)
     num_replicates: int = 1
     num_worlds: int = 1
     methods: dict[str, None] = field(default_factory=dict)

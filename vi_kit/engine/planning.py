@@ -243,6 +243,14 @@ class Planner(ABC):
                     " site for what is observed",
                     stacklevel=2,
                 )
+        for name, roles in findings.observed.items():
+            if roles == {"guide"}:
+                warnings.warn(
+                    f"site {name!r} is observed in the guide, and no site of the model: its log density is taken from"
+                    " the bound. Were model and guide exchanged? If it is meant, infer={'is_auxiliary': True} at the"
+                    " site says so",
+                    stacklevel=2,
+                )
         resolved = {**plan.selection.resolved, **findings.choices}
         shares_dims = sum(size > 1 for size in findings.sizes.values()) > Run.max_world_dims
         is_tracked_at_all = any(is_tracked(c.acting, c.layout) for c in resolved.values())

@@ -18,7 +18,7 @@ from jax import lax, random
 from jax.scipy.special import digamma, gammaln, polygamma
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
-from numpyro.distributions import Categorical, constraints
+from numpyro.distributions import Categorical, Unit, constraints
 from numpyro.handlers import substitute, uncondition
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import _PYRO_STACK, Messenger
@@ -801,6 +801,9 @@ class _Handler:
                 )
             self.backend.mutable[name] = msg["value"]
         elif kind == "sample" and not self.is_left_out(msg) and self.reading.wants(name):
+            is_data = msg["is_observed"] and not isinstance(msg["fn"], Unit)
+            if is_data and not msg["infer"].get("is_auxiliary"):
+                self.run.note_observed(self.program.role, name)
             self.reading.record(self.density(msg))
 
     def plate_key(self, name: str) -> jax.Array:

@@ -859,6 +859,8 @@ class _Handler:
         if isinstance(mask, torch.Tensor):  # the program may go on to change it in place
             mask = mask.clone()
         made = LogDensity.of(name, axes, plain, log_prob, unmasked, scale, mask, inside)
+        if msg["is_observed"] and type(fn) is not Unit and not msg["infer"].get("is_auxiliary"):
+            self.run.note_observed(self.program.role, name)
         self.reading.record(made)
 
     def viewed(self, fn: Any) -> PyroDistribution:
