@@ -14,6 +14,7 @@ from vi_kit.base.errors import (
     EstimatorError,
     NotFiniteError,
     ObjectiveError,
+    ProcessError,
     ViKitError,
 )
 from vi_kit.estimators import *  # noqa: F403
@@ -107,6 +108,7 @@ __all__ = [
     "NotFiniteError",
     "Objective",
     "ObjectiveError",
+    "ProcessError",
     "Profile",
     "ScaledBaseline",
     "SettingRange",

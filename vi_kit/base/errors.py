@@ -27,6 +27,10 @@ class CheckpointError(ViKitError):
     """A checkpoint cannot be written, or is of another fit."""
 
 
+class ProcessError(ViKitError):
+    """Of the processes that share a fit, another one has failed or is gone."""
+
+
 class AnalyticError(ViKitError):
     """A zero-variance expectation met an operation that it has no rule for."""
 

@@ -75,6 +75,7 @@ class Plan:
         pathwise: labels of the sites whose gradient is that of a path, along which no cost may jump.
         continuous: labels of the sites in whose values a cost may jump, but not where a parameter says.
         apart: plates whose elements an estimator or a bound tells apart.
+        summed: names of the plates that are summed inside a nonlinear function.
         met: every log density.
         joined: terms, by where they come from, and the plates of which they see several elements: they are summed over
             these.
@@ -110,6 +111,7 @@ class Plan:
     pathwise: frozenset[str] = frozenset()
     continuous: frozenset[str] = frozenset()
     apart: frozenset[Axis] = frozenset()
+    summed: frozenset[str] = frozenset()
     met: tuple[Met, ...] = ()
     joined: frozenset[tuple[str, Axis]] = frozenset()
     table: tuple[Row, ...] = ()
@@ -229,6 +231,7 @@ class Findings:
     seen_plates: set[tuple[str, Axis]] = field(default_factory=set)
     met_plates: set[tuple[str, Axis, Axis]] = field(default_factory=set)
     apart: set[Axis] = field(default_factory=set)
+    summed: set[str] = field(default_factory=set)
     met: list[Met] = field(default_factory=list)
     over_bound: tuple[str, int, tuple[Site, ...]] | None = None
 

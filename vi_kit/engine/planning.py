@@ -267,6 +267,7 @@ class Planner(ABC):
             pathwise=frozenset(findings.pathwise),
             continuous=frozenset(findings.continuous),
             apart=frozenset(findings.apart),
+            summed=frozenset(findings.summed),
             met=tuple(findings.met),
             tracked=is_tracked_at_all or (shares_dims and not findings.scoped),
             scoped=shares_dims and findings.scoped and not is_tracked_at_all,

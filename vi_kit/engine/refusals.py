@@ -75,6 +75,7 @@ def check_nonlinear(run: Noting, function: Nonlinear) -> None:
     if function.in_turn:
         refuse_joined(run, terms)
     note_nonlinear(run, function.summed)
+    run.findings.summed.update(a.name for a in function.summed if a.kind == PLATE)
     run.findings.tells_apart(function.plates)
     if over is not None:
         plates = sorted(repr(a.name) for a in function.plates)

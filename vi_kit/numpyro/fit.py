@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.minibatch import Seen
 from vi_kit.workflow.moment import Callback
+from vi_kit.workflow.processes import Alone, Processes
 from vi_kit.workflow.stopping import StoppingRule
 from vi_kit.workflow.training import Trainer
 
@@ -148,6 +149,7 @@ class OfNumPyro:
 
     init_params: Mapping[str, Any] | None
     packages: tuple[str, ...] = ("vi-kit", "numpyro", "jax", "optax")
+    processes: Processes = field(default_factory=Alone)
 
     def lengths(self, one: Any) -> list[int]:
         return lengths(one)

@@ -359,6 +359,12 @@ class NumPyroTrainer:
     def optimizer_said(self) -> str:
         return self.optimizer.said(self.optimizer.params(self._of(self.best)["optimizer"]))
 
+    def join(self) -> None:
+        pass
+
+    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
+        return size, stopped
+
     def explain(self) -> str:
         args, kwargs = self.source.example
         return self.loss.explain(self.model, self.guide, *args, **kwargs)

@@ -12,6 +12,7 @@ import numpy as np
 
 from vi_kit.engine.select import Given
 from vi_kit.language.words import Objective
+from vi_kit.pyro.distributed import processes_of
 from vi_kit.pyro.held import PyroHeld
 from vi_kit.pyro.inquest import before_steps
 from vi_kit.pyro.loss import Loss
@@ -27,6 +28,7 @@ from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.minibatch import Seen
 from vi_kit.workflow.moment import Callback
+from vi_kit.workflow.processes import Processes
 from vi_kit.workflow.stopping import StoppingRule
 from vi_kit.workflow.training import Trainer
 
@@ -51,6 +53,7 @@ def fit(
     callback_every: int = 100,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     fixed_draws: int | None = None,
+    process_group: Any = None,
     progress: bool | None = None,
     num_samples: int = 1,
     max_plate_nesting: int | None = None,
@@ -91,6 +94,12 @@ def fit(
             minimised by L-BFGS until no step lowers it (`num_steps` is then the most that it takes, and may be left
             out). Sites have `Reparam`, `Enumerate`, `Quadrature` or `Analytic`. What it finds has
             `Fit.linear_response`. Guides with free covariances need more draws than these have dims.
+        process_group: the processes that take the steps together, such as `torch.distributed.group.WORLD` under
+            `torchrun`. Each of them makes the same call. With `batch_size`, and with `batches` that are the same in each,
+            a process has its share of the rows of a minibatch; of a loader with a `DistributedSampler` its own; of all
+            data at once all of them, and draws of its own. Gradients are averaged by the number of rows, and so is what
+            baselines and buffers keep. Parameters start from those of the first process, which writes the checkpoints.
+            `False`: a fit of this process alone, though there are others.
         progress: whether there is a progress bar; if left out, in terminals and notebooks.
         **kwargs: further arguments of both, the same in each step.
 
@@ -103,6 +112,7 @@ def fit(
         NotFiniteError: a loss or a gradient is not finite. Whatever ends a fit early has its `Fit` as attribute `fit`,
             with the last parameters whose loss and gradient were finite.
         CheckpointError: a folder that cannot be used, or the checkpoint of another fit.
+        ProcessError: another process has failed, or is gone.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -116,8 +126,9 @@ def fit(
         >>> abs(float(found.params["AutoNormal.locs.z"]) - 0.75) < 0.1
         True
     """
+    processes = processes_of(process_group)
     return fit_with(
-        OfPyro(compile, num_restarts),
+        OfPyro(compile, num_restarts, processes),
         Loss,
         model,
         guide,
@@ -143,7 +154,10 @@ def fit(
         max_plate_nesting=max_plate_nesting,
         vectorize=vectorize,
         marginalize=marginalize,
-        not_fixed={"compile": (compile or None, None)},
+        not_fixed={
+            "compile": (compile or None, None),
+            "process_group": (process_group or None, None),
+        },
     )
 
 
@@ -153,6 +167,7 @@ class OfPyro:
 
     compile: bool | None
     num_restarts: int
+    processes: Processes
     begun: Starts | None = None
     packages: tuple[str, ...] = ("vi-kit", "pyro-ppl", "torch")
 
@@ -184,7 +199,7 @@ class OfPyro:
         return PyroHeld(trainer)
 
     def starts(self, job: Job) -> list[Callable[[], Trainer]]:
-        self.begun = Starts(job, self.compile)
+        self.begun = Starts(job, self.compile, self.processes)
         return [partial(self.begun.begin, i) for i in range(self.num_restarts)]
 
     def keep(self, trainer: Any) -> None:

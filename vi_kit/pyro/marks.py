@@ -74,10 +74,11 @@ class Marks:
         """What is done between steps is not done again: a mark comes after it."""
         self.due = 0.0
 
-    def keep(self, step: int, call: Any) -> None:
-        """The arguments of a step, of a stream that cannot go back."""
-        self.calls[step] = call
-        arrays = [x for x in (*call[0], *call[1].values()) if isinstance(x, torch.Tensor)]
+    def keep(self, step: int, taken: Any) -> None:
+        """The arguments of a step, of a stream that cannot go back, and what they count for."""
+        self.calls[step] = taken
+        (args, kwargs), _ = taken
+        arrays = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         self.num_bytes += sum(x.numel() * x.element_size() for x in arrays)
 
     def before(self, done: int) -> State | None:

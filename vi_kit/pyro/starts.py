@@ -15,6 +15,7 @@ from vi_kit.pyro.minibatch import scaled
 from vi_kit.pyro.noise import Generators, buffers_kept
 from vi_kit.pyro.trainer import PyroTrainer
 from vi_kit.workflow.fitting import Job
+from vi_kit.workflow.processes import Alone, Processes
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Starts:
     Attributes:
         job: with the guide of the user, which serves the first start.
         compile: as in `PyroTrainer`.
+        processes: likewise.
         stored: parameters that the store has before.
         modules: of the user, with what they hold before.
         guide: an autoguide before it sets itself up, by random numbers; `None` if the guide is none.
@@ -32,6 +34,7 @@ class Starts:
 
     job: Job
     compile: bool | None
+    processes: Processes = field(default_factory=Alone)
     stored: dict[str, torch.Tensor] = field(default_factory=dict)
     modules: dict[torch.nn.Module, dict[str, torch.Tensor]] = field(default_factory=dict)
     guide: AutoGuide | None = None
@@ -57,7 +60,7 @@ class Starts:
                 guide = copied(self.guide, inspect.unwrap(job.model))
                 guide = scaled(guide, job.plates, "guide")
                 job = replace(job, guide=guide)
-        self.trainers.append(PyroTrainer(job, start, self.compile))
+        self.trainers.append(PyroTrainer(job, start, self.compile, self.processes))
         return self.trainers[-1]
 
     def keep(self, trainer: PyroTrainer) -> None:

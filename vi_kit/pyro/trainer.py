@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from vi_kit.base.errors import (
     CaptureError,
     CheckpointError,
     ObjectiveError,
+    ProcessError,
     message,
 )
 from vi_kit.engine.settings import not_numbers
+from vi_kit.pyro.distributed import Elsewhere, Exchange, Found, Group, Key, refuse_diverged
 from vi_kit.pyro.inquest import seen
 from vi_kit.pyro.marks import Marks, State
 from vi_kit.pyro.minibatch import mapped, numbers
@@ -34,7 +37,11 @@ from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, told
 from vi_kit.workflow.inquest import Seen
+from vi_kit.workflow.processes import Failure, Processes, elsewhere
 from vi_kit.workflow.training import Steps
+
+Taken = tuple[Call, float]
+"""The arguments of a step, and what they count for among those of other processes."""
 
 MAX_COORDINATES = 2000
 """That a stopping rule is shown."""
@@ -51,10 +58,16 @@ class PyroTrainer:
         job: what is to be done.
         start: which of several starts it is.
         compile: whether steps are compiled; `None`: if they would take long.
+        processes: that take the steps together.
     """
 
-    def __init__(self, job: Job, start: int, compile: bool | None):
+    def __init__(self, job: Job, start: int, compile: bool | None, processes: Processes):
         self.job, self.loss, self.source = job, job.loss, job.source
+        self.start, self.processes = start, processes
+        self.exchange = Exchange(processes) if isinstance(processes, Group) else None
+        self.call: Call | None = None
+        self.mark_is_due = self.worth_compiling = False
+        self.versions: list[tuple[int, int]] = []
         self.optimizer = job.optimizer.started() if start else job.optimizer
         self.wish, self.compiles = compile, compile
         self.done, self.count = 0, 0
@@ -82,10 +95,37 @@ class PyroTrainer:
         self.kinds.add(_kind(call))
         return self.loss.explain(self.job.model, self.job.guide, *args, **kwargs)
 
+    def join(self) -> None:
+        group = self.processes
+        if not isinstance(group, Group):
+            return
+        self._refuse_mixed_rows()
+        for tensor in (*self.leaves.values(), *self._buffers()):
+            group.spread(tensor)
+        self.versions = self._versions()
+        if group.rank:  # only now, so that parameters have started from the same random numbers
+            self.generators = _seeded(self.job.request.seed, self.start, group.rank)
+
+    def _refuse_mixed_rows(self) -> None:
+        """Refuse objectives that are no mean of those of parts of a minibatch."""
+        summed = {name for plan in self.loss.plans for name in plan.summed} & self.job.rows
+        if summed:
+            raise ObjectiveError(
+                message(
+                    "fit: the objective is a nonlinear function of all rows of a minibatch together, which no process has",
+                    got=f"{self.loss.settings.describe()}, inside of which plates {sorted(summed)} are summed",
+                    expected="sites in the plate of the rows alone, a linear objective such as vi.elbo(), or all data in"
+                    " each process",
+                    fix="objective=vi.elbo(); or no batch_size: each process has all data, and draws of its own",
+                )
+            )
+
     def _prepare(self, call: Call) -> None:
         """Plan, and compile, what has not been met, so that a step is the same wherever a fit goes on."""
-        if self.compiles is None:
+        if self.compiles is None and self.exchange is None:
             self.compiles = self._is_worth_it(call)
+        elif self.compiles is None:  # for all processes, after this step
+            self.worth_compiling = self._is_worth_it(call)
         kind = _kind(call)
         if kind not in self.kinds:
             with self._nothing_done():
@@ -136,45 +176,51 @@ class PyroTrainer:
     def advance(self, most: int) -> Steps:
         losses: list[float] = []
         norms: list[float] = []
-        trouble: Exception | None = None
+        trouble: BaseException | None = None
+        ended = False
         with self._own_noise(), self._watched():
-            while len(losses) < most:
+            while len(losses) < most and not ended and trouble is None:
                 self._mark()
-                call = self._take()
-                if call is None:
-                    return Steps(np.array(losses), np.array(norms), ended=True)
                 before = torch.get_rng_state()
                 try:
-                    loss, norm = self._step(call)
-                except (ObjectiveError, ValueError) as error:
-                    self._zero()
-                    trouble = error
-                    if is_stop(error):
-                        trouble = self._told(error, call, before)
-                        self._take_back()
-                    break
-                losses.append(loss)
-                norms.append(norm)
-        return Steps(np.array(losses), np.array(norms), trouble=trouble)
+                    step = self._step(self._take)
+                except ProcessError:  # nobody answers
+                    raise
+                except BaseException as error:
+                    alone = self.exchange is None
+                    if alone and not isinstance(error, (ObjectiveError, ValueError)):
+                        raise
+                    trouble = self._failed(error, before)
+                else:
+                    ended = step is None
+                    if step is not None:
+                        losses.append(step[0])
+                        norms.append(step[1])
+        return Steps(np.array(losses), np.array(norms), ended=ended, trouble=trouble)
 
-    def _take(self) -> Call | None:
+    def _take(self) -> Taken | None:
         """The arguments of the next step."""
+        self.call = None
         call = self.source.take()
-        if call is not None and isinstance(self.source, Stream):
-            self.marks.keep(self.done, call)
-        return call
+        if call is None:
+            return None
+        taken = call, self.source.weight
+        if isinstance(self.source, Stream):
+            self.marks.keep(self.done, taken)
+        return taken
 
-    def _step(self, call: Call) -> tuple[float, float]:
-        self._prepare(call)
-        loss, params = self._gradient(call)
+    def _step(self, take: Callable[[], Taken | None]) -> tuple[float, float] | None:
+        """The loss and the norm of the gradient; `None` if there are no more batches."""
+        found = self._found(take) if self.exchange is None else self._found_together(take)
+        if found is None:
+            return None
+        loss, params = found
         grads = [p.grad for p in params.values() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
         if not math.isfinite(norm):
-            spoilt = [
-                n for n, p in params.items() if p.grad is not None and not p.grad.isfinite().all()
-            ]
+            error = _spoilt(params)
             self._zero()
-            raise not_numbers(spoilt or list(params), "the objective")
+            raise error
         clip_norm = self.job.request.clip_norm
         if clip_norm is not None and norm > clip_norm:
             for grad in grads:
@@ -188,6 +234,85 @@ class PyroTrainer:
                 old = self.mean.setdefault(name, leaf.detach().clone())
                 old += (leaf.detach() - old) / (self.count - 1)
         return loss, norm
+
+    def _found(self, take: Callable[[], Taken | None]) -> tuple[float, dict[str, Any]] | None:
+        """The loss and the leaves, with their gradients, by this process."""
+        taken = take()
+        if taken is None:
+            return None
+        self.call, _ = taken
+        self._prepare(self.call)
+        return self._gradient(self.call)
+
+    def _found_together(
+        self, take: Callable[[], Taken | None]
+    ) -> tuple[float, dict[str, Any]] | None:
+        """Their means over all processes. Whatever happens in one of them, all of them come to know."""
+        assert self.exchange is not None
+        found, error = Found(), None
+        try:
+            taken = take()
+            found.ended = taken is None
+            if taken is not None and taken[1]:  # there may be fewer rows than processes
+                self.call, found.weight = taken
+                self._prepare(self.call)
+                found.loss, found.params = self._gradient(self.call)
+                grads = [p.grad for p in found.params.values() if p.grad is not None]
+                if not all(bool(grad.isfinite().all()) for grad in grads):
+                    raise _spoilt(found.params)
+        except BaseException as caught:
+            error, found.failed = caught, True
+        found.wants_mark = self.marks.is_due(len(self.leaves) + len(self.modules))
+        found.wants_compiled = self.worth_compiling
+        found.others, found.put = self._others(), self._put_other
+        mean = self.exchange(found, self.leaves)
+        self.mark_is_due = mean.wants_mark
+        if self.compiles is None:
+            self.compiles = mean.wants_compiled
+        if error is not None:
+            raise error
+        if mean.failed:
+            raise Elsewhere
+        if mean.ended:
+            self._zero()
+            return None
+        return mean.loss, mean.params
+
+    def _others(self) -> dict[Key, torch.Tensor]:
+        """What a step changes besides parameters: what baselines keep, and buffers that are not what they were."""
+        found: dict[Key, torch.Tensor] = {("state", k): v for k, v in self.loss.state.items()}
+        before = dict(enumerate(self.versions))
+        for i, (buffer, now) in enumerate(zip(self._buffers(), self._versions(), strict=True)):
+            if before.get(i) != now:
+                found["buffer", i] = buffer
+        return found
+
+    def _put_other(self, key: Key, value: torch.Tensor) -> None:
+        what, name = key
+        if what == "state":
+            self.loss.state[name] = value
+        elif name < len(buffers := self._buffers()):
+            buffers[name].data.copy_(value)
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """By which it is known whether buffers were written, or replaced."""
+        return [(id(buffer), buffer._version) for buffer in self._buffers()]
+
+    def _failed(self, error: BaseException, before: torch.Tensor) -> BaseException:
+        """What a step that failed, and began with the generator in this state, is told as; it is undone."""
+        self._zero()
+        told_as, is_here = error, not isinstance(error, Elsewhere)
+        undo = isinstance(error, Exception) and is_stop(error) and self.call is not None
+        if undo:
+            assert self.call is not None and isinstance(error, Exception)
+            told_as = self._told(error, self.call, before)
+        if self.exchange is not None:
+            failures = self.processes.gathered(Failure.of(told_as) if is_here else None)
+            undo = any(failure is not None and failure.is_stop for failure in failures)
+            told_as = told_as if is_here else elsewhere(failures)
+        if undo:
+            self._take_back()
+        return told_as
 
     def _gradient(self, call: Call) -> tuple[float, dict[str, torch.Tensor]]:
         """The loss, and the leaves that it depends on, with their gradients."""
@@ -235,8 +360,11 @@ class PyroTrainer:
     def _mark(self) -> None:
         """Note now and then where the fit stands."""
         size = len(self.leaves) + len(self.modules)
-        if not self.marks.is_due(size):
+        if self.exchange is None or not self.marks.states:
+            self.mark_is_due = self.marks.is_due(size)
+        if not self.mark_is_due:
             return
+        self.mark_is_due = False
         began = time.perf_counter()
         state = State(
             self.done,
@@ -264,13 +392,11 @@ class PyroTrainer:
         self._go_to(state)
         try:
             while self.done < goal:
+                take: Callable[[], Taken | None] = self._take
                 if isinstance(self.source, Stream):
-                    call = self.marks.calls[self.done]
-                else:
-                    call = self.source.take()
-                assert call is not None
-                self._step(call)
-        except (ObjectiveError, ValueError):  # the programs do not repeat themselves
+                    take = partial(self.marks.calls.__getitem__, self.done)
+                self._step(take)
+        except (ObjectiveError, ValueError, Elsewhere):  # the programs do not repeat themselves
             self._go_to(state)
             self.said.append(f"steps could not be repeated: parameters are after step {state.done}")
 
@@ -329,6 +455,13 @@ class PyroTrainer:
     def notes(self) -> list[str]:
         return list(self.said)
 
+    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
+        if isinstance(self.processes, Group):
+            refuse_diverged(self.processes, self.leaves)
+            every = self.processes.gathered((size, stopped))
+            size, stopped = every[0][0], next((why for _, why in every if why), "")
+        return size, stopped
+
     def choose(self, start: int) -> None:
         pass
 
@@ -375,12 +508,16 @@ class PyroTrainer:
         return self.done
 
     def shrink(self, factor: float) -> None:
-        self.marks.hurry()
+        self._hurry()
         self.optimizer.shrink(factor)
 
     def average(self, on: bool) -> None:
-        self.marks.hurry()
+        self._hurry()
         self.count, self.mean = int(on), {}
+
+    def _hurry(self) -> None:
+        self.marks.hurry()
+        self.mark_is_due = True
 
     def _buffers(self) -> list[torch.Tensor]:
         found = (b for module in self.modules for b in module._buffers.values() if b is not None)
@@ -388,6 +525,7 @@ class PyroTrainer:
 
     def snapshot(self) -> dict[str, Any]:
         own = self.generators
+        noise = _packed([own.torch_states, own.of_python, own.of_numpy])
         return _packed(
             {
                 "params": dict(self.leaves),
@@ -398,7 +536,7 @@ class PyroTrainer:
                 "count": self.count,
                 "done": self.done,
                 "compiles": self.compiles,
-                "noise": [own.torch_states, own.of_python, own.of_numpy],
+                "noise": self.processes.gathered(noise),
                 "source": self.source.position(),
             }
         )
@@ -423,16 +561,30 @@ class PyroTrainer:
         self.optimizer.restore(found["optimizer"], self.leaves)
         self.mean, self.count, self.done = found["mean"], found["count"], found["done"]
         self.compiles = found["compiles"]
-        of_torch, of_python, of_numpy = found["noise"]
-        self.generators = Generators(of_torch, of_python, of_numpy)
+        if len(found["noise"]) == self.processes.count:
+            self.generators = Generators(*found["noise"][self.processes.rank])
+        else:
+            words = self.job.request.seed, self.start, self.processes.rank, self.done
+            self.generators = _seeded(*words)
+            before, now = len(found["noise"]), self.processes.count
+            self.said.append(
+                f"it went on with {now} processes from a checkpoint of {before}: with other random numbers"
+            )
         self.source.seek(found["source"])
         self.marks = Marks()
 
 
-def _seeded(seed: int, start: int) -> Generators:
+def _spoilt(params: Mapping[str, torch.Tensor]) -> ObjectiveError:
+    """The error about gradients that are no numbers."""
+    grads = {name: p.grad for name, p in params.items() if p.grad is not None}
+    spoilt = [name for name, grad in grads.items() if not grad.isfinite().all()]
+    return not_numbers(spoilt or list(params), "the objective")
+
+
+def _seeded(*seeds: int) -> Generators:
     """The generators as they stand when seeded."""
     before = Generators.now()
-    words = np.random.SeedSequence([seed, start]).generate_state(1)
+    words = np.random.SeedSequence(seeds).generate_state(1)
     torch.manual_seed(int(words[0]))
     random.seed(int(words[0]))
     np.random.seed(int(words[0]))

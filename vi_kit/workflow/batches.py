@@ -24,8 +24,30 @@ class Data:
     data_size: int | None
 
 
+@dataclass(frozen=True)
+class Share:
+    """Of the rows of each minibatch, those that one of several processes has.
+
+    Attributes:
+        rank: of the process.
+        count: of all processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def of(self, num: int) -> slice:
+        """Of so many rows."""
+        return slice(self.rank * num // self.count, (self.rank + 1) * num // self.count)
+
+
 class Source(Protocol):
     """Gives each step its arguments, in an order that a seed decides."""
+
+    @property
+    def weight(self) -> float:
+        """What the last arguments count for, among those that other processes have in the same step: by their rows."""
+        ...
 
     @property
     def num_rows(self) -> int | None:
@@ -71,6 +93,7 @@ class Whole:
     example: Call
     num_rows: int | None = None
     takes_all: bool = True
+    weight: float = 1.0
 
     @property
     def everything(self) -> Call:
@@ -101,6 +124,7 @@ class Rows:
         seed: of the order.
         cut: from an argument and indices of shape `(batch_size,)` to those rows, of the arrays in it.
         step: the next.
+        share: of the rows of a step.
     """
 
     args: tuple[Any, ...]
@@ -112,10 +136,16 @@ class Rows:
     step: int = 0
     epoch: int = -1
     order: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    share: Share = field(default_factory=Share)
 
     @property
     def example(self) -> Call:
-        return self.at(np.arange(self.batch_size))
+        return self.at(np.arange(self.batch_size)[self.share.of(self.batch_size)])
+
+    @property
+    def weight(self) -> float:
+        own = range(self.batch_size)[self.share.of(self.batch_size)]
+        return len(own) * self.share.count / self.batch_size
 
     @property
     def everything(self) -> Call:
@@ -123,14 +153,14 @@ class Rows:
 
     @property
     def takes_all(self) -> bool:
-        return self.batch_size == self.num_rows
+        return self.batch_size == self.num_rows and self.share.count == 1
 
     def at(self, index: Any) -> Call:
         """The arguments that have some rows."""
         return tuple(self.cut(one, index) for one in self.args), self.kwargs
 
     def index(self) -> np.ndarray:
-        """The rows of the next step, shape `(batch_size,)`."""
+        """The rows of the next step, shape `(batch_size,)` where one process has them all."""
         self.step += 1
         return self.rows(self.step - 1)
 
@@ -139,7 +169,8 @@ class Rows:
         if epoch != self.epoch:
             self.epoch = epoch
             self.order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
-        return self.order[place * self.batch_size : (place + 1) * self.batch_size]
+        batch = self.order[place * self.batch_size : (place + 1) * self.batch_size]
+        return batch[self.share.of(self.batch_size)]
 
     def take(self) -> Call:
         return self.at(self.index())
@@ -162,6 +193,12 @@ class Stream:
         num_rows: of all data, if known.
         seed: of the ambient random numbers that the iterable draws, as a torch `DataLoader` does to shuffle.
         arrays: from what it yields to arrays of the library.
+        lengths: of the arrays in an argument, along their first axis.
+        cut: as for `Rows`.
+        share: of the rows of each minibatch.
+        is_counted: whether `num_rows` was not said, but found by looking at what yields them.
+        usual: rows of a minibatch, which then counts as one; `None` if each does.
+        num_taken: rows of the last one.
     """
 
     batches: Iterable[Any]
@@ -170,6 +207,12 @@ class Stream:
     num_rows: int | None
     seed: int
     arrays: Callable[[Any], Any]
+    lengths: Callable[[Any], list[int]]
+    cut: Callable[[Any, Any], Any]
+    is_counted: bool = False
+    share: Share = field(default_factory=Share)
+    usual: float | None = None
+    num_taken: int = 0
     epoch: int = -1
     place: int = 0
     ended: bool = False
@@ -178,6 +221,8 @@ class Stream:
     def __post_init__(self) -> None:
         self.waiting: list[Call] = []
         self.iterator: Iterator[Any] = iter(())
+        self.first: Any = None
+        self.raw: Any = None
         first = self.take()
         if first is None:
             raise ObjectiveError(
@@ -199,6 +244,16 @@ class Stream:
     def everything(self) -> Call:
         return self.first
 
+    @property
+    def weight(self) -> float:
+        return 1.0 if self.usual is None else self.num_taken / self.usual
+
+    def give(self, share: Share, usual: float | None) -> None:
+        """Have a share of each minibatch, from the first one on."""
+        self.share, self.usual = share, usual
+        self.first = self._arguments(self.raw)
+        self.waiting = [self.first]
+
     def take(self) -> Call | None:
         if self.waiting:
             return self.waiting.pop()
@@ -208,6 +263,8 @@ class Stream:
                     batch = next(self.iterator, self)
                 if batch is not self:
                     self.place += 1
+                    if self.first is None:
+                        self.raw = batch
                     return self._arguments(batch)
             if self.ended or not self._begins():
                 break
@@ -222,6 +279,10 @@ class Stream:
         if self.epoch >= 0 and (self.place == 0 or self.iterator is self.batches):
             return False
         self.epoch, self.place = self.epoch + 1, 0
+        sampler = getattr(self.batches, "sampler", None)
+        set_epoch = getattr(sampler, "set_epoch", None)
+        if set_epoch is not None:  # a DistributedSampler has another order only if it is told
+            set_epoch(self.epoch)
         with isolated(self._seed_of_batch()):
             self.iterator = iter(self.batches)
         return True
@@ -231,12 +292,28 @@ class Stream:
         return int(words[0])
 
     def _arguments(self, batch: Any) -> Call:
-        batch = self.arrays(batch)
+        batch = self._shared(self.arrays(batch))
         if isinstance(batch, Mapping):
             return self.args, {**self.kwargs, **batch}
         if isinstance(batch, list | tuple):
             return (*self.args, *batch), self.kwargs
         return (*self.args, batch), self.kwargs
+
+    def _shared(self, batch: Any) -> Any:
+        """The rows of a minibatch that are for this process."""
+        found = all_lengths(batch, self.lengths)
+        self.num_taken = num = found[0] if found else 0
+        if self.share.count == 1:
+            return batch
+        index = np.arange(num)[self.share.of(num)]
+        self.num_taken = len(index)
+
+        def own(one: Any) -> Any:
+            return self.cut(one, index) if set(self.lengths(one)) == {num} else one
+
+        if isinstance(batch, Mapping):
+            return {k: own(v) for k, v in batch.items()}
+        return tuple(map(own, batch)) if isinstance(batch, list | tuple) else own(batch)
 
     def position(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "place": self.place - len(self.waiting)}
@@ -290,7 +367,8 @@ def source_of(
                 )
             )
         rows = data_size or _rows_behind(batches, lengths)
-        return Stream(batches, args, kwargs, rows, seed, arrays)
+        counted = data_size is None
+        return Stream(batches, args, kwargs, rows, seed, arrays, lengths, cut, counted)
     if batch_size is None:
         if data_size is not None:
             raise ObjectiveError(
@@ -348,7 +426,7 @@ def _both(batch_size: Any) -> ObjectiveError:
 def _rows_behind(batches: Any, lengths: Callable[[Any], list[int]]) -> int | None:
     """The rows of minibatches that are there, or of the data set of a torch `DataLoader`."""
     if isinstance(batches, list | tuple):
-        found = [_all_lengths(batch, lengths)[:1] for batch in batches]
+        found = [all_lengths(batch, lengths)[:1] for batch in batches]
         return sum(n for one in found for n in one) if all(found) else None
     dataset = getattr(batches, "dataset", None)
     try:
@@ -357,7 +435,8 @@ def _rows_behind(batches: Any, lengths: Callable[[Any], list[int]]) -> int | Non
         return None
 
 
-def _all_lengths(batch: Any, lengths: Callable[[Any], list[int]]) -> list[int]:
+def all_lengths(batch: Any, lengths: Callable[[Any], list[int]]) -> list[int]:
+    """Of the arrays in a minibatch."""
     parts = batch.values() if isinstance(batch, Mapping) else batch
     parts = parts if isinstance(batch, Mapping | list | tuple) else [batch]
     return [n for part in parts for n in lengths(part)]

@@ -29,8 +29,10 @@ from vi_kit.workflow.guard import is_stop, no_start, told
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.history import last_tenth
 from vi_kit.workflow.minibatch import Seen, frames_of_rows, lengthened, plates_of_rows
+from vi_kit.workflow.processes import Processes, refuse_differences, together
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
+from vi_kit.workflow.sharing import share_out
 from vi_kit.workflow.training import Trainer, Training
 
 
@@ -40,6 +42,11 @@ class Library(Protocol):
     @property
     def packages(self) -> tuple[str, ...]:
         """Whose versions are noted."""
+        ...
+
+    @property
+    def processes(self) -> Processes:
+        """Those that take the steps together."""
         ...
 
     def lengths(self, one: Any) -> list[int]:
@@ -100,6 +107,7 @@ class Job:
         request: the other settings.
         plates: the plates of a minibatch's rows that are scaled, with what they count for.
         rows: all plates of these rows.
+        notes: what there is to know of how they are shared.
     """
 
     loss: Any
@@ -110,6 +118,7 @@ class Job:
     request: Request
     plates: Mapping[str, int]
     rows: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -125,30 +134,35 @@ def run(
     request: Request,
 ) -> Fit:
     """Everything before the first step, the steps, and what is found."""
-    began = time.perf_counter()
-    args, kwargs = library.arrays(args), library.arrays(dict(kwargs))
-    made = library.optimizer(optimizer, shrinks=request.shrinks)
-    source = source_of(
-        args,
-        kwargs,
-        data,
-        seed=request.seed,
-        lengths=library.lengths,
-        cut=library.cut,
-        arrays=library.arrays,
-    )
-    _refuse_calls((model, guide), source.example)
-    plates, rows = _plates(library, model, guide, source)
+    began, processes = time.perf_counter(), library.processes
+
+    def prepared() -> tuple[Any, Source]:
+        made = library.optimizer(optimizer, shrinks=request.shrinks)
+        source = source_of(
+            library.arrays(args),
+            library.arrays(dict(kwargs)),
+            data,
+            seed=request.seed,
+            lengths=library.lengths,
+            cut=library.cut,
+            arrays=library.arrays,
+        )
+        _refuse_calls((model, guide), source.example)
+        return made, source
+
+    made, source = together(processes, prepared)
+    notes = share_out(source, processes, lengths=library.lengths, digest=_digest)
+    plates, rows = together(processes, lambda: _plates(library, model, guide, source))
     model = library.scaled(model, plates, "model")
     guide = library.scaled(guide, plates, "guide")
-    job = Job(loss, model, guide, source, made, request, plates, rows)
+    job = Job(loss, model, guide, source, made, request, plates, rows, tuple(notes))
     ended: list[Ended] = []
     failed: BaseException | None = None
     starts = library.starts(job)
     for i, start in enumerate(starts):
         began = began if i == 0 else time.perf_counter()
         with _rows_explained(library, source), numbers_told(library, model, guide, source):
-            training = _begun(library, job, start(), i if len(starts) > 1 else None)
+            training = _begun(library, job, start, i if len(starts) > 1 else None)
         training.seconds = {"before": time.perf_counter() - began, **training.seconds}
         try:
             ended.append(Ended(training, training.run()))
@@ -175,16 +189,32 @@ class Ended:
     stopped: str
 
 
-def _begun(library: Library, job: Job, trainer: Trainer, start: int | None) -> Training:
+def _begun(
+    library: Library, job: Job, begin: Callable[[], Trainer], start: int | None
+) -> Training:
     """A training from its beginning, or from its last checkpoint."""
-    request, folder = job.request, None
-    if request.checkpoint is not None:
+    request, processes = job.request, library.processes
+    shown = request.progress if processes.rank == 0 else False
+    progress = Progress(request.num_steps, job.loss.settings.sign, shown)
+    training = together(
+        processes, lambda: Training(begin(), request, None, progress, processes=processes)
+    )
+    trainer = training.trainer
+    if processes.count > 1:
+        settings, fix = _settings(library, job, trainer), "the same call of fit in each process"
+        refuse_differences(processes, "settings", settings, fix)
+        training.calls_back = any(processes.gathered(training.calls_back))
+
+    def folder() -> Folder | None:
+        if request.checkpoint is None or processes.rank:
+            return None
         settings = request.checkpoint
         if start is not None:
             settings = replace(settings, folder=Path(settings.folder) / f"start-{start}")
-        folder = Folder(settings, _made_of(library, job, trainer))
-    progress = Progress(request.num_steps, job.loss.settings.sign, request.progress)
-    training = Training(trainer, request, folder, progress)
+        return Folder(settings, _made_of(library, job, trainer))
+
+    trainer.join()
+    training.folder = together(processes, folder)
     training.resume()
     return training
 
@@ -279,6 +309,29 @@ def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
         "num_restarts": request.num_restarts,
         "stop": repr(request.stop),
     }
+
+
+def _settings(library: Library, job: Job, trainer: Trainer) -> dict[str, str]:
+    """Of a fit, that all of its processes have to have alike."""
+    request = job.request
+    programs = {
+        role: getattr(inspect.unwrap(program), "__qualname__", type(program).__name__)
+        for role, program in (("model", job.model), ("guide", job.guide))
+    }
+    own = {
+        **programs,
+        "loss": job.loss.settings.describe(),
+        "parameters": {k: tuple(np.shape(v)) for k, v in trainer.params().items()},
+        "optimizer": trainer.optimizer_said(),
+        "num_steps": request.num_steps,
+        "seed": request.seed,
+        "clip_norm": request.clip_norm,
+        "num_restarts": request.num_restarts,
+        "stop": request.stop,
+        "callback_every": request.callback_every,
+        "checkpoint": request.checkpoint and f"every {request.checkpoint.every}",
+    }
+    return {name: str(value) for name, value in own.items()}
 
 
 def _digest(parts: list[Any]) -> str:
@@ -377,7 +430,7 @@ def fit_of(library: Library, job: Job, ended: list[Ended], error: Any = None) ->
         seconds=dict(one.training.seconds),
         versions={name: importlib.metadata.version(name) for name in library.packages},
         seed=job.request.seed,
-        notes=tuple(trainer.notes()),
+        notes=(*job.notes, *trainer.notes()),
         restarts=tuple(losses) if len(losses) > 1 else (),
         restart_params=tuple(ends),
         by_rule=None if job.request.stop is None else bool(one.training.history.stopped),

@@ -16,6 +16,7 @@ from vi_kit.base.errors import CheckpointError, message
 from vi_kit.workflow.checkpoints import Folder
 from vi_kit.workflow.history import History
 from vi_kit.workflow.moment import Moment
+from vi_kit.workflow.processes import Alone, Processes, together
 from vi_kit.workflow.progress import Progress, smoothed
 from vi_kit.workflow.request import Request
 from vi_kit.workflow.stopping import StoppingRule
@@ -39,7 +40,7 @@ class Steps:
     losses: np.ndarray
     norms: np.ndarray
     ended: bool = False
-    trouble: Exception | None = None
+    trouble: BaseException | None = None
 
 
 class Trainer(Protocol):
@@ -67,6 +68,14 @@ class Trainer(Protocol):
 
     def explain(self) -> str:
         """Which estimator each site has, and why."""
+        ...
+
+    def join(self) -> None:
+        """Of several processes: start from the parameters of the first, and draw other random numbers."""
+        ...
+
+    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
+        """How many steps come next, and why the fit ends, for all processes that take them together."""
         ...
 
     def notes(self) -> list[str]:
@@ -114,6 +123,8 @@ class Training:
         history: of the steps.
         seconds: of the first step, and of those after it.
         explained: which estimator each site has.
+        processes: that take the steps together.
+        calls_back: whether one of them has callbacks.
     """
 
     trainer: Trainer
@@ -123,14 +134,21 @@ class Training:
     history: History = field(default_factory=History)
     seconds: dict[str, float] = field(default_factory=lambda: {"first step": 0.0, "steps": 0.0})
     explained: str = ""
+    processes: Processes = field(default_factory=Alone)
+    calls_back: bool = False
 
     def __post_init__(self) -> None:
         self.explained = self.trainer.explain()
+        self.calls_back = bool(self.request.callbacks)
 
     def resume(self) -> bool:
         """Go on from the last checkpoint, if there is one."""
-        saved = None if self.folder is None else self.folder.latest()
-        if saved is None or self.folder is None:
+        if self.request.checkpoint is None:
+            return False
+        latest = None if self.folder is None else self.folder.latest
+        saved = together(self.processes, lambda: latest and latest())
+        saved = self.processes.first(saved)
+        if saved is None:
             return False
         history = History.of(saved["history"])
         most = self.request.num_steps
@@ -138,13 +156,13 @@ class Training:
             raise CheckpointError(
                 message(
                     "the checkpoint is of a later step than the fit shall have",
-                    got=f"{history.num_steps} steps in {str(self.folder.path)!r}",
+                    got=f"{history.num_steps} steps in {str(self.request.checkpoint.folder)!r}",
                     expected=f"at most num_steps={most}",
                     fix=f"num_steps={history.num_steps} or more, or another folder",
                 )
             )
         self.history = history
-        self.trainer.restore(saved["trainer"])
+        together(self.processes, lambda: self.trainer.restore(saved["trainer"]))
         return True
 
     def run(self) -> str:
@@ -173,6 +191,7 @@ class Training:
                         stopped = stopped or f"interrupted after {self.history.num_steps} steps"
                     fitting = int(taken * LOOK_SECONDS / max(seconds, 1e-9))
                     size = max(1, min(fitting, 10 * size, MOST_AT_ONCE))
+                    size, stopped = self.trainer.agreed(size, stopped)
         finally:
             self.progress.close(stopped or "failed")
         self._save(always=True)
@@ -182,8 +201,8 @@ class Training:
         """Steps until something has to be looked at."""
         done = self.history.num_steps
         marks = [] if self.request.stop is None else [self.request.stop.every]
-        marks += [self.request.callback_every] * bool(self.request.callbacks)
-        marks += [] if self.folder is None else [self.folder.settings.every]
+        marks += [self.request.callback_every] * self.calls_back
+        marks += [] if self.request.checkpoint is None else [self.request.checkpoint.every]
         left = [mark - done % mark for mark in marks]
         return min(
             [
@@ -213,10 +232,12 @@ class Training:
         done, stopped = self.history.num_steps, ""
         if self.request.stop is not None and done and done % self.request.stop.every == 0:
             stopped = self.history.stopped = self._decide(self.request.stop)
-        if self.request.callbacks and done and done % self.request.callback_every == 0:
+        if self.calls_back and done and done % self.request.callback_every == 0:
             losses, sign = self.history.losses, self.progress.sign
             moment = Moment(done, losses, sign * smoothed(losses), self.trainer.params)
-            if any([_is_true(callback(moment)) for callback in self.request.callbacks]):
+            called = self.request.callbacks
+            answers = together(self.processes, lambda: [_is_true(one(moment)) for one in called])
+            if any(answers):
                 stopped = stopped or f"a callback stopped it after {done} steps"
         self._save(always=False)
         return stopped or self._done()
@@ -239,12 +260,13 @@ class Training:
         return decision.stop and f"{decision.stop}, after {history.num_steps} steps"
 
     def _save(self, *, always: bool) -> None:
-        done = self.history.num_steps
-        if self.folder is None or not done or done == self.folder.last:
+        done, settings, folder = self.history.num_steps, self.request.checkpoint, self.folder
+        if settings is None or not done or not (always or done % settings.every == 0):
             return
-        if always or done % self.folder.settings.every == 0:
-            state = {"history": self.history.snapshot(), "trainer": self.trainer.snapshot()}
-            self.folder.save(done, state)
+        if self.processes.first(folder is not None and done == folder.last):
+            return
+        state = {"history": self.history.snapshot(), "trainer": self.trainer.snapshot()}
+        together(self.processes, lambda: folder and folder.save(done, state))
 
 
 @contextmanager
