@@ -29,6 +29,7 @@ PARTS = (
     "stopping",
     "averaging",
     "fitting",
+    "distributed",
 )
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table: starts here -->\n", "<!-- table: ends here -->\n"

@@ -57,7 +57,10 @@ def closed(x):
 
 
 def closed_guide(x):
-    m, s = pyro.param("m", torch.tensor(0.1, dtype=x.dtype)), pyro.param("s", torch.tensor(0.0, dtype=x.dtype))
+    m, s = (
+        pyro.param("m", torch.tensor(0.1, dtype=x.dtype)),
+        pyro.param("s", torch.tensor(0.0, dtype=x.dtype)),
+    )
     pyro.sample("z", dist.Normal(m, s.exp()))
 
 
@@ -101,7 +104,9 @@ def uneven():
 
 
 def float32():
-    return told(both(X.float(), batch_size=8, model=closed, guide=closed_guide, estimators=vi.Analytic()))
+    return told(
+        both(X.float(), batch_size=8, model=closed, guide=closed_guide, estimators=vi.Analytic())
+    )
 
 
 def analytic():
@@ -278,7 +283,7 @@ def _noisy(num_steps, folder=None, **given):
 
 
 def resumed():
-    """A fit that goes on; beside one that was not interrupted. Each process says where: the first alone writes there."""
+    """A fit that goes on; beside one that was not interrupted. Of the two folders that are said one is used."""
     folder = FOLDER / f"checkpoints-{RANK}"
     whole = told(_noisy(20))
     first = _noisy(12, folder)
@@ -444,7 +449,11 @@ def refused_bound():
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return told(both(X, batch_size=8, model=noisy, guide=noisy_guide, objective=vi.iwae(num_particles=2)))
+        return told(
+            both(
+                X, batch_size=8, model=noisy, guide=noisy_guide, objective=vi.iwae(num_particles=2)
+            )
+        )
 
 
 def refused_fixed():
@@ -466,7 +475,9 @@ class Langevin(torch.optim.SGD):
 
 
 def refused_noise():
-    return told(both(X, batch_size=8, optimizer=lambda params: Langevin(params, lr=0.1), num_steps=50))
+    return told(
+        both(X, batch_size=8, optimizer=lambda params: Langevin(params, lr=0.1), num_steps=50)
+    )
 
 
 def refused_late():
@@ -488,7 +499,11 @@ def alone():
     return told(both(X + RANK, batch_size=8, process_group=False))
 
 
-CASES = {name: f for name, f in list(globals().items()) if callable(f) and getattr(f, "__module__", "") == "__main__"}
+CASES = {
+    name: f
+    for name, f in list(globals().items())
+    if callable(f) and getattr(f, "__module__", "") == "__main__"
+}
 
 
 def main(cases, wait=60.0):
@@ -503,7 +518,11 @@ def main(cases, wait=60.0):
         try:
             found = CASES[case]()
         except BaseException as error:
-            found = {"error": type(error).__name__, "text": str(error), "trace": traceback.format_exc()}
+            found = {
+                "error": type(error).__name__,
+                "text": str(error),
+                "trace": traceback.format_exc(),
+            }
             found["steps"] = error.fit.num_steps if hasattr(error, "fit") else None
         found["seconds"] = time.perf_counter() - began
         (FOLDER / f"{case}-{RANK}-of-{COUNT}.json").write_text(json.dumps(found))
@@ -543,7 +562,7 @@ def ended(children):
     for (case, rank), child in children.items():
         if rank == 0:
             ends[case] = os.waitpid(child, 0)[1]
-    for (case, rank), child in children.items():
+    for (_, rank), child in children.items():
         if rank:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

@@ -29,7 +29,10 @@ REFUSED = {
     "refused_late": ("ObjectiveError", "param late"),
 }
 FAILING = {"raises": "RuntimeError", "callback_raises": "KeyError", "loader_raises": "OSError"}
-MUTANTS = [f"mutant_{name}" for name in ("no_average", "scale", "unweighted", "same_noise", "same_local_noise")]
+MUTANTS = [
+    f"mutant_{name}"
+    for name in ("no_average", "scale", "unweighted", "same_noise", "same_local_noise")
+]
 TOGETHER = [
     *(*SAME, "buffers", "noise", "local_noise", "interrupted", "resumed", "nan", "nan_params"),
     *("nan_reference", *FAILING, *REFUSED, *MUTANTS, "alone"),
@@ -40,7 +43,7 @@ GONE = {"killed": 60.0, "stuck": 4.0}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each case found, by process, and what one process finds: all are run once, whatever the number of workers."""
+    """What each case found, by process, and what one process finds: all are run once for all workers."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = base / "distributed"

@@ -85,8 +85,8 @@ class Group:
                     f"process {self.rank} of {self.count}: another process of the group is gone, or does not answer",
                     got=str(error).strip().partition("\n")[0],
                     expected="all processes of the group in the same fit, until it ends",
-                    fix="see the output of the others, of which one was ended or failed; init_process_group(timeout=...)"
-                    " says how long one that does not answer is waited for",
+                    fix="see the output of the others, of which one was ended or failed;"
+                    " init_process_group(timeout=...) says how long one that does not answer is waited for",
                 )
             ) from error
 
@@ -108,7 +108,7 @@ def processes_of(given: Any) -> Processes:
                     "fit: there are several processes, and whether they share this fit was not said",
                     got=f"{count} processes, "
                     + ("an initialised process group" if is_ready else "started by torchrun"),
-                    expected="process_group=dist.group.WORLD (after dist.init_process_group) for one fit by all of them,"
+                    expected="process_group=dist.group.WORLD (after dist.init_process_group) for one fit by all,"
                     " process_group=False for a fit of its own in each",
                     fix="fit(..., process_group=dist.group.WORLD)",
                 )
@@ -325,7 +325,9 @@ class Exchange:
                 leaf.grad = mean.to(leaf.dtype) if have[name] else None
             else:
                 whole = not (entry.dtype.is_floating_point or entry.dtype.is_complex)
-                found.put(entry.key, (mean.round() if whole else mean).to(entry.device, entry.dtype))
+                found.put(
+                    entry.key, (mean.round() if whole else mean).to(entry.device, entry.dtype)
+                )
         return {name: leaves[name] for name in names if seen[name]}
 
 

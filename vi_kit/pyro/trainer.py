@@ -112,10 +112,10 @@ class PyroTrainer:
         if summed:
             raise ObjectiveError(
                 message(
-                    "fit: the objective is a nonlinear function of all rows of a minibatch together, which no process has",
+                    "fit: the objective is a nonlinear function of all rows of a minibatch, which no process has",
                     got=f"{self.loss.settings.describe()}, inside of which plates {sorted(summed)} are summed",
-                    expected="sites in the plate of the rows alone, a linear objective such as vi.elbo(), or all data in"
-                    " each process",
+                    expected="sites in the plate of the rows alone, a linear objective such as vi.elbo(), or all"
+                    " data in each process",
                     fix="objective=vi.elbo(); or no batch_size: each process has all data, and draws of its own",
                 )
             )

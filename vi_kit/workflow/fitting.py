@@ -36,6 +36,10 @@ from vi_kit.workflow.sharing import share_out
 from vi_kit.workflow.training import Trainer, Training
 
 
+CHUNK = 2**24
+"""Bytes of data that are copied at once."""
+
+
 class Library(Protocol):
     """What `fit` needs of a library."""
 
@@ -189,9 +193,7 @@ class Ended:
     stopped: str
 
 
-def _begun(
-    library: Library, job: Job, begin: Callable[[], Trainer], start: int | None
-) -> Training:
+def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int | None) -> Training:
     """A training from its beginning, or from its last checkpoint."""
     request, processes = job.request, library.processes
     shown = request.progress if processes.rank == 0 else False
@@ -348,7 +350,13 @@ def _digest(parts: list[Any]) -> str:
         elif hasattr(one, "shape") and hasattr(one, "__array__"):
             found.update(str(tuple(one.shape)).encode())
             if not getattr(one, "requires_grad", False):  # what is trained is no part of it
-                found.update(np.ascontiguousarray(np.asarray(one)).tobytes())
+                whole = np.asarray(one)
+                size = max(1, CHUNK // max(1, whole[:1].nbytes)) if whole.ndim else 1
+                for i in range(
+                    0, len(whole) if whole.ndim else 1, size
+                ):  # it may be larger than memory
+                    part = whole[i : i + size] if whole.ndim else whole
+                    found.update(np.ascontiguousarray(part).tobytes())
         elif isinstance(one, FunctionType | MethodType | partial):
             if depth and id(one) not in met:
                 met.add(id(one))

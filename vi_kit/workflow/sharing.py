@@ -24,8 +24,8 @@ def share_out(
 ) -> list[str]:
     """Give each process its rows; returns how, in words.
 
-    Rows of arrays are cut, and so are minibatches of an iterable that yields the same in each process. Of one that yields
-    others (a `DistributedSampler`) each process has its own. All data at once is for each process as a whole.
+    Rows of arrays are cut, and so are minibatches of an iterable that yields the same in each process. Of one that
+    yields others (a `DistributedSampler`) each process has its own. All data at once is for each process as a whole.
 
     Args:
         lengths: of the arrays in an argument, along their first axis.
@@ -106,6 +106,8 @@ def _too_few(num: int, count: int, got: str) -> ObjectiveError:
             "fit: a minibatch has fewer rows than there are processes",
             got=f"{got}, {count} processes",
             expected=f"at least {count} rows",
-            fix=f"batch_size={count} or more" if num else "batches with arrays of a row for each datum",
+            fix=f"batch_size={count} or more"
+            if num
+            else "batches with arrays of a row for each datum",
         )
     )
