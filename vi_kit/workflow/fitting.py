@@ -35,7 +35,6 @@ from vi_kit.workflow.request import Request
 from vi_kit.workflow.sharing import share_out
 from vi_kit.workflow.training import Trainer, Training
 
-
 CHUNK = 2**24
 """Bytes of data that are copied at once."""
 
