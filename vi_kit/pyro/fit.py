@@ -97,8 +97,9 @@ def fit(
         process_group: the processes that take the steps together, such as `torch.distributed.group.WORLD` under
             `torchrun`. Each of them makes the same call. With `batch_size`, and with `batches` that are the same in
             each, a process has its share of the rows of a minibatch; of a loader with a `DistributedSampler` its own;
-            of all data at once all of them, and draws of its own. Gradients are averaged by the number of rows, and so is what
-            baselines and buffers keep. Parameters start from those of the first process, which writes the checkpoints.
+            of all data at once all of them, and draws of its own. Gradients are averaged by the number of rows, and so
+            is what baselines and buffers keep. Parameters start from those of the first process, which writes the
+            checkpoints.
             `False`: a fit of this process alone, though there are others.
         progress: whether there is a progress bar; if left out, in terminals and notebooks.
         **kwargs: further arguments of both, the same in each step.
