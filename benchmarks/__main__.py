@@ -30,6 +30,7 @@ PARTS = (
     "averaging",
     "fitting",
     "distributed",
+    "sharding",
 )
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table: starts here -->\n", "<!-- table: ends here -->\n"

@@ -60,6 +60,7 @@ from vi_kit.numpyro.filter import Filtering
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
 from vi_kit.numpyro.markers import apart_p, site_p
 from vi_kit.numpyro.scan import OpenSite, ScanAtDraw, SummedScan, finite_size, is_open
+from vi_kit.numpyro.sharding import ONE, Devices
 
 
 class NumPyroBackend:
@@ -72,6 +73,7 @@ class NumPyroBackend:
         watches: whether that is to be found out. What is not known is guessed.
         dry: whether values do not matter, only shapes.
         invents_data: whether what is observed is drawn, since the data are not known.
+        devices: of a mesh, along which replicates are divided.
     """
 
     name = "numpyro"
@@ -88,6 +90,7 @@ class NumPyroBackend:
         watches: bool = False,
         dry: bool = False,
         invents_data: bool = False,
+        devices: Devices = ONE,
     ):
         self.key = self.shared_key = key
         self.num_keys = 0
@@ -97,6 +100,8 @@ class NumPyroBackend:
         self.sight = Sight(self.params if watches else {})
         self.dry = dry
         self.invents_data = invents_data
+        self.devices, self.is_spread, self.is_divided = devices, False, False
+        self.replicates: dict[str, int] = {}
         self.handler: _Handler | None = None
         self.watched: dict[Any, tuple[jax.Array, frozenset[Any]]] = {}
         self.deepest_dim = 0
@@ -339,8 +344,19 @@ class NumPyroBackend:
 
         copies = keys, jnp.arange(axis.size)
         if run.plan.vectorize or together:
-            return jax.vmap(copy, axis_name=axis.name)(*copies)
+            return self.spread(jax.vmap(copy, axis_name=axis.name), copies, axis)
         return lax.map(lambda numbered: copy(*numbered), copies)
+
+    def spread(self, fn: Callable, copies: Any, axis: Axis) -> Any:
+        """What a function makes of copies, each on devices of its own if these can be divided by their number."""
+        self.replicates[axis.name] = axis.size
+        if self.is_spread or not self.devices.divides(axis.size):
+            return fn(*copies)
+        self.is_spread = True
+        made = self.devices.spread(fn(*self.devices.spread(copies)))
+        self.is_spread = False
+        self.is_divided = True
+        return made
 
     def merge_copies(self, kept: Mapping[Site, Site]) -> None:
         del kept  # there was one

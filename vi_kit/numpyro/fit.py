@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from vi_kit.engine.select import Given
 from vi_kit.language.words import Objective
@@ -16,9 +17,10 @@ from vi_kit.numpyro.inquest import before_steps
 from vi_kit.numpyro.loss import Loss
 from vi_kit.numpyro.minibatch import as_arrays, cut, lengths, look, numbers, scaled
 from vi_kit.numpyro.optimizers import Optimizer, optimizer_of
+from vi_kit.numpyro.sharding import Devices
 from vi_kit.numpyro.trainer import NumPyroTrainer
 from vi_kit.workflow import inquest
-from vi_kit.workflow.batches import Call
+from vi_kit.workflow.batches import Call, Source
 from vi_kit.workflow.checkpoints import Checkpoint
 from vi_kit.workflow.entry import fit_with
 from vi_kit.workflow.fitted import Fit
@@ -51,6 +53,7 @@ def fit(
     callback_every: int = 100,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     fixed_draws: int | None = None,
+    mesh: Mesh | None = None,
     progress: bool | None = None,
     num_samples: int = 1,
     max_plate_nesting: int | None = None,
@@ -88,6 +91,9 @@ def fit(
             minimised by L-BFGS until no step lowers it (`num_steps` is then the most that it takes, and may be left
             out). Sites have `Reparam`, `Enumerate`, `Quadrature` or `Analytic`. What it finds has
             `Fit.linear_response`. Guides with free covariances need more draws than these have dims.
+        mesh: devices that share the work, with axes named `"data"`, along which the rows of positional arrays and
+            minibatches are divided, and `"particles"`, along which replicates are (those of `num_samples`, or of
+            the objective); parameters are whole on each. The numbers are those of one device, up to rounding.
         progress: whether there is a progress bar; if left out, in terminals and notebooks.
         **kwargs: further arguments of both, the same in each step.
 
@@ -114,7 +120,7 @@ def fit(
         True
     """
     return fit_with(
-        OfNumPyro(init_params),
+        OfNumPyro(init_params, Devices.of(mesh)),
         Loss,
         model,
         guide,
@@ -140,6 +146,7 @@ def fit(
         max_plate_nesting=max_plate_nesting,
         vectorize=vectorize,
         marginalize=marginalize,
+        not_fixed={"mesh": (mesh, None)},
     )
 
 
@@ -148,6 +155,7 @@ class OfNumPyro:
     """See `vi_kit.workflow.fitting.Library`."""
 
     init_params: Mapping[str, Any] | None
+    devices: Devices
     packages: tuple[str, ...] = ("vi-kit", "numpyro", "jax", "optax")
     processes: Processes = field(default_factory=Alone)
 
@@ -158,16 +166,23 @@ class OfNumPyro:
         return cut(one, index)
 
     def arrays(self, one: Any) -> Any:
-        return as_arrays(one)
+        return self.devices.adopted(as_arrays(one))
+
+    def check(self, source: Source) -> None:
+        self.devices.check(source)
+
+    @property
+    def leads(self) -> bool:
+        return self.devices.leads
 
     def numbers(self, one: Any) -> list[np.ndarray]:
-        return numbers(one)
+        return numbers(self.devices.here(one))
 
     def look(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
-        return look(model, guide, args, kwargs)
+        return look(model, guide, *self.devices.here((args, kwargs)))
 
     def statements(self, model: Callable, guide: Callable, call: Call) -> list[inquest.Seen]:
-        return before_steps(model, guide, call, self.init_params or {})
+        return before_steps(model, guide, self.devices.here(call), self.init_params or {})
 
     def scaled(self, program: Callable, plates: Mapping[str, int], role: str) -> Callable:
         return scaled(program, plates, role)
@@ -179,7 +194,7 @@ class OfNumPyro:
         return NumPyroHeld(trainer)
 
     def starts(self, job: Job) -> list[Callable[[], Trainer]]:
-        return [lambda: NumPyroTrainer(job, self.init_params)]
+        return [lambda: NumPyroTrainer(job, self.init_params, self.devices)]
 
     def keep(self, trainer: Trainer) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,6 +35,7 @@ from vi_kit.numpyro.draws import NumPyroRuns
 from vi_kit.numpyro.filter import ALGORITHM
 from vi_kit.numpyro.planning import LossStep, of_value_zero, plan_for, total_of
 from vi_kit.numpyro.replay import NumPyroReplay
+from vi_kit.numpyro.sharding import ONE, PARTICLES, Devices, no_replicates
 
 
 class Loss(CommonLoss, ELBO):
@@ -70,6 +72,15 @@ class Loss(CommonLoss, ELBO):
     array = staticmethod(jnp.asarray)
     state_is_given = True
 
+    def _start(self) -> None:
+        self.devices = ONE
+
+    def along(self, devices: Devices) -> Loss:
+        """The same loss, with replicates divided among devices."""
+        divided = copy.copy(self)
+        divided.devices = devices
+        return divided
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What Pyro's SVI asks for."""
         raise self._of_other_library()
@@ -90,8 +101,10 @@ class Loss(CommonLoss, ELBO):
         Outside `jax.jit` and `jax.grad` a loss that is not finite is an error.
         """
         programs = self._programs(model, guide, args, kwargs)
-        step = LossStep(self.settings, rng_key, param_map, programs)
+        step = LossStep(self.settings, rng_key, param_map, programs, self.devices)
         plan, (groups, run, backend) = self._run(step)
+        if self.devices.count(PARTICLES) > 1 and not backend.is_divided:
+            raise no_replicates(self.devices, backend.replicates)
         loss = total_of(groups, (None, "model"))
         if groups.keys() - {None}:  # XLA finds that the forward passes are one
             loss = lax.stop_gradient(loss)

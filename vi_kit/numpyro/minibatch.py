@@ -16,6 +16,7 @@ from numpyro.primitives import Messenger
 
 from vi_kit.engine.statements import is_copy
 from vi_kit.language.marginal import mapped_part
+from vi_kit.numpyro.sharding import has_rows
 from vi_kit.workflow.asking import UNSCALED
 from vi_kit.workflow.minibatch import Frame, Seen, Statement
 
@@ -38,11 +39,6 @@ def numbers(one: Any) -> list[np.ndarray]:
 def cut(one: Any, index: Any) -> Any:
     """Some rows of the arrays in an argument."""
     return jax.tree.map(lambda x: x[index] if has_rows(x) else x, one)
-
-
-def has_rows(x: Any) -> bool:
-    """Whether it is an array, of NumPy or JAX or torch, that can be cut."""
-    return getattr(x, "ndim", 0) > 0 and hasattr(x, "__array__")
 
 
 def _as_array(x: Any) -> Any:

@@ -17,7 +17,7 @@ KINDS = {
     " real imag conj complex",
     "choice": "select_n",
     "comparison": "eq ne lt le gt ge",
-    "copy": "copy copy_p reduce_precision optimization_barrier device_put"
+    "copy": "copy copy_p reduce_precision optimization_barrier device_put sharding_constraint"
     " vi_kit_term vi_kit_site vi_kit_apart",
     "cast": "convert_element_type stop_gradient",
     "layout": "reshape broadcast_in_dim squeeze expand_dims transpose slice rev concatenate pad stack unstack"

@@ -52,6 +52,7 @@ from vi_kit.numpyro.dependence import Provenance, asked_of, sources
 from vi_kit.numpyro.expectations import evaluated, finding, with_expectations
 from vi_kit.numpyro.markers import elements_p
 from vi_kit.numpyro.mixing import find_mixed_in
+from vi_kit.numpyro.sharding import ONE, Devices
 from vi_kit.objectives import elbo
 
 MAX_TRACES = 8
@@ -69,6 +70,7 @@ class LossStep:
     key: jax.Array
     params: Mapping[str, Any]
     programs: tuple[Program, Program]
+    devices: Devices = ONE
 
     def holding(self, names: Collection[str]) -> LossStep:
         """The step with all parameters but `names` as constants."""
@@ -83,7 +85,9 @@ class LossStep:
     def run(
         self, plan: Plan, *, learning: bool = False
     ) -> tuple[dict[str | None, jax.Array], Run, NumPyroBackend]:
-        backend = NumPyroBackend(self.key, self.params, provenance=plan.provenance)
+        backend = NumPyroBackend(
+            self.key, self.params, provenance=plan.provenance, devices=self.devices
+        )
         run = Run(backend, plan, learning=learning)
         run.salts = self.settings.salts
         names: list[str | None] = []

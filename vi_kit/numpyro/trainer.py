@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,18 +19,18 @@ from numpyro.optim import _NumPyroOptim
 
 from vi_kit.base.errors import CheckpointError, NotFiniteError, ObjectiveError, message
 from vi_kit.engine.settings import not_numbers
+from vi_kit.numpyro.feeding import Fed, Feed
 from vi_kit.numpyro.init_params import checked_params
 from vi_kit.numpyro.inquest import seen
-from vi_kit.numpyro.minibatch import has_rows, numbers
-from vi_kit.workflow.batches import Call, Rows, Stream
+from vi_kit.numpyro.minibatch import numbers
+from vi_kit.numpyro.sharding import ONE, Devices
+from vi_kit.workflow.batches import Call
 from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, told
 from vi_kit.workflow.inquest import Seen
-from vi_kit.workflow.training import MOST_AT_ONCE, Steps
+from vi_kit.workflow.training import Steps
 
-MAX_BYTES = 2**26
-"""Of minibatches that wait for their steps."""
 MAX_COORDINATES = 2000
 """That a stopping rule is shown."""
 
@@ -46,22 +46,16 @@ class Chunk:
     """What one call of a loop is given.
 
     Attributes:
-        key: of the loop.
         carry: the state before it.
         alive: of each start, whether it has not failed.
-        data: that all steps share.
-        steps: what each has of its own.
+        fed: the data, and what each step has of its own.
         first: the number of steps before.
-        num: of steps.
     """
 
-    key: Any
     carry: Any
     alive: Any
-    data: Any
-    steps: Any
+    fed: Fed
     first: int
-    num: int
 
 
 class NumPyroTrainer:
@@ -70,34 +64,38 @@ class NumPyroTrainer:
     Args:
         job: what is to be done.
         init_params: where parameters start, by name, if not where the programs have them.
+        devices: that take the steps.
     """
 
     def __init__(
         self,
         job: Job,
         init_params: Mapping[str, Any] | None,
+        devices: Devices = ONE,
     ):
         source, num_restarts, seed = job.source, job.request.num_restarts, job.request.seed
-        self.loss, self.model, self.guide, self.source = job.loss, job.model, job.guide, source
-        self.rows = job.rows
+        self.loss, self.model, self.guide = job.loss.along(devices), job.model, job.guide
+        self.source, self.rows, self.devices = source, job.rows, devices
         self.optimizer, self.clip_norm = job.optimizer, job.request.clip_norm
         self.num_restarts, self.averages = num_restarts, job.request.averages
         self.done, self.best = 0, 0
-        if isinstance(source, Rows):
-            source.args = jax.tree.map(lambda x: jnp.asarray(x) if has_rows(x) else x, source.args)
+        self.feed = Feed(source, devices)
+        self.example = self.feed.example
         keys = random.split(random.key(seed), (2, num_restarts))
         starts = [self._start(key, i, init_params) for i, key in enumerate(keys[0])]
         self.keys = keys[1]
         self.carry = starts[0]
         if num_restarts > 1:
             self.carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-        self.alive = jnp.ones(num_restarts, bool)
+        self.carry = devices.everywhere(self.carry)
+        self.alive = devices.everywhere(jnp.ones(num_restarts, bool))
+        self.is_begun = False
         self.until = np.full(num_restarts, NEVER)
         self.before: list[Chunk] = []
         self.loops: dict[Any, Callable] = {}
 
     def _start(self, key: Any, restart: int, init_params: Mapping[str, Any] | None) -> Any:
-        args, kwargs = self.source.example
+        args, kwargs = self.example
         guide = self.guide if restart == 0 else copy.deepcopy(self.unused)
         if restart == 0 and self.num_restarts > 1:  # an autoguide draws its start when first run
             self.unused = copy.deepcopy(self.guide)
@@ -187,26 +185,29 @@ class NumPyroTrainer:
 
             return lax.while_loop(going, body, (0, carry, alive, *losses))
 
-        return jax.jit(run)
+        return self.devices.compiled(run)
 
     # What the loop of a fit asks for
 
     def advance(self, most: int) -> Steps:
-        key, data, steps, call_of, num, capacity = self._batches(most)
-        if num == 0:
+        if not self.is_begun:
+            self.devices.check_together(self.done)
+            self.is_begun = True
+        fed = self.feed.next(most)
+        if fed.num == 0:
             nothing = np.zeros((0,) if self.num_restarts == 1 else (0, self.num_restarts))
             return Steps(nothing, nothing, ended=True)
-        if key not in self.loops:
-            self.loops[key] = self._loop(call_of, capacity)
-        chunk = Chunk(key, self.carry, self.alive, data, steps, self.done, num)
+        if fed.key not in self.loops:
+            self.loops[fed.key] = self._loop(fed.call_of, fed.capacity)
+        chunk = Chunk(self.carry, self.alive, fed, self.done)
         taken, self.carry, self.alive, losses, norms = self._run(chunk)
         taken = int(taken)
-        dead = not bool(self.alive.any())
+        dead = not np.asarray(self.alive).any()
         good = taken - 1 if dead else taken
         losses, norms = (np.asarray(x[:taken], float) for x in (losses, norms))
         last = int(np.argmax(np.isfinite(losses).sum(0)))
         self.done += good
-        trouble = self._trouble(data, steps, call_of, good, last) if dead else None
+        trouble = self._trouble(fed, good, last) if dead else None
         self._take_back(chunk, np.isfinite(losses).sum(0))
         losses, norms = losses[:good], norms[:good]
         if self.num_restarts == 1:
@@ -214,13 +215,14 @@ class NumPyroTrainer:
         return Steps(losses, norms, trouble=trouble)
 
     def _run(self, chunk: Chunk) -> Any:
-        inputs = chunk.data, chunk.steps, chunk.first, chunk.num
-        return self.loops[chunk.key](chunk.carry, chunk.alive, self.until, *inputs)
+        fed = chunk.fed
+        inputs = fed.data, fed.steps, chunk.first, fed.num
+        return self.loops[fed.key](chunk.carry, chunk.alive, self.until, *inputs)
 
     def _take_back(self, chunk: Chunk, lived: np.ndarray) -> None:
         """A start that has failed is brought to where it was before its last step, which has spoilt its parameters: the
         steps to there are taken again, with the same random numbers."""
-        died = np.asarray(chunk.alive & ~self.alive)
+        died = np.asarray(chunk.alive) & ~np.asarray(self.alive)
         known, self.before = self.before, [chunk]
         if not died.any():
             return
@@ -228,68 +230,17 @@ class NumPyroTrainer:
         earlier = died & (self.until < chunk.first)
         if earlier.any() and known:
             carry = self._run(known[0])[1]
-            carry = jax.tree.map(partial(_where, jnp.asarray(earlier)), carry, chunk.carry)
+            carry = jax.tree.map(partial(_where, earlier), carry, chunk.carry)
             self.before = [chunk := replace(chunk, carry=carry)]
         elif earlier.any():  # the first step of all, or after a checkpoint
             self.until = np.where(earlier, chunk.first, self.until)
         alive = self.alive
         self.carry, self.alive = self._run(chunk)[1], alive
 
-    def _batches(self, most: int) -> tuple[Any, Any, Any, Callable, int, int]:
-        """What a loop takes for the next steps: its key, the data, what each step has, how they make a call, the number
-        of steps, and the most that the loop can take."""
-        source = self.source
-        if isinstance(source, Rows):
-            leaves, tree = jax.tree.flatten(source.args)
-            is_data = [has_rows(x) for x in leaves]
-            data = [x for x, own in zip(leaves, is_data, strict=True) if own]
-
-            def rows(data: Any, index: Any) -> Call:
-                own = iter(data)
-                parts = [next(own) if d else x for x, d in zip(leaves, is_data, strict=True)]
-                return replace(source, args=jax.tree.unflatten(tree, parts)).at(index)
-
-            steps = np.zeros((MOST_AT_ONCE, source.batch_size), np.int32)
-            for i in range(most):
-                steps[i] = source.index()
-            return "rows", data, steps, rows, most, MOST_AT_ONCE
-        if isinstance(source, Stream):
-            return self._stacked(source, most)
-        return "whole", (), (), lambda data, step: source.example, most, MOST_AT_ONCE
-
-    def _stacked(self, source: Stream, most: int) -> tuple[Any, Any, Any, Callable, int, int]:
-        """Minibatches of one kind."""
-        kind: Any = None
-        found: list[Sequence[Any]] = []
-        capacity, tree, others = MOST_AT_ONCE, None, []
-        while len(found) < min(most, capacity):
-            call = source.take()
-            if call is None:
-                break
-            leaves, tree_of_call = jax.tree.flatten(call)
-            is_array = [hasattr(x, "dtype") for x in leaves]
-            arrays = [np.asarray(x) for x, own in zip(leaves, is_array, strict=True) if own]
-            rest = [x for x, own in zip(leaves, is_array, strict=True) if not own]
-            own_kind = tree_of_call, tuple((x.shape, x.dtype) for x in arrays), repr(rest)
-            if kind not in (None, own_kind):
-                source.waiting.append(call)
-                break
-            kind, tree, others = own_kind, tree_of_call, (is_array, rest)
-            capacity = max(1, min(64, MAX_BYTES // max(1, sum(x.nbytes for x in arrays))))
-            found.append(arrays)
-        num = len(found)
-        steps = [np.stack([*xs, *[xs[0]] * (capacity - num)]) for xs in zip(*found, strict=True)]
-
-        def stacked(data: Any, step: Any) -> Call:
-            arrays, rest = iter(step), iter(others[1])
-            return jax.tree.unflatten(tree, [next(arrays if own else rest) for own in others[0]])
-
-        return kind, (), steps, stacked, num, capacity
-
-    def _trouble(self, data: Any, steps: Any, call_of: Callable, i: int, start: int) -> Exception:
+    def _trouble(self, fed: Fed, i: int, start: int) -> Exception:
         """Why the step after the last good one of a start failed, in words."""
-        call = call_of(data, jax.tree.map(lambda x: x[i], steps))
-        carry = self._of(start)
+        call = fed.call_of(fed.data, jax.tree.map(lambda x: x[i], fed.steps))
+        call, carry = self.devices.here(call), self._of(start)
         params = self.optimizer.params(carry["optimizer"])
         at = random.fold_in(self.keys[start], self.done)
         error = self._failure(params, carry["mutable"], at, call)
@@ -335,9 +286,10 @@ class NumPyroTrainer:
         )
 
     def _of(self, start: int) -> Any:
+        carry = self.devices.here(self.carry)
         if self.num_restarts == 1:
-            return self.carry
-        return jax.tree.map(lambda x: x[start], self.carry)
+            return carry
+        return jax.tree.map(lambda x: x[start], carry)
 
     def params(self) -> dict[str, Any]:
         carry = self._of(self.best)
@@ -362,18 +314,15 @@ class NumPyroTrainer:
     def join(self) -> None:
         pass
 
-    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
-        return size, stopped
-
     def explain(self) -> str:
-        args, kwargs = self.source.example
+        args, kwargs = self.example
         return self.loss.explain(self.model, self.guide, *args, **kwargs)
 
     def notes(self) -> list[str]:
         return []
 
     def coordinates(self) -> np.ndarray:
-        params = self.optimizer.params(self.carry["optimizer"])
+        params = self.optimizer.params(self.devices.here(self.carry)["optimizer"])
         flat = (lambda p: ravel_pytree(p)[0]) if self.num_restarts == 1 else jax.vmap(_flat)
         found = np.atleast_2d(np.asarray(flat(params), float))
         return found[:, :: -(-found.shape[1] // MAX_COORDINATES)] if found.size else found
@@ -382,7 +331,13 @@ class NumPyroTrainer:
         self.carry["size"] = self.carry["size"] * factor
 
     def average(self, on: bool) -> None:
-        self.carry["count"] = jnp.full_like(self.carry["count"], float(on))
+        count = self.carry["count"]
+        whole = np.full(count.shape, float(on), count.dtype)
+        self.carry["count"] = self.devices.everywhere(whole)
+
+    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
+        size, ends = self.devices.agreed(size, bool(stopped))
+        return size, stopped or f"another process ended it after {self.done} steps" * ends
 
     def snapshot(self) -> dict[str, Any]:
         leaves = [np.asarray(x) for x in jax.tree.leaves(self.carry)]
@@ -408,8 +363,8 @@ class NumPyroTrainer:
                     fix="the optimiser and the settings of that fit, or another folder",
                 )
             )
-        self.carry = jax.tree.unflatten(tree, [jnp.asarray(x) for x in snapshot["carry"]])
-        self.alive, self.done = jnp.asarray(snapshot["alive"]), snapshot["done"]
+        self.carry = self.devices.everywhere(jax.tree.unflatten(tree, snapshot["carry"]))
+        self.alive, self.done = self.devices.everywhere(snapshot["alive"]), snapshot["done"]
         self.until, self.before = np.asarray(snapshot["until"]), []
         self.source.seek(snapshot["source"])
 

@@ -20,7 +20,7 @@ from vi_kit.pyro.minibatch import cut, lengths, look, numbers, scaled
 from vi_kit.pyro.optimizers import Optimizer, optimizer_of
 from vi_kit.pyro.starts import Starts
 from vi_kit.workflow import inquest
-from vi_kit.workflow.batches import Call
+from vi_kit.workflow.batches import Call, Source
 from vi_kit.workflow.checkpoints import Checkpoint
 from vi_kit.workflow.entry import fit_with
 from vi_kit.workflow.fitted import Fit
@@ -171,6 +171,7 @@ class OfPyro:
     processes: Processes
     begun: Starts | None = None
     packages: tuple[str, ...] = ("vi-kit", "pyro-ppl", "torch")
+    leads: bool = True
 
     def lengths(self, one: Any) -> list[int]:
         return lengths(one)
@@ -183,6 +184,9 @@ class OfPyro:
 
     def numbers(self, one: Any) -> list[np.ndarray]:
         return numbers(one)
+
+    def check(self, source: Source) -> None:
+        pass
 
     def look(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
         return look(model, guide, args, kwargs)

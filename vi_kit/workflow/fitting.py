@@ -37,6 +37,8 @@ from vi_kit.workflow.training import Trainer, Training
 
 CHUNK = 2**24
 """Bytes of data that are copied at once."""
+MAX_SAMPLED = 1000
+"""Rows, or twice as many, by which data in a file are known."""
 
 
 class Library(Protocol):
@@ -62,6 +64,15 @@ class Library(Protocol):
 
     def arrays(self, one: Any) -> Any:
         """An argument with arrays of the library."""
+        ...
+
+    def check(self, source: Source) -> None:
+        """Refuse data that the devices of a fit cannot share."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process, of several that fit together, writes files and shows how it goes."""
         ...
 
     def numbers(self, one: Any) -> list[np.ndarray]:
@@ -150,6 +161,7 @@ def run(
             cut=library.cut,
             arrays=library.arrays,
         )
+        library.check(source)
         _refuse_calls((model, guide), source.example)
         return made, source
 
@@ -195,7 +207,7 @@ class Ended:
 def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int | None) -> Training:
     """A training from its beginning, or from its last checkpoint."""
     request, processes = job.request, library.processes
-    shown = request.progress if processes.rank == 0 else False
+    shown = request.progress if processes.rank == 0 and library.leads else False
     progress = Progress(request.num_steps, job.loss.settings.sign, shown)
     training = together(
         processes, lambda: Training(begin(), request, None, progress, processes=processes)
@@ -212,7 +224,7 @@ def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int 
         settings = request.checkpoint
         if start is not None:
             settings = replace(settings, folder=Path(settings.folder) / f"start-{start}")
-        return Folder(settings, _made_of(library, job, trainer))
+        return Folder(settings, _made_of(library, job, trainer), writes=library.leads)
 
     trainer.join()
     training.folder = together(processes, folder)
@@ -337,7 +349,8 @@ def _settings(library: Library, job: Job, trainer: Trainer) -> dict[str, str]:
 
 def _digest(parts: list[Any]) -> str:
     """Of data and programs, which are not kept in a checkpoint: arrays, numbers, texts and functions by their content,
-    and others by their kind."""
+    and others by their kind. Arrays in files count by a sample of their rows, and those of which other processes have a
+    part by their shape."""
     found, met = hashlib.sha256(), set[int]()
 
     def add(one: Any, depth: int) -> None:
@@ -348,12 +361,14 @@ def _digest(parts: list[Any]) -> str:
                 add(part, depth)
         elif hasattr(one, "shape") and hasattr(one, "__array__"):
             found.update(str(tuple(one.shape)).encode())
-            if not getattr(one, "requires_grad", False):  # what is trained is no part of it
+            if isinstance(one, np.memmap) and one.ndim:  # which may be larger than memory
+                one = one[:: max(1, len(one) // MAX_SAMPLED)]
+            is_here = getattr(one, "is_fully_addressable", True)
+            # what is trained is no part of it
+            if is_here and not getattr(one, "requires_grad", False):
                 whole = np.asarray(one)
                 size = max(1, CHUNK // max(1, whole[:1].nbytes)) if whole.ndim else 1
-                for i in range(
-                    0, len(whole) if whole.ndim else 1, size
-                ):  # it may be larger than memory
+                for i in range(0, len(whole) if whole.ndim else 1, size):
                     part = whole[i : i + size] if whole.ndim else whole
                     found.update(np.ascontiguousarray(part).tobytes())
         elif isinstance(one, FunctionType | MethodType | partial):
