@@ -41,7 +41,7 @@ PIXELS, HIDDEN, LATENT = 784, 200, 20
 SHAPES = {"w1": (PIXELS, HIDDEN), "w2": (HIDDEN, 2 * LATENT), "w3": (LATENT, HIDDEN)} | {
     "w4": (HIDDEN, PIXELS)
 }
-NUM_PARTS, STEPS_OF_PART = 12, 4
+NUM_PARTS, STEPS_OF_PART = 12, 20
 COLLECTIVE = re.compile(
     r"= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
 )

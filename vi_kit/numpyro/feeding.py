@@ -106,13 +106,14 @@ class Feed:
         capacity = _capacity(sum(size * x[:1].nbytes for x in self.data))
         num = min(most, capacity)
         index = np.stack([source.index() for _ in range(num)]) if num else np.zeros((0, size), int)
-        index = np.concatenate([index, np.repeat(index[:1], capacity - num, 0)])
 
         def one(x: np.ndarray) -> Any:
             def part(steps: slice, rows: slice, *others: slice) -> np.ndarray:
-                return np.asarray(x[index[steps, rows]])[(slice(None), slice(None), *others)]
+                found = np.zeros((capacity, len(range(size)[rows]), *x.shape[1:]), x.dtype)
+                found[:num] = x[index[:, rows]]  # those of steps that are not taken are not read
+                return found[(steps, slice(None), *others)]
 
-            return self.devices.made((*index.shape, *x.shape[1:]), spec, part)
+            return self.devices.made((capacity, size, *x.shape[1:]), spec, part)
 
         spec = self.devices.spec(size, 1)
 
