@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.minibatch import Seen
 from vi_kit.workflow.moment import Callback
-from vi_kit.workflow.processes import Alone, Processes
+from vi_kit.workflow.processes import Processes
 from vi_kit.workflow.stopping import StoppingRule
 from vi_kit.workflow.training import Trainer
 
@@ -157,7 +157,6 @@ class OfNumPyro:
     init_params: Mapping[str, Any] | None
     devices: Devices
     packages: tuple[str, ...] = ("vi-kit", "numpyro", "jax", "optax")
-    processes: Processes = field(default_factory=Alone)
 
     def lengths(self, one: Any) -> list[int]:
         return lengths(one)
@@ -172,8 +171,8 @@ class OfNumPyro:
         self.devices.check(source)
 
     @property
-    def leads(self) -> bool:
-        return self.devices.leads
+    def processes(self) -> Processes:
+        return self.devices.processes
 
     def numbers(self, one: Any) -> list[np.ndarray]:
         return numbers(self.devices.here(one))

@@ -5,6 +5,7 @@ Arrays are placed, and the compiler divides the work by where they are: programs
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.workflow.batches import Rows, Source, Stream
+from vi_kit.workflow.processes import Alone, Processes
 
 DATA, PARTICLES = "data", "particles"
 AXES = {DATA: "rows of the data", PARTICLES: "replicates (num_samples, num_particles)"}
@@ -91,9 +93,9 @@ class Devices:
         return max(1, len(set(found)))
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes files and shows how it goes."""
-        return self.num_processes == 1 or jax.process_index() == 0
+    def processes(self) -> Processes:
+        """That take the steps together."""
+        return Alone() if self.num_processes == 1 else Controllers()
 
     # Where arrays are
 
@@ -188,27 +190,6 @@ class Devices:
 
         return jax.tree.map(one, tree)
 
-    # What processes have to agree on
-
-    def agreed(self, size: int, ends: bool) -> tuple[int, bool]:
-        """The smallest number of all processes, and whether one of them ends."""
-        if self.num_processes == 1:
-            return size, ends
-        found = np.asarray(multihost_utils.process_allgather(np.array([size, ends], np.int32)))
-        return int(found[:, 0].min()), bool(found[:, 1].any())
-
-    def check_together(self, done: int) -> None:
-        """Refuse processes that go on from different steps."""
-        if self.num_processes == 1:
-            return
-        found = np.asarray(multihost_utils.process_allgather(np.array([done], np.int32))).ravel()
-        if len(set(found.tolist())) > 1:
-            raise _refused(
-                f"processes that go on from steps {found.tolist()}",
-                "one checkpoint that all processes read",
-                "a folder that all machines share",
-            )
-
     # What can be divided
 
     def check(self, source: Source) -> None:
@@ -253,6 +234,35 @@ class Devices:
 
 ONE = Devices()
 """The device that JAX takes."""
+
+
+@dataclass(frozen=True)
+class Controllers:
+    """The processes of `jax.distributed`. See `vi_kit.workflow.processes.Processes`."""
+
+    shares_rows: bool = False
+
+    @property
+    def rank(self) -> int:
+        return jax.process_index()
+
+    @property
+    def count(self) -> int:
+        return jax.process_count()
+
+    def gathered(self, value: Any) -> list[Any]:
+        own = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = _gathered(np.array([own.size], np.int32)).ravel()
+        longest = 1 << int(sizes.max() - 1).bit_length()  # few lengths, each of which is compiled
+        rows = _gathered(np.pad(own, (0, longest - own.size)))
+        return [pickle.loads(row[:n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
+
+    def first(self, value: Any) -> Any:
+        return self.gathered(None if self.rank else value)[0]
+
+
+def _gathered(x: np.ndarray) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(x))
 
 
 def to_host(x: Any) -> np.ndarray:

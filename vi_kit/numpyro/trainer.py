@@ -89,7 +89,6 @@ class NumPyroTrainer:
             self.carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
         self.carry = devices.everywhere(self.carry)
         self.alive = devices.everywhere(jnp.ones(num_restarts, bool))
-        self.is_begun = False
         self.until = np.full(num_restarts, NEVER)
         self.before: list[Chunk] = []
         self.loops: dict[Any, Callable] = {}
@@ -190,9 +189,6 @@ class NumPyroTrainer:
     # What the loop of a fit asks for
 
     def advance(self, most: int) -> Steps:
-        if not self.is_begun:
-            self.devices.check_together(self.done)
-            self.is_begun = True
         fed = self.feed.next(most)
         if fed.num == 0:
             nothing = np.zeros((0,) if self.num_restarts == 1 else (0, self.num_restarts))
@@ -335,9 +331,8 @@ class NumPyroTrainer:
         whole = np.full(count.shape, float(on), count.dtype)
         self.carry["count"] = self.devices.everywhere(whole)
 
-    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
-        size, ends = self.devices.agreed(size, bool(stopped))
-        return size, stopped or f"another process ended it after {self.done} steps" * ends
+    def check_same(self) -> None:
+        pass
 
     def snapshot(self) -> dict[str, Any]:
         leaves = [np.asarray(x) for x in jax.tree.leaves(self.carry)]

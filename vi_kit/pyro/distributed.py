@@ -32,6 +32,7 @@ class Group:
     """
 
     group: Any
+    shares_rows: bool = True
 
     @property
     def rank(self) -> int:

@@ -171,7 +171,6 @@ class OfPyro:
     processes: Processes
     begun: Starts | None = None
     packages: tuple[str, ...] = ("vi-kit", "pyro-ppl", "torch")
-    leads: bool = True
 
     def lengths(self, one: Any) -> list[int]:
         return lengths(one)

@@ -455,12 +455,9 @@ class PyroTrainer:
     def notes(self) -> list[str]:
         return list(self.said)
 
-    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
+    def check_same(self) -> None:
         if isinstance(self.processes, Group):
             refuse_diverged(self.processes, self.leaves)
-            every = self.processes.gathered((size, stopped))
-            size, stopped = every[0][0], next((why for _, why in every if why), "")
-        return size, stopped
 
     def choose(self, start: int) -> None:
         pass

@@ -63,14 +63,12 @@ class Folder:
     Attributes:
         settings: where and how often.
         made_of: what the fit is made of, by name: checkpoints of another are refused.
-        writes: whether they are written here, and not by another process.
         warned: whether it was said that none can be written.
         last: the step of the last one.
     """
 
     settings: Checkpoint
     made_of: Mapping[str, Any]
-    writes: bool = True
     warned: bool = False
     last: int = 0
     written: list[Path] = field(default_factory=list)
@@ -113,9 +111,6 @@ class Folder:
         Raises:
             CheckpointError: it cannot be written, and the fit shall end then.
         """
-        if not self.writes:
-            self.last = step
-            return
         path = self._place(step)
         try:
             write(path, {"made_of": self.made_of, "state": state})

@@ -70,11 +70,6 @@ class Library(Protocol):
         """Refuse data that the devices of a fit cannot share."""
         ...
 
-    @property
-    def leads(self) -> bool:
-        """Whether this process, of several that fit together, writes files and shows how it goes."""
-        ...
-
     def numbers(self, one: Any) -> list[np.ndarray]:
         """The arrays in an argument."""
         ...
@@ -207,7 +202,7 @@ class Ended:
 def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int | None) -> Training:
     """A training from its beginning, or from its last checkpoint."""
     request, processes = job.request, library.processes
-    shown = request.progress if processes.rank == 0 and library.leads else False
+    shown = request.progress if processes.rank == 0 else False
     progress = Progress(request.num_steps, job.loss.settings.sign, shown)
     training = together(
         processes, lambda: Training(begin(), request, None, progress, processes=processes)
@@ -224,7 +219,7 @@ def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int 
         settings = request.checkpoint
         if start is not None:
             settings = replace(settings, folder=Path(settings.folder) / f"start-{start}")
-        return Folder(settings, _made_of(library, job, trainer), writes=library.leads)
+        return Folder(settings, _made_of(library, job, trainer))
 
     trainer.join()
     training.folder = together(processes, folder)

@@ -25,6 +25,11 @@ class Processes(Protocol):
         """How many there are."""
         ...
 
+    @property
+    def shares_rows(self) -> bool:
+        """Whether each has rows of its own, and steps by the mean of all gradients; else they take one step."""
+        ...
+
     def gathered(self, value: Any) -> list[Any]:
         """What each of them gives, by rank.
 
@@ -48,6 +53,7 @@ class Alone:
 
     rank: int = 0
     count: int = 1
+    shares_rows: bool = False
 
     def gathered(self, value: Any) -> list[Any]:
         return [value]

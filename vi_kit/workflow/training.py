@@ -74,8 +74,8 @@ class Trainer(Protocol):
         """Of several processes: start from the parameters of the first, and draw other random numbers."""
         ...
 
-    def agreed(self, size: int, stopped: str) -> tuple[int, str]:
-        """How many steps come next, and why the fit ends, for all processes that take them together."""
+    def check_same(self) -> None:
+        """Of several processes: refuse parameters that have become others in some of them."""
         ...
 
     def notes(self) -> list[str]:
@@ -191,11 +191,17 @@ class Training:
                         stopped = stopped or f"interrupted after {self.history.num_steps} steps"
                     fitting = int(taken * LOOK_SECONDS / max(seconds, 1e-9))
                     size = max(1, min(fitting, 10 * size, MOST_AT_ONCE))
-                    size, stopped = self.trainer.agreed(size, stopped)
+                    size, stopped = self._agreed(size, stopped)
         finally:
             self.progress.close(stopped or "failed")
         self._save(always=True)
         return stopped
+
+    def _agreed(self, size: int, stopped: str) -> tuple[int, str]:
+        """How many steps come next, and why the fit ends, for all processes that take them together."""
+        self.trainer.check_same()
+        every = self.processes.gathered((size, stopped))
+        return every[0][0], next((why for _, why in every if why), "")
 
     def _until_next(self) -> int:
         """Steps until something has to be looked at."""
