@@ -27,7 +27,7 @@ def started(*command, devices=1, **env):
     )
 
 
-def said(process, seconds=240):
+def said(process, seconds=600):
     try:
         text = process.communicate(timeout=seconds)[0]
     finally:
