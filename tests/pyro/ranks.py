@@ -434,6 +434,37 @@ def refused_unknown_size():
     return told(both(batches=[X[4 * RANK : 4 * RANK + 4]]))
 
 
+def refused_data_size():
+    mine = X[: 4 + 4 * RANK]
+    return told(both(batches=[mine], data_size=len(mine)))
+
+
+def refused_scale():
+    """By the rows of all, as one process would write it."""
+
+    def scaled(x):
+        with pyro.poutine.scale(scale=len(X) / 8):
+            mixture(x)
+
+    return told(both(X, batch_size=8, model=scaled))
+
+
+def refused_subsample():
+    def of_eight(x):
+        b = pyro.sample("b", dist.Bernoulli(torch.tensor(0.5)))
+        with pyro.plate("rows", len(X), subsample_size=8):
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x[:, 0])
+
+    def of_coin(x):
+        pyro.sample("b", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.1))))
+
+    return told(both(X, batch_size=8, model=of_eight, guide=of_coin))
+
+
+def refused_group():
+    return told(both(X, batch_size=8, process_group="WORLD"))
+
+
 def refused_sampler():
     data = TensorDataset(X)
     own = DataLoader(data, batch_size=4, sampler=DistributedSampler(data, 3, RANK))

@@ -77,7 +77,8 @@ def fit(
         batch_size: rows of a step. Each epoch has an order of its own; rows that do not fill a batch wait.
         batches: an iterable of minibatches instead, such as a torch `DataLoader`: tuples are further positional
             arguments, dicts keywords. It is gone through again and again; an iterator ends the fit. Plates that hold
-            the rows of a minibatch, and count for those alone, are scaled to all rows.
+            the rows of a minibatch, and count for those alone, are scaled to all rows. A `scale` of their own
+            by rows of all over rows of a minibatch is taken for that.
         data_size: how many rows there are, where an iterable does not say.
         clip_norm: the largest norm of a gradient; longer ones are shortened.
         num_restarts: starts from different random numbers, all at once; that with the best objective is kept.

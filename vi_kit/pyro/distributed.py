@@ -117,11 +117,15 @@ def processes_of(given: Any) -> Processes:
         return Alone()
     if given is False:
         return Alone()
-    if not is_ready or not isinstance(given, dist.ProcessGroup) or dist.get_rank(given) < 0:
+    is_group = isinstance(given, dist.ProcessGroup)
+    is_none_here = is_ready and given == dist.GroupMember.NON_GROUP_MEMBER
+    if not is_ready or not is_group or dist.get_rank(given) < 0:
         raise ObjectiveError(
             message(
                 "fit: process_group is not usable",
-                got=f"{given!r}" + ", of which this process is no part" * (is_ready),
+                got="a group without this process"
+                if is_none_here or is_group
+                else f"{given!r}" + ", and no process group was initialised" * (not is_ready),
                 expected="a group of torch.distributed with this process, or False",
                 fix='dist.init_process_group("gloo"), then process_group=dist.group.WORLD',
             )

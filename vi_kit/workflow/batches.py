@@ -50,6 +50,11 @@ class Source(Protocol):
         ...
 
     @property
+    def shared(self) -> int | None:
+        """Rows of a step of all processes, where each has some of them."""
+        ...
+
+    @property
     def num_rows(self) -> int | None:
         """Of all data; `None` if they are not cut, or it is not known."""
         ...
@@ -94,6 +99,7 @@ class Whole:
     num_rows: int | None = None
     takes_all: bool = True
     weight: float = 1.0
+    shared: int | None = None
 
     @property
     def everything(self) -> Call:
@@ -141,6 +147,10 @@ class Rows:
     @property
     def example(self) -> Call:
         return self.at(np.arange(self.batch_size)[self.share.of(self.batch_size)])
+
+    @property
+    def shared(self) -> int | None:
+        return self.batch_size if self.share.count > 1 else None
 
     @property
     def weight(self) -> float:
@@ -243,6 +253,10 @@ class Stream:
     @property
     def everything(self) -> Call:
         return self.first
+
+    @property
+    def shared(self) -> int | None:
+        return round(self.usual * self.share.count) if self.usual and self.share.count > 1 else None
 
     @property
     def weight(self) -> float:

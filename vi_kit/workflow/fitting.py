@@ -245,7 +245,8 @@ def _plates(
                 second = library.look(model, guide, *other)
         except Exception:  # programs for minibatches of one length
             second = None
-    return plates_of_rows(first, second, source.num_rows), frozenset(frames_of_rows(first, second))
+    needed = plates_of_rows(first, second, source.num_rows, source.shared)
+    return needed, frozenset(frames_of_rows(first, second))
 
 
 @contextmanager
@@ -331,6 +332,7 @@ def _settings(library: Library, job: Job, trainer: Trainer) -> dict[str, str]:
         "loss": job.loss.settings.describe(),
         "parameters": {k: tuple(np.shape(v)) for k, v in trainer.params().items()},
         "optimizer": trainer.optimizer_said(),
+        "data_size": job.source.num_rows,
         "num_steps": request.num_steps,
         "seed": request.seed,
         "clip_norm": request.clip_norm,

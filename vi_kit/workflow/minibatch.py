@@ -73,13 +73,16 @@ def frames_of_rows(first: Seen, other: Seen | None) -> dict[str, set[Frame]]:
     return found
 
 
-def plates_of_rows(first: Seen, other: Seen | None, data_size: int | None) -> dict[str, int]:
+def plates_of_rows(
+    first: Seen, other: Seen | None, data_size: int | None, shared: int | None = None
+) -> dict[str, int]:
     """The plates of the rows that count for a minibatch alone, with what they shall count for.
 
     Args:
         first: a run on a minibatch.
         other: on one of another length, if the programs can be run on it.
         data_size: rows of all data, if known.
+        shared: rows of a step of all processes, where each has some of them.
 
     Raises:
         ObjectiveError: no plate follows the minibatch, so that its data would count as if they were all; a plate is of
@@ -98,8 +101,10 @@ def plates_of_rows(first: Seen, other: Seen | None, data_size: int | None) -> di
         elif frame.full_size not in (frame.size, first.num_rows):
             if data_size not in (None, frame.full_size):
                 texts.append(_contradicts(frame, data_size))
-        elif not _is_scaled(name, first, other):
-            if data_size is None:
+        elif not _is_scaled(name, first, other, data_size):
+            if data_size and shared and _weighs(name, first, data_size / shared):
+                texts.append(_of_all_processes(frame, data_size, shared))
+            elif data_size is None:
                 texts.append(_unknown_size(frame))
             else:
                 needed[name] = data_size
@@ -127,20 +132,40 @@ def lengthened(
     return tuple(map(other, args)), {k: other(v) for k, v in kwargs.items()}
 
 
-def _is_scaled(name: str, first: Seen, other: Seen | None) -> bool:
-    """Whether the program gives the rows of a minibatch more weight the fewer they are."""
+def _is_scaled(name: str, first: Seen, other: Seen | None, data_size: int | None) -> bool:
+    """Whether the program gives the rows of a minibatch more weight the fewer they are, or the very weight by which
+    they count for all rows."""
 
-    def scales(seen: Seen) -> dict[str, float]:
-        own = [(s, f) for s in seen.statements for f in s.frames if f.name == name]
-        return {s.site: s.scale * f.size / f.full_size for s, f in own}
-
-    before = scales(first)
+    if data_size and _weighs(name, first, data_size / first.num_rows):
+        return True
+    before = _scales(name, first)
     if other is None:
         return not any(np.isclose(scale, 1.0) for scale in before.values())
-    after = scales(other)
+    after = _scales(name, other)
     ratio = first.num_rows / other.num_rows
     both = before.keys() & after.keys()
     return bool(both) and all(np.isclose(after[k], before[k] * ratio, rtol=1e-4) for k in both)
+
+
+def _scales(name: str, seen: Seen) -> dict[str, float]:
+    """Of the sites in a plate, without what its own subsample counts for."""
+    own = [(s, f) for s in seen.statements for f in s.frames if f.name == name]
+    return {s.site: s.scale * f.size / f.full_size for s, f in own}
+
+
+def _weighs(name: str, seen: Seen, weight: float) -> bool:
+    """Whether the rows of a plate have such a weight, other than one."""
+    scales = _scales(name, seen).values()
+    return weight != 1.0 and bool(scales) and all(np.isclose(s, weight, rtol=1e-4) for s in scales)
+
+
+def _of_all_processes(frame: Frame, data_size: int, shared: int) -> str:
+    return message(
+        f"fit: plate {frame.name!r} has a scale by the rows of all processes",
+        got=f"scale={data_size / shared:g}, that of {data_size} rows over the {shared} of a step",
+        expected=f"the scale of the rows that a process has, {frame.size} in this one",
+        fix=f"no scale at all, or scale={data_size} / len(x)",
+    )
 
 
 def _following(first: Seen, other: Seen | None) -> Iterable[tuple[str, tuple[int, ...]]]:
