@@ -1,6 +1,7 @@
 """Every test starts from double precision, an empty param store and a known seed."""
 
 import gc
+import importlib.util
 import os
 import re
 import zlib
@@ -73,28 +74,33 @@ def _in_turn(test, items):
     return [both[zlib.crc32((test + case).encode()) % 2] for case, both in pairs.items()]
 
 
-@pytest.fixture(params=LIBRARIES)
+# `make matrix` has environments with one of them.
+INSTALLED = [name for name in LIBRARIES if importlib.util.find_spec(name)]
+
+
+@pytest.fixture(params=INSTALLED)
 def lib(request):
     """Each library in turn, in the words of `tests.libraries`."""
     return LIBRARIES[request.param]()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread_per_worker():
-    import torch
+if "pyro" in INSTALLED:
 
-    torch.set_num_threads(1)  # the workers of pytest-xdist are the parallelism
+    @pytest.fixture(autouse=True, scope="session")
+    def one_thread_per_worker():
+        import torch
 
+        torch.set_num_threads(1)  # the workers of pytest-xdist are the parallelism
 
-@pytest.fixture(autouse=True)
-def clean_pyro():
-    import pyro
-    import torch
+    @pytest.fixture(autouse=True)
+    def clean_pyro():
+        import pyro
+        import torch
 
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(previous)
-    pyro.clear_param_store()
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(previous)
+        pyro.clear_param_store()

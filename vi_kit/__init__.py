@@ -15,6 +15,7 @@ from vi_kit.base.errors import (
     NotFiniteError,
     ObjectiveError,
     ProcessError,
+    VersionError,
     ViKitError,
 )
 from vi_kit.estimators import *  # noqa: F403
@@ -116,6 +117,7 @@ __all__ = [
     "Stationary",
     "SumOfBaselines",
     "Unbiasedness",
+    "VersionError",
     "ViKitError",
     "apply",
     "array_namespace",

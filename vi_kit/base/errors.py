@@ -39,6 +39,10 @@ class BackendError(ViKitError):
     """The library below (Pyro, NumPyro) cannot run the program in the way that was asked for."""
 
 
+class VersionError(ViKitError, ImportError):
+    """A package that a part of vi_kit needs is missing, too old or too new."""
+
+
 class CaptureError(BackendError):
     """A step cannot be compiled; without `compile=True` it may run."""
 
