@@ -67,7 +67,9 @@ def test_without_libraries(environment):
 
 
 def test_an_import_error_as_others_are(environment):
-    statement = "try: import vi_kit.numpyro.loss\nexcept ImportError as e: print(type(e), file=sys.stderr)"
+    statement = (
+        "try: import vi_kit.numpyro.loss\nexcept ImportError as e: print(type(e), file=sys.stderr)"
+    )
     assert environment.run(statement) == (0, "<class 'VersionError'>\n")
 
 
@@ -108,7 +110,9 @@ def test_a_module_without_metadata_is_no_missing_one(environment):
     environment("pyro-ppl", "1.8.6", "pyro")
     code, stderr = environment.run("import vi_kit.pyro")
     assert code == 1
-    assert told(stderr).startswith("vi_kit.pyro needs pyro-ppl>=1.9,<1.10\n  got:      pyro-ppl 1.8.6\n")
+    assert told(stderr).startswith(
+        "vi_kit.pyro needs pyro-ppl>=1.9,<1.10\n  got:      pyro-ppl 1.8.6\n"
+    )
 
 
 @pytest.fixture
@@ -124,7 +128,9 @@ def newest(monkeypatch):
 
 def test_newer_and_importable_warns(newest):
     newest("1.0", "1.1")
-    with pytest.warns(UserWarning, match=r"has not been run with so new a version\n  got:      array-api-compat 1"):
+    with pytest.warns(
+        UserWarning, match=r"has not been run with so new a version\n  got:      array-api-compat 1"
+    ):
         with versions.importing("pyro"):
             pass
 
@@ -138,7 +144,8 @@ def test_within_its_range_nothing_is_said(newest):
 
 
 @pytest.mark.parametrize(
-    ("older", "newer"), [("2.9", "2.13"), ("1.9.2", "1.10"), ("0.9.0.1", "0.10.0"), ("2.12.9+cu130", "2.13.0a0+git1")]
+    ("older", "newer"),
+    [("2.9", "2.13"), ("1.9.2", "1.10"), ("0.9.0.1", "0.10.0"), ("2.12.9+cu130", "2.13.0a0+git1")],
 )
 def test_versions_are_compared_as_numbers(older, newer):
     assert versions._numbers(older) < versions._numbers(newer)

@@ -100,7 +100,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _text(extra: str, found: Mapping[str, str | None], headline: str) -> str:
-    got = (f"{name} {version}" if version else f"no {name}" for name, version in found.items() if version != "")
+    got = (
+        f"{name} {version}" if version else f"no {name}"
+        for name, version in found.items()
+        if version != ""
+    )
     return message(
         headline,
         got=", ".join(got),
