@@ -5,7 +5,7 @@ LIB ?= pyro
 NUM_PROGRAMS ?= 1000
 NUM_KILLS ?= 200
 
-.PHONY: setup demo test test-all fuzz faults lint format bench tutorials clean
+.PHONY: setup demo test test-all fuzz faults lint format bench tutorials dist matrix clean
 
 setup: .venv/.installed
 
@@ -48,6 +48,12 @@ bench: setup  # writes benchmarks/README.md
 
 tutorials: setup
 	$(BIN)/python tutorials/run.py
+
+dist:  # builds wheel and sdist, looks into them, and tries the wheel in empty environments
+	$(PYTHON) tools/dist.py
+
+matrix:  # with the oldest and the newest packages, and the Pythons that are here; NAMES="..." for some
+	$(PYTHON) tools/matrix.py $(NAMES)
 
 clean:
 	rm -rf .venv build dist figures

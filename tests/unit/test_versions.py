@@ -80,9 +80,9 @@ def test_too_old(environment):
     code, stderr = environment.run("import vi_kit.numpyro")
     assert code == 1
     assert told(stderr) == (
-        "vi_kit.numpyro needs jax>=0.7,<0.11 and numpyro>=0.20,<0.23\n"
+        "vi_kit.numpyro needs jax>=0.7,<0.13 and numpyro>=0.20,<0.23\n"
         "  got:      jax 0.6.2, numpyro 0.19.0, optax 0.2.4\n"
-        "  expected: jax>=0.7,<0.11 and numpyro>=0.20,<0.23 and optax>=0.2.4,<0.3\n"
+        "  expected: jax>=0.7,<0.13 and numpyro>=0.20,<0.23 and optax>=0.2.4,<0.3\n"
         '  fix:      pip install --upgrade "vi-kit[numpyro]"'
     )
 

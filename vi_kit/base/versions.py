@@ -34,7 +34,7 @@ NEEDED: Mapping[str, Mapping[str, Package]] = {
         "pyro-ppl": Package("pyro", "1.9", "1.10"),
     },
     "numpyro": {
-        "jax": Package("jax", "0.7", "0.11"),
+        "jax": Package("jax", "0.7", "0.13"),
         "numpyro": Package("numpyro", "0.20", "0.23"),
         "optax": Package("optax", "0.2.4", "0.3"),
     },
