@@ -42,6 +42,24 @@ def test_what_a_tail_can_hide_that_is_hardly_there():
     assert (k < 0.7).mean() > 0.9 and (abs(estimates - exact)[k < 0.7] < 0.05).all()
 
 
+def test_rows_without_a_tail_change_no_other_row():
+    some = np.random.default_rng(0).normal(size=400)
+    equal = np.full(400, -3.0)
+    smoothed, k = pareto_smoothed(np.stack([equal, some, equal]))
+    alone, alone_k = pareto_smoothed(some)
+    np.testing.assert_array_equal(k, [-np.inf, alone_k, -np.inf])
+    np.testing.assert_allclose(smoothed[1], alone, rtol=1e-12)
+    np.testing.assert_allclose(smoothed[[0, 2]], -np.log(400), rtol=1e-12)
+    assert np.isfinite(alone_k)
+
+
+def test_of_too_few_draws_k_is_infinite():
+    log_weights = np.log(np.arange(1.0, 13.0))  # the tail has three
+    smoothed, k = pareto_smoothed(log_weights)
+    assert k == np.inf
+    np.testing.assert_allclose(smoothed, log_weights - np.log(78.0), rtol=1e-12)
+
+
 def test_the_largest_weight_of_many_draws_ends_the_tail():
     """By row: equal, two values, the larger rare, very rare, and rare but hardly larger."""
     two = np.zeros((5, NUM))

@@ -123,9 +123,24 @@ def _by_arviz(log_weights: np.ndarray, ratio: float) -> tuple[np.ndarray, np.nda
             smoothed, k = arviz.psislw(log_weights.copy(), reff=ratio, normalize=True)
         else:
             stats = arviz_of("psis", "arviz_stats.base").array_stats
-            # of likelihoods that are left out
-            smoothed, k = stats.psislw(-log_weights, r_eff=ratio)
+            rows = [
+                _row(stats, row, ratio) for row in log_weights.reshape(-1, log_weights.shape[-1])
+            ]
+            smoothed = np.reshape([row for row, _ in rows], log_weights.shape)
+            k = np.reshape([k for _, k in rows], log_weights.shape[:-1])
     return np.asarray(smoothed, float), np.asarray(k, float)
+
+
+def _row(stats: Any, log_weights: np.ndarray, ratio: float) -> tuple[np.ndarray, Any]:
+    """By ArviZ 1.x, which raises where it has no tail to read k from; then k is infinite, as in 0.23."""
+    try:
+        return stats.psislw(-log_weights, r_eff=ratio)  # of likelihoods that are left out
+    except ValueError as error:
+        if "tail" not in str(
+            error
+        ):  # "All tail values are the same", "n_draws_tail must be at least 5"
+            raise
+        return log_weights, np.inf
 
 
 def effective_sample_size(log_weights: np.ndarray) -> np.ndarray:
