@@ -86,7 +86,7 @@ def test_a_minibatch_that_the_model_draws_is_no_data(lib):
     with pytest.warns(UserWarning, match="plate 'data': 2 of 4 elements") as told:
         data = vi.to_arviz(lib.Loss(), model, guide, num_samples=20)
     assert len(told) == 1
-    assert "sample_stats" not in data.groups()
+    assert "sample_stats" not in groups_of(data)
     assert "minibatch" in data.posterior.attrs["no_log_weights"]
     z = data.posterior["z"].values
     assert data.posterior["data_rows"].shape == (*z.shape, 2)
@@ -126,7 +126,7 @@ def test_event_dims_nested_plates(lib):
     data = vi.to_arviz(lib.Loss(), model, model, num_samples=6)
     assert data.posterior["w"].dims == ("chain", "draw", "a", "b", "w_dim_0")
     assert data.posterior["v"].dims == ("chain", "draw", "a", "v_dim_0")
-    assert "log_likelihood" not in data.groups()
+    assert "log_likelihood" not in groups_of(data)
 
 
 def test_dims_of_a_joint_guide_are_the_plates_of_the_model(lib):
@@ -205,15 +205,15 @@ def test_without_weights(lib):
         lib.sample("z", lib.dist.Normal(0.0, 1.0))
 
     data = vi.to_arviz(lib.Loss(), model, guide, lib.array(X), num_samples=5)
-    assert "k" not in data.posterior and "sample_stats" not in data.groups()
-    assert "log_likelihood" not in data.groups()
+    assert "k" not in data.posterior and "sample_stats" not in groups_of(data)
+    assert "log_likelihood" not in groups_of(data)
     assert "sums out 'k'" in data.posterior.attrs["no_log_weights"]
 
     def point(x):
         lib.sample("z", lib.dist.Delta(lib.array(0.5)))
 
     data = vi.to_arviz(lib.Loss(), normals(lib)[0], point, lib.array(X), num_samples=5)
-    assert "sample_stats" not in data.groups()
+    assert "sample_stats" not in groups_of(data)
     assert "point masses" in data.posterior.attrs["no_log_weights"]
 
 
@@ -227,7 +227,7 @@ def test_an_improper_prior_has_no_groups(lib):
     with pytest.warns(UserWarning, match="no prior groups: site 'z'.*ImproperUniform") as told:
         data = vi.to_arviz(lib.Loss(), model, guide, *args, num_samples=20)
     assert len(told) == 1
-    assert {"prior", "prior_predictive"}.isdisjoint(data.groups())
+    assert {"prior", "prior_predictive"}.isdisjoint(groups_of(data))
     assert {"posterior", "posterior_predictive", "log_likelihood"} <= groups_of(data)
     z = data.posterior["z"].values[..., None]
     np.testing.assert_allclose(data.log_likelihood["x"], log_normal(X, z, NOISE), rtol=1e-6)
