@@ -438,7 +438,7 @@ def as_value(x: Any, like: Value) -> Value:
         return x
     if not hasattr(x, "shape"):
         mean = like.like
-        x = array_namespace(mean).asarray(x, dtype=mean.dtype, device=device(mean))
+        x = array_namespace(mean).full((), x, dtype=mean.dtype, device=device(mean))
     return Value((Known(x),))
 
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from array_api_compat import device
 
 from vi_kit.analysis.degrees import (
     CONSTANT,
@@ -717,11 +718,12 @@ def refusal(label: str, estimator: Any, found: Sequence[str], lost: Sequence[str
     )
 
 
-def weighted(terms: Sequence[Any], asarray: Callable[[Any], Any]) -> list[Any]:
+def weighted(terms: Sequence[Any], asarray: Callable[..., Any]) -> list[Any]:
     """Sums over the elements of terms, with weights that let none cancel another."""
     rng, sums = np.random.default_rng(0), []
     for term in terms:
-        sums.append((term * asarray(rng.uniform(1.0, 2.0, tuple(term.shape)))).sum())
+        weights = asarray(rng.uniform(1.0, 2.0, tuple(term.shape)), device=device(term))
+        sums.append((term * weights).sum())
     return sums
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import numpy as np
+
 from vi_kit.base.errors import ObjectiveError
 from vi_kit.base.named import Array, Axis
 
@@ -44,6 +46,10 @@ class Arrays(Protocol):
 
     def zero(self) -> Array:
         """The number 0, as an array without dims."""
+        ...
+
+    def constants(self, values: np.ndarray, like: Array) -> Array:
+        """Numbers that the host knows, on the device of an array; the host does not wait until they are there."""
         ...
 
     def uniform(self, shape: tuple[int, ...], like: Array) -> Array: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -496,6 +497,28 @@ class DistributionView(ABC):
                 break
             fn = fn.base_dist
         return fn, event_ndim, transforms
+
+
+def with_arrays(fn: Any, made_of: tuple[type, ...], change: Callable[[Any], Any]) -> Any:
+    """A distribution with what `change` makes of the arrays in it and in what it is made of; itself, if that is none
+    but themselves.
+
+    Args:
+        made_of: the classes of what is looked into.
+        change: is asked for everything else.
+    """
+    if isinstance(fn, list | tuple):
+        parts = [with_arrays(part, made_of, change) for part in fn]
+        return fn if all(map(operator.is_, parts, fn)) else type(fn)(parts)
+    if not isinstance(fn, made_of):
+        return change(fn)
+    made = {name: with_arrays(part, made_of, change) for name, part in vars(fn).items()}
+    changed = {name: part for name, part in made.items() if part is not vars(fn)[name]}
+    if not changed:
+        return fn
+    fn = copy.copy(fn)
+    vars(fn).update(changed)
+    return fn
 
 
 def with_leaf(fn: Any, leaf: Callable[[Any], Any], **attributes: Any) -> Any:

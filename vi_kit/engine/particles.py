@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from vi_kit.base.errors import EstimatorError, message
 from vi_kit.base.layouts import Worlds
@@ -59,7 +59,7 @@ class Particles(Session, Protocol):
         """Whether it is known what depends on a site."""
         ...
 
-    def number(self, axis: Axis) -> Named:
+    def number(self, axis: Axis, like: Array) -> Named:
         """Which replicate it is, of those along an axis."""
         ...
 
@@ -236,19 +236,20 @@ def resampled(
     backend, axis = run.backend, swarm.axis
     weight, is_due = _normalised(run, swarm, how)
     event = weight.base.axes[-1]
-    logits, xp = weight.base, array_namespace(weight.base.array)
+    logits, like = weight.base, weight.base.array
+    xp = array_namespace(like)
     if how.held:
         logits = Named(run.constant(logits.array), logits.axes)
     if is_due is not None:
         assert into is not None
-        numbers = Named(xp.arange(event.size) - (event.size - into.size), (event,))
-        own = combine(operator.eq, numbers, run.number(into))
-        kept = Named(xp.where(own.array, 0.0, LOWEST), own.axes)
+        numbers = xp.arange(event.size, device=device(like)) - (event.size - into.size)
+        own = combine(operator.eq, Named(numbers, (event,)), run.number(into, like))
+        kept = Named(_alone(own.array, like), own.axes)
         logits = combine(xp.where, is_due, logits, kept)
     if keeps_first:
         assert into is not None
-        is_first = combine(lambda number: number == 0, run.number(into))
-        kept = Named(xp.where(xp.arange(event.size) == 0, 0.0, LOWEST), (event,))
+        is_first = combine(lambda number: number == 0, run.number(into, like))
+        kept = Named(_alone(xp.arange(event.size, device=device(like)) == 0, like), (event,))
         logits = combine(xp.where, is_first, kept, logits)
     axes = (*swarm.plates, *run.open_replicates)
 
@@ -322,6 +323,12 @@ def normalised(
         return shares, None
     log_inverse = backend.logsumexp(2.0 * held(shares), -1)
     return shares, xp.exp(-log_inverse) < how.ess_threshold * log_weights.shape[-1]
+
+
+def _alone(is_it: Array, like: Array) -> Array:
+    """Log weights of which one is possible."""
+    xp, kind = array_namespace(like), {"dtype": like.dtype, "device": device(like)}
+    return xp.where(is_it, xp.zeros((), **kind), xp.full((), LOWEST, **kind))
 
 
 def _left(log_weight: Named, is_due: Named, size: int) -> Named:

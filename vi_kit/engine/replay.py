@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from vi_kit.base.distributions import DistributionView
 from vi_kit.base.named import Array
@@ -39,11 +39,15 @@ def plain_log_prob(site: Any, view: View) -> Array:
     return view(site["fn"]).fn.log_prob(site["value"]).sum()
 
 
+def _asarray(values: np.ndarray, like: Array) -> Array:
+    return array_namespace(like).asarray(values, device=device(like))
+
+
 def weighted_edges(sites: Iterable[Any], view: View) -> list[Array]:
     """The bounds of the supports, with weights that let none cancel another."""
     rng = np.random.default_rng(0)
     return [
-        (edge * array_namespace(edge).asarray(rng.uniform(1.0, 2.0, tuple(edge.shape)))).sum()
+        (edge * _asarray(rng.uniform(1.0, 2.0, tuple(edge.shape)), edge)).sum()
         for site in sites
         for edge in view(site["fn"]).support_edges()
     ]

@@ -258,12 +258,12 @@ class Run:
     def first_left(self, swarm: Swarm, how: Resampling) -> Cost:
         return first_left(self, swarm, how)
 
-    def number(self, axis: Axis) -> Named:
-        """Which replicate it is, of those along an axis."""
-        xp = array_namespace(self.backend.zero())
+    def number(self, axis: Axis, like: Array) -> Named:
+        """Which replicate it is, of those along an axis, on the device of an array."""
+        xp, on = array_namespace(like), device(like)
         if axis in self.dims:
-            return Named(xp.arange(axis.size), (axis,))
-        return Named(xp.asarray(self.numbers[axis]))
+            return Named(xp.arange(axis.size, device=on), (axis,))
+        return Named(xp.asarray(self.numbers[axis], device=on))
 
     def note_particles(self, site: Site) -> None:
         """Give a site that says which replicate it is its worlds."""
@@ -703,7 +703,8 @@ class Run:
         self.learns = True
         kept = estimator_of(site).memory[name]
         assert isinstance(kept, Learned)
-        start = array_namespace(like).asarray(kept.start, dtype=like.dtype)
+        xp = array_namespace(like)
+        start = xp.full((), kept.start, dtype=like.dtype, device=device(like))
         value = self.backend.parameter(kept_name(name, site.label), start)
         return value if self.learning else self.backend.stop_gradient(value)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from vi_kit.base.context import current
 from vi_kit.base.demands import ContinuousBetween, Demand
@@ -156,7 +156,8 @@ class Rebar(Estimator):
     def _number(self, site: Site, name: str, like: Array) -> Array:
         if self.learn:
             return estimator_context().parameter(site, name, like)
-        return array_namespace(like).asarray(self._numbers[name], dtype=like.dtype)
+        xp = array_namespace(like)
+        return xp.full((), self._numbers[name], dtype=like.dtype, device=device(like))
 
 
 @dataclass(frozen=True)

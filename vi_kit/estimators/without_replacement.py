@@ -6,7 +6,8 @@ import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace, device
+import numpy as np
+from array_api_compat import array_namespace
 
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, message, whole_number
@@ -132,7 +133,7 @@ def _probability(probs: Array, out: tuple[int, ...]) -> Array:
     orders = list(itertools.permutations(others))
     if not others:
         return xp.ones_like(taken)
-    index = xp.asarray(orders, device=device(probs))
+    index = current().backend.constants(np.array(orders), probs)
     drawn = probs[..., index]
     before = xp.cumulative_sum(drawn, axis=-1) - drawn + taken[..., None, None]
     left = xp.clip(1.0 - before, min=xp.finfo(probs.dtype).eps)

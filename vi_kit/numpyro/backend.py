@@ -54,7 +54,13 @@ from vi_kit.language.programs import Draw, Program, Resampling, Start, Statement
 from vi_kit.numpyro.annealing import declared
 from vi_kit.numpyro.degrees import invented, is_known
 from vi_kit.numpyro.dependence import GRADIENT, PARAMS, Provenance, Sight
-from vi_kit.numpyro.distributions import NumPyroDistribution, at_value, smooth, unchecked
+from vi_kit.numpyro.distributions import (
+    NumPyroDistribution,
+    at_value,
+    smooth,
+    unchecked,
+    widened,
+)
 from vi_kit.numpyro.expectations import own_log_prob, random_value, term_p
 from vi_kit.numpyro.filter import Filtering
 from vi_kit.numpyro.lanes import Lanes, alternatives_p, evaluate, worlds_p
@@ -144,6 +150,9 @@ class NumPyroBackend:
 
     def zero(self) -> jax.Array:
         return jnp.zeros(())
+
+    def constants(self, values: np.ndarray, like: jax.Array) -> jax.Array:
+        return jnp.asarray(values)
 
     def uniform(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
         return random.uniform(self.new_key(), shape, dtype=like.dtype)
@@ -750,6 +759,8 @@ class _Handler:
 
     def process(self, msg: Any) -> None:
         kind = msg["type"]
+        if kind == "sample":
+            msg["fn"] = widened(msg["fn"])
         if kind in SEEDED and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             msg["kwargs"]["rng_key"] = (
                 self.plate_key(msg["name"]) if kind == "plate" else self.key_besides_sites()
@@ -920,7 +931,7 @@ class _Handler:
         name = self.prefix + msg["name"]
         if not self.reading.draws(name):
             return self.replayed(msg, is_reversed)
-        dist = NumPyroDistribution(msg["fn"], msg["kwargs"]["rng_key"])
+        dist = NumPyroDistribution(widened(msg["fn"]), msg["kwargs"]["rng_key"])
         return self.reading.latent_inside(Statement(name, dist, self.axes(msg), msg["infer"]))
 
     def replayed(self, msg: Any, is_reversed: bool) -> jax.Array | None:

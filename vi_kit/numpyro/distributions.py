@@ -30,8 +30,15 @@ from numpyro.distributions import (
     constraints,
     kl_divergence,
 )
+from numpyro.distributions.transforms import Transform
 
-from vi_kit.base.distributions import DistributionView, Wrappers, with_leaf, without_validation
+from vi_kit.base.distributions import (
+    DistributionView,
+    Wrappers,
+    with_arrays,
+    with_leaf,
+    without_validation,
+)
 
 TRUNCATED = (LeftTruncatedDistribution, RightTruncatedDistribution)
 
@@ -202,6 +209,19 @@ def unchecked(fn: Any) -> Any:
         return fn
 
     return without_validation(fn, leaf)
+
+
+HALF = (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16))
+MADE_OF_ARRAYS = (Distribution, Transform)
+
+
+def widened(fn: Any) -> Any:
+    """A distribution with float32 in the place of half precision; itself, if it has none."""
+    return with_arrays(fn, MADE_OF_ARRAYS, _wide)
+
+
+def _wide(x: Any) -> Any:
+    return x.astype(jnp.float32) if getattr(x, "dtype", None) in HALF else x
 
 
 def smooth(fn: Any) -> Any:

@@ -109,7 +109,9 @@ class Filtering(Conditioned):
     @property
     def number(self) -> Any:
         """Which particle it is; in a dry run one that is drawn."""
-        return jnp.asarray(1) if self.run.is_dry else self.run.number(self.axis).array
+        return (
+            jnp.asarray(1) if self.run.is_dry else self.run.number(self.axis, jnp.zeros(())).array
+        )
 
     def result_of(self, handler: Any, scan: Any, args: Any, kwargs: Any, stack: list[Any]) -> Any:
         """What NumPyro's scan returns.

@@ -35,7 +35,7 @@ from vi_kit.engine.select import MAX_SUMMED
 from vi_kit.engine.statements import Replay
 from vi_kit.language.programs import Statement
 from vi_kit.numpyro.dependence import Dependence
-from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.distributions import NumPyroDistribution, widened
 from vi_kit.numpyro.lanes import Lanes, evaluate, worlds_p
 
 Names = frozenset[str]
@@ -118,7 +118,7 @@ class _Body(Messenger):
         if handler.is_left_out(msg):
             msg["value"] = jnp.zeros(msg["fn"].shape())
         elif msg["name"] in self.scan.open:
-            dist = NumPyroDistribution(msg["fn"], msg["kwargs"]["rng_key"])
+            dist = NumPyroDistribution(widened(msg["fn"]), msg["kwargs"]["rng_key"])
             infer = self.scan.around[msg["name"]].infer
             msg["value"] = self.value_of(
                 Statement(msg["name"], dist, handler.axes(msg), infer),

@@ -375,5 +375,7 @@ def _flat(params: Any) -> Any:
 
 
 def _norm(grads: Any) -> Any:
-    squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
+    # squares of half precision would be too large for it
+    wide = [g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in jax.tree.leaves(grads)]
+    squares = [jnp.sum(jnp.square(g)) for g in wide]
     return jnp.sqrt(sum(squares, jnp.zeros(())))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import Categorical, Unit
@@ -82,7 +83,8 @@ from vi_kit.pyro.leaks import (
 )
 from vi_kit.pyro.leaves import described, reached
 from vi_kit.pyro.mixing import Mixing
-from vi_kit.pyro.noise import Noise
+from vi_kit.pyro.noise import Noise, generators, noise_kept
+from vi_kit.pyro.precision import as_surrounded, full_precision, widened
 
 
 class PyroBackend:
@@ -147,6 +149,9 @@ class PyroBackend:
 
     def zero(self) -> torch.Tensor:
         return torch.zeros(())
+
+    def constants(self, values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(values, device="cpu").to(like.device, non_blocking=True)
 
     def uniform(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.rand(shape, dtype=like.dtype, device=like.device)
@@ -328,15 +333,10 @@ class PyroBackend:
     def salted(self, dist: Any, salt: int) -> Iterator[None]:
         del dist
         seed = int(torch.randint(2**31, ()))
-        generators = [torch.default_generator, *_generators_of_devices()]
-        before = [g.get_state() for g in generators]
-        for g in generators:
-            g.manual_seed(2**31 * salt + seed)
-        try:
+        with noise_kept():
+            for generator in generators():
+                generator.manual_seed(2**31 * salt + seed)
             yield
-        finally:
-            for g, state in zip(generators, before, strict=True):
-                g.set_state(state)
 
     @contextmanager
     def replicated(self, run: Run, axis: Axis) -> Iterator[None]:
@@ -506,10 +506,11 @@ class PyroBackend:
                 noise.start()
             with UnconditionMessenger() if program.joint else nullcontext():
                 if not program.held:
-                    fn(*args, **kwargs)
+                    with as_surrounded():
+                        fn(*args, **kwargs)
                 else:
                     handler.hold(known.values())
-                    with warnings.catch_warnings():
+                    with warnings.catch_warnings(), as_surrounded():
                         warnings.filterwarnings("ignore", ".*because requires_grad=False")
                         fn(*args, **kwargs)
         except Stop:
@@ -592,10 +593,6 @@ class PyroBackend:
             )
 
 
-def _generators_of_devices() -> tuple[Any, ...]:
-    return torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-
-
 class _Outermost(Messenger):
     """Gives every message to the handler of the program that runs. It must be entered before any
     plate, so that the plates have expanded the distribution by the time it sees it."""
@@ -606,11 +603,14 @@ class _Outermost(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if self.backend.handler is not None:
-            self.backend.handler.sample(msg)
+            msg["fn"] = widened(msg["fn"])
+            with full_precision():
+                self.backend.handler.sample(msg)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self.backend.handler is not None:
-            self.backend.handler.sampled(msg)
+            with full_precision():
+                self.backend.handler.sampled(msg)
 
     def _pyro_post_param(self, msg: Any) -> None:
         if self.backend.handler is not None:

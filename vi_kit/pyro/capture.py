@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vi_kit.base.errors import CaptureError, message
 from vi_kit.pyro.frames import PYRO, VI_KIT, asked, caller, is_own, is_validation, line_of
 from vi_kit.pyro.leaks import TELLING, UNSEEN, is_apart, tells, tensors_in
+from vi_kit.pyro.noise import noise_states
 
 aten = torch.ops.aten
 
@@ -156,7 +157,8 @@ class Follow(TorchDispatchMode):
         return result
 
     def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
-        state = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()
+        states = b"".join(state.numpy().tobytes() for state in noise_states())
+        state = hashlib.sha256(states).digest()
         shapes = tuple(t.shape for t in tensors_in((args, kwargs)))
         key = state, func, shapes, repr([a for a in args if not isinstance(a, torch.Tensor)])
         known = self.drawn.get(key)

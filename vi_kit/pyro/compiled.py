@@ -26,6 +26,7 @@ from vi_kit.base.errors import CaptureError, message
 from vi_kit.engine.plan import Replan
 from vi_kit.pyro import capture
 from vi_kit.pyro.capture import Captured, Follow, cannot, is_made
+from vi_kit.pyro.frames import in_one_thread
 from vi_kit.pyro.noise import Generators, buffers_kept, noise_states, set_noise
 from vi_kit.pyro.places import CONSTANTS, Survey, Written, is_same, kind
 
@@ -460,7 +461,8 @@ def _captured(
             "something that gives another value each time",
             "leave compile=True out, or give the step what it gives as an argument",
         )
-    captured = capture.capture(run, follow)
+    with in_one_thread():
+        captured = capture.capture(run, follow)
     if any(map(_has_hooks, leaves)):
         raise cannot("a tensor that is trained has a hook", "Tensor.register_hook")
     try:

@@ -68,6 +68,7 @@ from vi_kit.pyro.leaks import (
     tells_number,
 )
 from vi_kit.pyro.leaves import reached
+from vi_kit.pyro.noise import noise_states, set_noise
 from vi_kit.pyro.operations import KIND, KINDS, name_of, rule_for
 from vi_kit.pyro.trees import leaves as leaves_of
 from vi_kit.pyro.trees import mapped
@@ -634,7 +635,7 @@ def find_jumps_in(
         settled: dict[Any, torch.Tensor] | None = None,
     ) -> JumpProbe:
         """A dry run; the values of sites are those that are settled, or settle them."""
-        torch.random.set_rng_state(state)
+        set_noise(states)
         counts, drawn = Counter[str](), Counter[str]()
 
         def known(label: str, value: torch.Tensor) -> torch.Tensor:
@@ -739,7 +740,7 @@ def find_jumps_in(
         return [_numpy(torch.as_tensor(v)) for v in values]
 
     with moved_a_little(leaves.values()):
-        state = torch.random.get_rng_state()
+        states = noise_states()
         probe, reading = probe_at(0.0)
         made = probe.values()
         base = {cut: reading.results[cut](reading.plain) for cut in reading.branches}
@@ -879,7 +880,7 @@ def _on_the_way(
     steps = torch.stack([other - one for other in others])
     step = (steps**2).mean(0).sqrt()
     step = step if one_way else torch.sign(steps[0]) * step
-    moved_by = torch.tensordot(t, torch.stack([step, *steps[1:]]), 1)
+    moved_by = torch.tensordot(t.to(step.device), torch.stack([step, *steps[1:]]), 1)
     return bijection((one + moved_by).to(draws[0].dtype))
 
 

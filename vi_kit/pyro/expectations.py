@@ -17,6 +17,7 @@ from vi_kit.base.protocols import Moments
 from vi_kit.costs.terms import Site
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.frames import caller
+from vi_kit.pyro.precision import full_precision
 from vi_kit.pyro.torch_rules import LIBRARY, RULES
 
 METADATA = frozenset(
@@ -146,7 +147,8 @@ def _apply(func: Any, args: Any, kwargs: Any) -> Any:
         try:
             if lost or name not in RULES:
                 raise NoRuleError(lost or "there is no rule for it")
-            result = RULES[name](*values, **named)
+            with full_precision():
+                result = RULES[name](*values, **named)
             choices = any(discrete_of(x) is not None for x in tree_iter(result))
             return _wrapped(result, draw, _kind(func, args, kwargs) if choices else torch.long)
         except (NoRuleError, TypeError) as error:  # TypeError: arguments that a rule does not take

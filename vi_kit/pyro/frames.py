@@ -29,6 +29,11 @@ def caller(up: int = 1) -> Any:
     return sys._getframe(1 + up)
 
 
+def in_one_thread() -> Any:
+    """Backward passes run in the thread that asks for them, those on a device too, which has no frames in its own."""
+    return torch.autograd.set_multithreading_enabled(False)
+
+
 def line_of(frame: Any) -> str:
     """The line of the program on which something is done."""
     return asked(frame)[2]

@@ -25,7 +25,7 @@ from vi_kit.engine.statements import Evaluation, Replay, Simulation, realigned
 from vi_kit.estimators.base import Expansion
 from vi_kit.language.programs import Statement
 from vi_kit.pyro.front import InPlaceOf, Runner, Uneven, at, dims_of, fitted, with_one_of_each
-from vi_kit.pyro.noise import Noise, noise_states, set_noise
+from vi_kit.pyro.noise import Noise, noise_kept, noise_states, set_noise
 
 SLOTS = None
 """The alternatives of all sites, among the sites of an `Index`."""
@@ -317,6 +317,5 @@ def _padded(array: torch.Tensor, num_lead: int, ndim: int) -> torch.Tensor:
 def _same_noise() -> Iterator[Callable[[], None]]:
     """Gives a function that brings the generators to one and the same state, a fresh one."""
     seed = int(torch.randint(2**62, ()))
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with noise_kept():
         yield lambda: torch.manual_seed(seed) and None

@@ -34,12 +34,15 @@ from vi_kit.pyro.backend import PyroBackend
 from vi_kit.pyro.broadcasting import Mismatch, checked, refused
 from vi_kit.pyro.capture import Follow, is_made
 from vi_kit.pyro.compiled import Call, Compiler, Estimate
+from vi_kit.pyro.devices import one_device
 from vi_kit.pyro.draws import PyroRuns
+from vi_kit.pyro.frames import in_one_thread
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.mixing import Mixing
-from vi_kit.pyro.noise import buffers_kept
+from vi_kit.pyro.noise import buffers_kept, noise_kept
 from vi_kit.pyro.planning import PyroPlanner
+from vi_kit.pyro.precision import in_full_precision
 from vi_kit.pyro.reader import Record
 from vi_kit.pyro.replay import PyroReplay
 
@@ -170,6 +173,7 @@ class Loss(CommonLoss, ELBO):
 
     # Pyro's interface
 
+    @in_full_precision
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """One estimate of the loss (nats), without gradient."""
         # not under no_grad, which is the caller's to choose: a guide may take gradients itself
@@ -182,6 +186,7 @@ class Loss(CommonLoss, ELBO):
         return value
 
     @with_grad
+    @in_full_precision
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -200,6 +205,7 @@ class Loss(CommonLoss, ELBO):
 
     # What is compiled
 
+    @in_full_precision
     def eager_step(self, model: Any, guide: Any, args: Any, kwargs: Any) -> float:
         """As without `compile=True`."""
         programs = self._programs(model, guide, args, kwargs)
@@ -214,9 +220,10 @@ class Loss(CommonLoss, ELBO):
         self._advance(run)
         return value
 
+    @in_full_precision
     def eager_value(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Run the programs, to see whether they can be run."""
-        with torch.random.fork_rng(devices=[]), buffers_kept():
+        with noise_kept(), buffers_kept():
             self._estimate(self._programs(model, guide, args, kwargs), with_gradient=False)
 
     def follow(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Follow | None:
@@ -226,6 +233,7 @@ class Loss(CommonLoss, ELBO):
             return None
         return Follow(plan.harmless, repeats=bool(plan.noisy or plan.in_turn))
 
+    @in_full_precision
     def captured_step(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Estimate:
         """One gradient, whose operations are recorded."""
         programs = self._programs(model, guide, args, kwargs)
@@ -243,8 +251,9 @@ class Loss(CommonLoss, ELBO):
         state = {key: kept.detach() for key, kept in run.new_state.items()}
         return Estimate(value, leaves, list(grads), state)
 
+    @in_full_precision
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), noise_kept():
             self._estimate(programs, with_gradient=False)
         return self._plan(programs), self._compiler.notes() if self.compile else []
 
@@ -279,7 +288,8 @@ class Loss(CommonLoss, ELBO):
         )
         while num_replans < 3:
             # an attempt that is given up leaves no trace
-            with nullcontext({}) if plan.settled else buffers_kept() as written:
+            here = nullcontext() if plan.settled else in_one_thread()
+            with here, nullcontext({}) if plan.settled else buffers_kept() as written:
                 backend = PyroBackend(self.state)
                 run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
                 backend.recorded = None if plan.settled else []
@@ -309,7 +319,7 @@ class Loss(CommonLoss, ELBO):
                     continue
                 if plan.settled:
                     return groups, run
-                with torch.random.fork_rng(devices=[]), buffers_kept():
+                with noise_kept(), buffers_kept():
                     found, compared = checked(run, backend.recorded or [], PyroBackend(self.state))
                 if found is not None and not found.is_certain and plan.analytic:
                     found = self._without_moments(plan, found, programs)
@@ -337,7 +347,7 @@ class Loss(CommonLoss, ELBO):
         }
         drawn = self.with_estimators(estimators)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with noise_kept():
                 drawn._estimate(programs, with_gradient=False)
         except ViKitError:
             return found
@@ -404,7 +414,14 @@ class Loss(CommonLoss, ELBO):
         # nothing lies in front in a dry run
         depth = UNKNOWN_NESTING if nesting is None else nesting
         planner = PyroPlanner(self.settings, programs)
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]), buffers_kept():
+        model, _ = programs
+        with (
+            torch.enable_grad(),
+            noise_kept(),
+            buffers_kept(),
+            in_one_thread(),
+            one_device(model.args, model.kwargs),
+        ):
             plan = planner.plan(Plan(selection, depth, vectorize=False, in_turn=in_turn))
         plan = replace(
             plan,

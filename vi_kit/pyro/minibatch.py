@@ -54,7 +54,13 @@ def as_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:
 def cut(one: Any, index: np.ndarray) -> Any:
     """Some rows of the arrays in an argument."""
     rows = torch.as_tensor(index)
-    return mapped(lambda x: x[rows.to(x.device)] if isinstance(x, torch.Tensor) else x[index], one)
+
+    def chosen(x: Any) -> Any:
+        # the host does not wait until a device has the numbers
+        own = isinstance(x, torch.Tensor)
+        return x[rows.to(x.device, non_blocking=True) if own else index]
+
+    return mapped(chosen, one)
 
 
 class Scaled(poutine.messenger.Messenger):

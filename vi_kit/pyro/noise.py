@@ -25,14 +25,10 @@ class Generators:
 
     @classmethod
     def now(cls) -> Generators:
-        on_device = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        numpy_state = np.random.get_state()
-        return cls([torch.get_rng_state(), *on_device], random.getstate(), numpy_state)
+        return cls(noise_states(), random.getstate(), np.random.get_state())
 
     def restore(self) -> None:
-        torch.set_rng_state(self.torch_states[0])
-        if len(self.torch_states) > 1:
-            torch.cuda.set_rng_state_all(self.torch_states[1:])
+        set_noise(self.torch_states)
         random.setstate(self.of_python)
         np.random.set_state(self.of_numpy)
 
@@ -111,14 +107,28 @@ class Noise:
             self.before[name] = self.last
 
 
+def generators() -> list[torch.Generator]:
+    """Those of torch: of the host, and of devices that are in use."""
+    of_devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *of_devices]
+
+
 def noise_states() -> list[torch.Tensor]:
-    """The states of the generators."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
+    """The states of the generators of torch."""
+    return [generator.get_state() for generator in generators()]
 
 
 def set_noise(states: list[torch.Tensor]) -> None:
-    """Bring the generators to states that they had."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
+    """Bring the generators to states that they had; a device that was not in use then is left as it is."""
+    for generator, state in zip(generators(), states, strict=False):
+        generator.set_state(state)
+
+
+@contextmanager
+def noise_kept() -> Iterator[None]:
+    """Afterwards the generators of torch are what they were, those of devices among them."""
+    before = noise_states()
+    try:
+        yield
+    finally:
+        set_noise(before)

@@ -27,6 +27,7 @@ from vi_kit.engine.replay import (
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
 from vi_kit.engine.variance import Moved, Sampler
 from vi_kit.pyro.distributions import PyroDistribution
+from vi_kit.pyro.noise import noise_kept
 from vi_kit.unbiased import Densities, Displaced
 
 BATCHES = 50
@@ -69,7 +70,7 @@ class PyroReplay:
         kept = [store._params, store._constraints, store._param_to_name]
         before = [dict(own) for own in kept]
         with (
-            torch.random.fork_rng(devices=[]),
+            noise_kept(),
             torch.enable_grad(),
             _unchanged(list(store._params.values())),
         ):

@@ -31,7 +31,7 @@ from vi_kit.pyro.distributed import Elsewhere, Exchange, Found, Group, Key, refu
 from vi_kit.pyro.inquest import seen
 from vi_kit.pyro.marks import Marks, State
 from vi_kit.pyro.minibatch import mapped, numbers
-from vi_kit.pyro.noise import Generators, buffers_kept
+from vi_kit.pyro.noise import Generators, buffers_kept, noise_states, set_noise
 from vi_kit.workflow.batches import Call, Stream
 from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.given import Given
@@ -49,6 +49,7 @@ TRIED = 3
 """Steps that are timed, and not counted."""
 WORTH_COMPILING = 60.0
 """Seconds that a fit would take without."""
+HOST = "cpu"
 
 
 class PyroTrainer:
@@ -181,7 +182,7 @@ class PyroTrainer:
         with self._own_noise(), self._watched():
             while len(losses) < most and not ended and trouble is None:
                 self._mark()
-                before = torch.get_rng_state()
+                before = noise_states()
                 try:
                     step = self._step(self._take)
                 except ProcessError:  # nobody answers
@@ -298,8 +299,8 @@ class PyroTrainer:
         """By which it is known whether buffers were written, or replaced."""
         return [(id(buffer), buffer._version) for buffer in self._buffers()]
 
-    def _failed(self, error: BaseException, before: torch.Tensor) -> BaseException:
-        """What a step that failed, and began with the generator in this state, is told as; it is undone."""
+    def _failed(self, error: BaseException, before: list[torch.Tensor]) -> BaseException:
+        """What a step that failed, and began with the generators in these states, is told as; it is undone."""
         self._zero()
         told_as, is_here = error, not isinstance(error, Elsewhere)
         undo = isinstance(error, Exception) and is_stop(error) and self.call is not None
@@ -338,14 +339,14 @@ class PyroTrainer:
     def _zero(self) -> None:
         zero_grads(self.leaves.values())
 
-    def _told(self, error: Exception, call: Call, before: torch.Tensor) -> Exception:
-        """Why a step failed, which began with the generator in this state."""
+    def _told(self, error: Exception, call: Call, before: list[torch.Tensor]) -> Exception:
+        """Why a step failed, which began with the generators in these states."""
         model, guide, leaves = self.job.model, self.job.guide, self.leaves
 
         def look(gradients: bool) -> Callable[[int], list[Seen]]:
             def at(draw: int) -> list[Seen]:
                 if draw == 0:
-                    torch.set_rng_state(before)
+                    set_noise(before)
                 return seen(model, guide, call, leaves, gradients=gradients)
 
             return at
@@ -539,8 +540,9 @@ class PyroTrainer:
         )
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        found = _unpacked(snapshot)
         store = pyro.get_param_store()
+        found = _unpacked(snapshot, _moved(snapshot["params"], store._params))
+        noise = _unpacked(snapshot["noise"], {})
         leaves = {name: store._params.get(name) for name in found["params"]}
         own = {name: None if p is None else tuple(p.shape) for name, p in leaves.items()}
         theirs = {name: tuple(p.shape) for name, p in found["params"].items()}
@@ -558,12 +560,12 @@ class PyroTrainer:
         self.optimizer.restore(found["optimizer"], self.leaves)
         self.mean, self.count, self.done = found["mean"], found["count"], found["done"]
         self.compiles = found["compiles"]
-        if len(found["noise"]) == self.processes.count:
-            self.generators = Generators(*found["noise"][self.processes.rank])
+        if len(noise) == self.processes.count:
+            self.generators = Generators(*noise[self.processes.rank])
         else:
             words = self.job.request.seed, self.start, self.processes.rank, self.done
             self.generators = _seeded(*words)
-            before, now = len(found["noise"]), self.processes.count
+            before, now = len(noise), self.processes.count
             self.said.append(
                 f"it went on with {now} processes from a checkpoint of {before}: with other random numbers"
             )
@@ -605,9 +607,13 @@ def _kind(call: Call) -> Any:
 def _packed(value: Any) -> Any:
     """With arrays of NumPy in place of tensors."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().contiguous()
+        on, value = str(value.device), value.detach().cpu().contiguous()
         bits = value.view(torch.uint8) if value.dtype == torch.bfloat16 else value
-        return {"torch": str(value.dtype).split(".")[1], "values": bits.numpy().copy()}
+        return {
+            "torch": str(value.dtype).split(".")[1],
+            "values": bits.numpy().copy(),
+            "device": on,
+        }
     if isinstance(value, Mapping):
         return {k: _packed(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -615,12 +621,24 @@ def _packed(value: Any) -> Any:
     return value
 
 
-def _unpacked(value: Any) -> Any:
+def _moved(saved: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> dict[str, torch.device]:
+    """For the devices on which parameters were, those on which they are now."""
+    return {
+        value.get("device", HOST): params[k].device for k, value in saved.items() if k in params
+    }
+
+
+def _unpacked(value: Any, devices: Mapping[str, torch.device]) -> Any:
     if isinstance(value, Mapping):
-        if value.keys() == {"torch", "values"}:
-            dtype, values = getattr(torch, value["torch"]), torch.as_tensor(value["values"])
-            return values if values.dtype == dtype else values.view(dtype)
-        return {k: _unpacked(v) for k, v in value.items()}
+        if value.keys() >= {"torch", "values"}:
+            # no tensors of NumPy's host are made on the default device
+            dtype, values = (
+                getattr(torch, value["torch"]),
+                torch.as_tensor(value["values"], device=HOST),
+            )
+            values = values if values.dtype == dtype else values.view(dtype)
+            return values.to(devices.get(value.get("device", HOST), HOST))
+        return {k: _unpacked(v, devices) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_unpacked(v) for v in value)
+        return type(value)(_unpacked(v, devices) for v in value)
     return value

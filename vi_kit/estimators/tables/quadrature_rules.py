@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from vi_kit.base.context import current
 from vi_kit.base.named import Array
 
 Params = dict[str, Array]
@@ -28,8 +29,8 @@ def floating(*arrays: Array) -> list[Array]:
 def along(values: np.ndarray, like: Array, ndim: int) -> Array:
     """A vector of constants along a new dim in front of `ndim` others."""
     xp = array_namespace(like)
-    array = xp.asarray(values, dtype=like.dtype, device=device(like))
-    return xp.reshape(array, (-1, *(1,) * ndim))
+    array = current().backend.constants(values, like)
+    return xp.reshape(xp.astype(array, like.dtype), (-1, *(1,) * ndim))
 
 
 @functools.cache

@@ -77,6 +77,12 @@ def _negative_binomial(x: Array, fixed: Params, moved: Params, noise: Exponentia
     return [(x + 1.0 + further, fixed["total_count"] / (1.0 - p) * moved["probs"])]
 
 
+def _side(x: Array) -> Array:
+    """1 where it is not negative, -1 elsewhere; `xp.sign` writes by a mask, for which a host waits."""
+    one = array_namespace(x).ones_like(x)
+    return array_namespace(x).where(x < 0.0, -one, one)
+
+
 def _normal(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list[Pair]:
     # Location: a Rayleigh step up against the same step down. Scale: a double-sided Maxwell variable
     # against a normal one; the drawn value is one coordinate of the three whose norm is Maxwell's.
@@ -85,7 +91,7 @@ def _normal(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> list
     step = scale * xp.sqrt(2.0 * noise())
     weight = moved["loc"] / (scale * math.sqrt(2.0 * math.pi))
     deviation = (x - loc) / scale
-    maxwell = xp.sign(deviation) * xp.sqrt(deviation**2 + 2.0 * noise())
+    maxwell = _side(deviation) * xp.sqrt(deviation**2 + 2.0 * noise())
     return [
         (loc + step, weight),
         (loc - step, -weight),
@@ -98,7 +104,7 @@ def _laplace(x: Array, fixed: Params, moved: Params, noise: Exponentials) -> lis
     # image the other. Scale: that step is a sum of two exponentials (the density times |x - loc| / scale)
     # against one.
     loc, scale = fixed["loc"], fixed["scale"]
-    side = array_namespace(x).sign(x - loc)
+    side = _side(x - loc)
     return [
         (2.0 * loc - x, -side * moved["loc"] / (2.0 * scale)),
         (x + side * scale * noise(), moved["scale"] / scale),

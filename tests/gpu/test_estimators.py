@@ -1,0 +1,108 @@
+"""Every estimator, baseline and objective on a device: as on the host, and with no wait in a step."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pyro
+import pytest
+
+import vi_kit as vi
+from tests.conformance.families import FAMILIES
+from tests.conformance.shapes import Independent
+from tests.gpu.devices import DEVICES, DeviceWords, NoiseOfHost, available
+from tests.oracles import seed_of
+from vi_kit.pyro import Loss
+
+
+def network():
+    import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Linear(1, 1)
+
+
+ESTIMATORS = {
+    "reparam": ("normal", lambda: vi.Reparam()),
+    "doubly": ("normal", lambda: vi.DoublyReparam()),
+    "rejection": ("gamma", lambda: vi.RejectionReparam()),
+    "generalized": ("gamma", lambda: vi.GeneralizedReparam()),
+    "analytic": ("normal", lambda: vi.Analytic()),
+    "score": ("bernoulli", lambda: vi.Score()),
+    "loo": ("normal", lambda: vi.Score(vi.LeaveOneOut())),
+    "average": ("bernoulli", lambda: vi.Score(vi.MovingAverage())),
+    "per element": ("bernoulli", lambda: vi.Score(vi.MovingAverage(per_element=True))),
+    "constant": ("bernoulli", lambda: vi.Score(vi.Constant(-2.0))),
+    "learned": ("bernoulli", lambda: vi.Score(vi.LearnedConstant(-1.0))),
+    "scaled": ("bernoulli", lambda: vi.Score(vi.ScaledBaseline(vi.Constant(-2.0)))),
+    "enumerate": ("categorical", lambda: vi.Enumerate()),
+    "measure": ("normal", lambda: vi.MeasureValued()),
+    "measure_gamma": ("gamma_rate", lambda: vi.MeasureValued()),
+    "measure_poisson": ("poisson", lambda: vi.MeasureValued()),
+    "quadrature": ("normal", lambda: vi.Quadrature(5)),
+    "disarm": ("bernoulli", lambda: vi.DisARM()),
+    "disarm_categorical": ("categorical", lambda: vi.DisARM()),
+    "sum_and_sample": ("categorical", lambda: vi.SumAndSample(1)),
+    "without_replacement": ("categorical", lambda: vi.WithoutReplacement(2)),
+    "rebar": ("bernoulli", lambda: vi.Rebar()),
+    "rebar_fixed": ("bernoulli", lambda: vi.Rebar(learn=False)),
+    "relaxed": ("bernoulli", lambda: vi.Relaxed(0.5, biased=True)),
+    "straight_through": ("bernoulli", lambda: vi.StraightThrough(biased=True)),
+    "annealed": (
+        "normal",
+        lambda: vi.Annealed(vi.Score(vi.MovingAverage()), vi.Reparam(), lambda t: 0.5),
+    ),
+}
+OBJECTIVES = {
+    "elbo": vi.elbo(),
+    "iwae": vi.iwae(num_particles=3),
+    "miwae": vi.miwae(num_outer=2, num_inner=2),
+    "renyi": vi.renyi(alpha=0.5, num_particles=2),
+    "cubo": vi.cubo(order=2.0, num_particles=2),
+    "log_variance": vi.log_variance(num_particles=3),
+}
+LINEAR = ("analytic", "annealed", "quadrature", "mixture")
+CASES = (
+    [(e, "elbo") for e in ESTIMATORS]
+    + [(e, "iwae") for e in ESTIMATORS if e not in LINEAR]
+    + [
+        (e, o)
+        for e in ("reparam", "enumerate", "loo")
+        for o in OBJECTIVES
+        if o not in ("elbo", "iwae")
+    ]
+)
+
+
+def estimates(device, estimator, objective, seed, shape=Independent, num_draws=4):
+    family, make = ESTIMATORS[estimator]
+    made = shape(FAMILIES[family])
+    lib = DeviceWords(device)
+    loss = Loss(OBJECTIVES[objective], make(), num_samples=2)
+    found = lib.estimates(
+        loss, lambda: made.model(lib), lambda: made.guide(lib), made.values, num_draws, seed
+    )
+    return found, lib.waited
+
+
+READS = {"cpu": 2, "simulated": 1, "cuda": 1}
+"""Of a step: the loss and, where that is no wait, whether the gradients are numbers."""
+
+
+@pytest.fixture(autouse=True)
+def validation():
+    """Pyro's validation asks for values at each statement."""
+    with pyro.validation_enabled(False):
+        yield
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("estimator", "objective"), CASES)
+def test_on_a_device_as_on_the_host(estimator, objective, device):
+    device, seed = available(device), seed_of(f"{estimator}{objective}")
+    host, _ = estimates("cpu", estimator, objective, seed)
+    with NoiseOfHost() if device == "cuda" else nullcontext():
+        there, waited = estimates(device, estimator, objective, seed)
+    if device == "cuda":
+        _, waited = estimates(device, estimator, objective, seed)
+    np.testing.assert_allclose(there, host, rtol=1e-9, atol=1e-12)
+    assert len(waited) == READS[device], waited
