@@ -5,7 +5,7 @@ LIB ?= pyro
 NUM_PROGRAMS ?= 1000
 NUM_KILLS ?= 200
 
-.PHONY: setup demo test test-all fuzz faults lint format bench tutorials dist matrix clean
+.PHONY: setup demo test test-all fuzz faults gpu lint format bench tutorials dist matrix clean
 
 setup: .venv/.installed
 
@@ -32,6 +32,9 @@ fuzz: setup  # random programs, and every case that otherwise runs in one librar
 
 faults: setup  # fits that are killed at random times, and go on
 	VI_KIT_NUM_KILLS=$(NUM_KILLS) $(BIN)/python -m pytest tests/workflow/test_checkpoints.py -k killed
+
+gpu: setup  # what needs a GPU; without one it says so, case by case
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -123,6 +123,18 @@ const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size, std::opt
   return self;
 }
 
+at::Tensor& set_strided(at::Tensor& self, at::Storage source, int64_t offset, at::IntArrayRef size,
+                        at::IntArrayRef stride) {
+  self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(source));
+  self.unsafeGetTensorImpl()->set_sizes_and_strides(size, stride, offset);
+  return self;
+}
+
+at::Tensor& set_whole(at::Tensor& self, at::Storage source) {
+  const int64_t size = source.nbytes() / self.dtype().itemsize();
+  return set_strided(self, std::move(source), 0, {size}, {1});
+}
+
 struct Call {
   const c10::OperatorHandle& op;
   std::vector<std::pair<at::Tensor, at::Tensor>> pairs;  // of here, on the host
@@ -228,6 +240,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("copy_", &copy_);
   m.impl("_local_scalar_dense", &number);
   m.impl("resize_", &resize_);
+  m.impl("set_.source_Storage", &set_whole);
+  m.impl("set_.source_Storage_storage_offset", &set_strided);
 }
 
 TORCH_LIBRARY(simulated, m) {

@@ -344,6 +344,14 @@ def _settings(library: Library, job: Job, trainer: Trainer) -> dict[str, str]:
     return {name: str(value) for name, value in own.items()}
 
 
+def _on_host(one: Any) -> Any:
+    """A tensor as NumPy can read it: from its device, and not in bfloat16, which it does not have."""
+    if not hasattr(one, "cpu"):
+        return one
+    one = one.cpu()
+    return one.float() if str(one.dtype) == "torch.bfloat16" else one
+
+
 def _digest(parts: list[Any]) -> str:
     """Of data and programs, which are not kept in a checkpoint: arrays, numbers, texts and functions by their content,
     and others by their kind. Arrays in files count by a sample of their rows, and those of which other processes have a
@@ -363,7 +371,7 @@ def _digest(parts: list[Any]) -> str:
             is_here = getattr(one, "is_fully_addressable", True)
             # what is trained is no part of it
             if is_here and not getattr(one, "requires_grad", False):
-                whole = np.asarray(one)
+                whole = np.asarray(_on_host(one))
                 size = max(1, CHUNK // max(1, whole[:1].nbytes)) if whole.ndim else 1
                 for i in range(0, len(whole) if whole.ndim else 1, size):
                     part = whole[i : i + size] if whole.ndim else whole
