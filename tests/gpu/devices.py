@@ -49,7 +49,7 @@ def _simulated() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cpp_extension.load("simulated", [str(source)], is_python_module=False, extra_cflags=["-O0"])
-    torch.utils.rename_privateuse1_backend(SIMULATED)
+    torch.utils.rename_privateuse1_backend(SIMULATED)  # pyright: ignore[reportPrivateImportUsage]
     module: Any = types.ModuleType(SIMULATED)
     module._is_in_bad_fork = lambda: False
     module.manual_seed_all = lambda seed: None
@@ -192,8 +192,9 @@ class DeviceWords(PyroWords):
                 leaf.grad = torch.zeros_like(leaf)
             with waits(self.device.type) as self.waited:
                 value = loss.loss_and_grads(model, guide, *args)
-            assert all(leaf.grad.device.type == self.device.type for leaf in leaves)
-            draws.append(np.concatenate([[value], *(leaf.grad.cpu().numpy() for leaf in leaves)]))
+            grads: list[Any] = [leaf.grad for leaf in leaves]
+            assert all(grad.device.type == self.device.type for grad in grads)
+            draws.append(np.concatenate([[value], *(grad.cpu().numpy() for grad in grads)]))
         return np.array(draws)
 
 

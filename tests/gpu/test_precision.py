@@ -1,5 +1,7 @@
 """Half precision ends where densities begin: networks may be autocast, log densities and their sums are float32."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,7 @@ def step(objective, estimator, outside, autocast):
         pyro.set_rng_seed(seed)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             value = loss.loss_and_grads(model, guide)
-        grads = [p.grad.flatten().double().numpy() for p in net.parameters()]
+        grads = [p.grad.flatten().double().numpy() for p in net.parameters() if p.grad is not None]
         found.append(np.concatenate([[value], *grads]))
         net.zero_grad()
     return np.array(found)
@@ -153,7 +155,7 @@ def test_half_precision_in_numpyro(dtype):
             numpyro.sample("x", ndist.Normal(z, jnp.float32(0.5)), obs=x)
 
     def guide(wide):
-        shift = numpyro.param("shift", jnp.zeros((), half))
+        shift: Any = numpyro.param("shift", jnp.zeros((), half))
         to = jnp.float32 if wide else half
         with numpyro.plate("rows", NUM):
             numpyro.sample("z", ndist.Normal((loc + shift).astype(to), scale.astype(to)))
