@@ -83,7 +83,10 @@ def test_data_on_another_device(device):
 
 
 def test_numpyro_brings_nothing_to_the_device_between_steps():
-    """Whatever a chunk of steps needs is there before: numbers of the host would be brought by an explicit call."""
+    """After the first callback JAX is told to refuse what it would read back by itself; what `fit` reads, it asks for.
+
+    It can fail on a device alone: on the CPU nothing is brought back.
+    """
 
     def model(x):
         z = numpyro.sample("z", ndist.Normal(0.0, 1.0))
