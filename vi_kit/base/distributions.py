@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -499,6 +499,28 @@ class DistributionView(ABC):
         return fn, event_ndim, transforms
 
 
+OF_TRANSFORMS = ("_inv", "_cached_x_y")
+"""Attributes that are none of the arrays which a transform is made of: its inverse, and what it was last asked."""
+
+
+def has_array(fn: Any, made_of: tuple[type, ...], kinds: Collection[Any]) -> bool:
+    """Whether a distribution has an array of one of some dtypes, in it or in what it is made of."""
+    left, met = [fn] if isinstance(fn, made_of) else [], set()
+    while left:
+        one = left.pop()
+        if id(one) in met:
+            continue
+        met.add(id(one))
+        for name, part in vars(one).items():
+            if getattr(part, "dtype", None) in kinds:
+                return True
+            if isinstance(part, made_of):
+                left += [part] * (name not in OF_TRANSFORMS)
+            elif type(part) in (list, tuple):
+                left += [inner for inner in part if isinstance(inner, made_of)]
+    return False
+
+
 def with_arrays(fn: Any, made_of: tuple[type, ...], change: Callable[[Any], Any]) -> Any:
     """A distribution with what `change` makes of the arrays in it and in what it is made of; itself, if that is none
     but themselves.
@@ -512,7 +534,8 @@ def with_arrays(fn: Any, made_of: tuple[type, ...], change: Callable[[Any], Any]
         return fn if all(map(operator.is_, parts, fn)) else type(fn)(parts)
     if not isinstance(fn, made_of):
         return change(fn)
-    made = {name: with_arrays(part, made_of, change) for name, part in vars(fn).items()}
+    own = {name: part for name, part in vars(fn).items() if name not in OF_TRANSFORMS}
+    made = {name: with_arrays(part, made_of, change) for name, part in own.items()}
     changed = {name: part for name, part in made.items() if part is not vars(fn)[name]}
     if not changed:
         return fn

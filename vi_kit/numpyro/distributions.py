@@ -35,6 +35,7 @@ from numpyro.distributions.transforms import Transform
 from vi_kit.base.distributions import (
     DistributionView,
     Wrappers,
+    has_array,
     with_arrays,
     with_leaf,
     without_validation,
@@ -217,6 +218,8 @@ MADE_OF_ARRAYS = (Distribution, Transform)
 
 def widened(fn: Any) -> Any:
     """A distribution with float32 in the place of half precision; itself, if it has none."""
+    if not has_array(fn, MADE_OF_ARRAYS, HALF):
+        return fn
     return with_arrays(fn, MADE_OF_ARRAYS, _wide)
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 
-from vi_kit.base.distributions import with_arrays
+from vi_kit.base.distributions import has_array, with_arrays
 from vi_kit.pyro.distributions import MADE_OF_ARRAYS
 
 T = TypeVar("T")
 
 HALF = (torch.float16, torch.bfloat16)
+NOTHING = nullcontext()
+"""Changes nothing: a step enters it at each statement."""
 KINDS = ("cpu", "cuda")
 """Of devices."""
 
@@ -26,12 +28,14 @@ _surrounding: ContextVar[tuple[tuple[str, torch.dtype], ...]] = ContextVar(
 """What is autocast around a step, which its programs see: kinds of devices, each with its dtype."""
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision() -> AbstractContextManager[None]:
     """Nothing is autocast, but for what runs `as_surrounded`."""
-    if not torch._C._is_any_autocast_enabled():  # type: ignore[attr-defined]
-        yield
-        return
+    is_any = torch._C._is_any_autocast_enabled()  # type: ignore[attr-defined]
+    return _nothing_autocast() if is_any else NOTHING
+
+
+@contextmanager
+def _nothing_autocast() -> Iterator[None]:
     found = tuple((k, torch.get_autocast_dtype(k)) for k in KINDS if torch.is_autocast_enabled(k))
     before = _surrounding.set(found)
     try:
@@ -43,14 +47,15 @@ def full_precision() -> Iterator[None]:
         _surrounding.reset(before)
 
 
-@contextmanager
-def as_surrounded() -> Iterator[None]:
+def as_surrounded() -> AbstractContextManager[None]:
     """What was autocast around a step is so again. Parameters are cast anew each time: what is kept of them has no
     gradient if it was made without, and would be there after they have changed."""
     found = _surrounding.get()
-    if not found:
-        yield
-        return
+    return _autocast_again(found) if found else NOTHING
+
+
+@contextmanager
+def _autocast_again(found: tuple[tuple[str, torch.dtype], ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for kind, dtype in found:
             stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
@@ -70,6 +75,8 @@ def in_full_precision(method: Callable[..., T]) -> Callable[..., T]:
 
 def widened(fn: Any) -> Any:
     """A distribution with float32 in the place of half precision; itself, if it has none."""
+    if not has_array(fn, MADE_OF_ARRAYS, HALF):
+        return fn
     return with_arrays(fn, MADE_OF_ARRAYS, _wide)
 
 
