@@ -85,9 +85,13 @@ class PyroWords:
         for _ in range(num_draws):
             for leaf in leaves:
                 leaf.grad = self.xp.zeros_like(leaf)
-            value = loss.loss_and_grads(model, guide, *args)
-            draws.append(np.concatenate([[value], *(leaf.grad.numpy() for leaf in leaves)]))
+            value = self.step(loss, model, guide, args)
+            draws.append(np.concatenate([[value], *(leaf.grad.cpu().numpy() for leaf in leaves)]))
         return np.array(draws)
+
+    def step(self, loss: Any, model: Any, guide: Any, args: tuple[Any, ...]) -> float:
+        """The loss; gradients are at the parameters."""
+        return loss.loss_and_grads(model, guide, *args)
 
     def value(self, loss: Any, model: Any, guide: Any, seed: int, compiled: bool = False) -> float:
         """One estimate of the loss (nats); `compiled` is for NumPyro."""

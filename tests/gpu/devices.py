@@ -166,36 +166,18 @@ class DeviceWords(PyroWords):
 
         return run
 
-    def estimates(
-        self,
-        loss: Any,
-        model: Any,
-        guide: Any,
-        values: np.ndarray,
-        num_draws: int,
-        seed: int,
-        names: tuple[str, ...] = ("theta",),
-        args: tuple[Any, ...] = (),
-    ) -> np.ndarray:
+    def estimates(self, loss: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """See `PyroWords.estimates`; `waited` has what the last draw waited for."""
+        return super().estimates(loss, self.here(model), self.here(guide), *args, **kwargs)
+
+    def step(self, loss: Any, model: Any, guide: Any, args: tuple[Any, ...]) -> float:
         import pyro
 
-        model, guide = self.here(model), self.here(guide)
-        pyro.clear_param_store()
-        pyro.set_rng_seed(seed % 2**31)
-        for name in names:
-            self.theta(values, name)
-        leaves = [pyro.get_param_store()._params[name] for name in names]
-        draws = []
-        for _ in range(num_draws):
-            for leaf in leaves:
-                leaf.grad = torch.zeros_like(leaf)
-            with waits(self.device.type) as self.waited:
-                value = loss.loss_and_grads(model, guide, *args)
-            grads: list[Any] = [leaf.grad for leaf in leaves]
-            assert all(grad.device.type == self.device.type for grad in grads)
-            draws.append(np.concatenate([[value], *(grad.cpu().numpy() for grad in grads)]))
-        return np.array(draws)
+        with waits(self.device.type) as self.waited:
+            value = super().step(loss, model, guide, args)
+        for param in pyro.get_param_store()._params.values():
+            assert param.grad is None or param.grad.device.type == self.device.type
+        return value
 
 
 if IS_SIMULATED:
