@@ -17,7 +17,7 @@ from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
 from vi_kit.workflow.batches import Call
-from vi_kit.workflow.inquest import Seen, all_within
+from vi_kit.workflow.inquest import Seen, all_within, layers_of
 
 
 class _Noted(Messenger):
@@ -107,7 +107,7 @@ def _seen(role: str, msg: Any, through: tuple[str, ...]) -> Seen:
     return Seen(
         f"{role} site {msg['name']!r}",
         bool(msg["is_observed"]),
-        type(_layers(msg["fn"])[0]).__name__,
+        type(layers_of(msg["fn"])[0]).__name__,
         arguments,
         invalid,
         None if msg["value"] is None else np.asarray(msg["value"]),
@@ -121,15 +121,9 @@ def _finite(gradient: Any) -> bool:
     return all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
 
 
-def _layers(fn: Any) -> list[Any]:
-    """A distribution, after all that it wraps."""
-    base = getattr(fn, "base_dist", None)
-    return [*(_layers(base) if isinstance(base, Distribution) else ()), fn]
-
-
 def _arguments(fn: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """By name, and those out of their range where a mask leaves anything."""
-    layers = _layers(fn)
+    layers = layers_of(fn)
     masks = [*(getattr(layer, "_mask", None) for layer in layers), None]
     ranges: Any = layers[0].arg_constraints
     names = [name for name in ranges if name in vars(layers[0])] or list(ranges)

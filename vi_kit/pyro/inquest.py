@@ -12,14 +12,13 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch.distributions import Distribution
 
 from vi_kit.pyro.guides import copied
 from vi_kit.pyro.minibatch import as_numpy
 from vi_kit.pyro.noise import buffers_kept
 from vi_kit.workflow.ambient import isolated
 from vi_kit.workflow.batches import Call
-from vi_kit.workflow.inquest import Seen, all_within
+from vi_kit.workflow.inquest import Seen, all_within, layers_of
 
 
 class _Noted(Messenger):
@@ -80,7 +79,7 @@ def _seen(role: str, msg: Any, leaves: Mapping[str, torch.Tensor]) -> Seen:
     return Seen(
         f"{role} site {msg['name']!r}",
         bool(msg["is_observed"]),
-        type(_layers(fn)[0]).__name__,
+        type(layers_of(fn)[0]).__name__,
         arguments,
         invalid,
         as_numpy(value) if isinstance(value, torch.Tensor) else None,
@@ -100,15 +99,9 @@ def _through(log_density: Any, leaves: Mapping[str, torch.Tensor]) -> tuple[str,
     return tuple(name for name, g in pairs if g is not None and not bool(g.isfinite().all()))
 
 
-def _layers(fn: Any) -> list[Any]:
-    """A distribution, after all that it wraps."""
-    base = getattr(fn, "base_dist", None)
-    return [*(_layers(base) if isinstance(base, Distribution) else ()), fn]
-
-
 def _arguments(fn: Any, mask: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """By name, and those out of their range where a mask leaves anything."""
-    layers = _layers(fn)
+    layers = layers_of(fn)
     masks = [
         None if m is None else as_numpy(torch.as_tensor(m))
         for m in (*(getattr(layer, "_mask", None) for layer in layers), mask)

@@ -99,6 +99,12 @@ class Seen:
         return f"{self.what}{self.elements(given)}: {self.family}({'; '.join(arguments)}), {value}"
 
 
+def layers_of(fn: Any) -> list[Any]:
+    """A library's distribution, after all that it wraps."""
+    base = getattr(fn, "base_dist", None)
+    return [*([] if base is None else layers_of(base)), fn]
+
+
 def all_within(within: np.ndarray, layers: Sequence[Any], masks: Sequence[Any]) -> bool:
     """Whether an argument is in its range wherever masks leave anything.
 

@@ -136,9 +136,8 @@ def _row(stats: Any, log_weights: np.ndarray, ratio: float) -> tuple[np.ndarray,
     try:
         return stats.psislw(-log_weights, r_eff=ratio)  # of likelihoods that are left out
     except ValueError as error:
-        if "tail" not in str(
-            error
-        ):  # "All tail values are the same", "n_draws_tail must be at least 5"
+        # "All tail values are the same", "n_draws_tail must be at least 5"
+        if "tail" not in str(error):
             raise
         return log_weights, np.inf
 
