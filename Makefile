@@ -5,7 +5,7 @@ LIB ?= pyro
 NUM_PROGRAMS ?= 1000
 NUM_KILLS ?= 200
 
-.PHONY: setup demo test test-all fuzz faults gpu lint format bench tutorials dist matrix clean
+.PHONY: setup demo test test-all fuzz faults gpu lint format bench tutorials docs dist matrix clean
 
 setup: .venv/.installed
 
@@ -51,6 +51,13 @@ bench: setup  # writes benchmarks/README.md
 
 tutorials: setup
 	$(BIN)/python tutorials/run.py
+
+docs: setup .venv/.docs  # in build/docs; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+
+.venv/.docs: pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
 
 dist:  # builds wheel and sdist, looks into them, and tries the wheel in empty environments
 	$(PYTHON) tools/dist.py

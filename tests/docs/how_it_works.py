@@ -1,8 +1,9 @@
-"""The picture in docs/how_it_works.md, recorded from one gradient: `python -m tests.docs.how_it_works` draws it."""
+"""The picture of docs/how_it_works.md, recorded from one gradient: `python -m tests.docs.how_it_works` draws it."""
 
 from __future__ import annotations
 
 import sys
+from html import escape
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,11 +13,9 @@ import pyro.distributions as dist
 import torch
 
 import vi_kit as vi
-from tests.docs.how_to_choose import parts_of
 from vi_kit.pyro import Loss
 
-PAGE = Path(__file__).parents[2] / "docs" / "how_it_works.md"
-START = "<!-- recorded from one gradient -->\n"
+PICTURE = Path(__file__).parents[2] / "docs" / "one_gradient.svg"
 LAYERS = {
     "pyro": "pyro (or numpyro)",
     "engine": "engine",
@@ -91,19 +90,40 @@ def recorded() -> list[tuple[str, str, str]]:
     return list(found.values())
 
 
+WIDTH, LANE, ROW, TOP = 980, 190, 30, 64
+HEAD = f"""<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{{height}}" viewBox="0 0 {WIDTH} {{height}}"
+ font-family="sans-serif" font-size="13" fill="#222">
+<defs><marker id="tip" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">
+<path d="M0,0 L9,4 L0,8 z"/></marker></defs>
+<rect width="100%" height="100%" rx="6" fill="#fff"/>
+"""
+
+
 def picture() -> str:
+    """Layers from left to right, and calls between them from top to bottom, as SVG."""
     rows = recorded()
     missing = STATIONS.keys() - {name for *_, name in rows}
     assert not missing, f"not reached: {sorted(missing)}"
-    lines = ["```mermaid", "sequenceDiagram"]
-    names = {layer: f"L{i}" for i, layer in enumerate(dict.fromkeys(LAYERS.values()))}
-    lines += [f"    participant {short} as {layer}" for layer, short in names.items()]
-    for of, to, name in rows:
-        given = STATIONS[name] and f": {STATIONS[name]}"
-        lines.append(f"    {names[of]}->>{names[to]}: {name.removeprefix('_')}{given}")
-    return "\n".join([*lines, "```\n"])
+    layers = {layer: 110 + LANE * i for i, layer in enumerate(dict.fromkeys(LAYERS.values()))}
+    height = TOP + ROW * len(rows) + 20
+    lines = [HEAD.format(height=height)]
+    for layer, x in layers.items():
+        lines.append(f'<line x1="{x}" x2="{x}" y1="44" y2="{height - 12}" stroke="#bbb"/>')
+        lines.append(f'<rect x="{x - 85}" y="14" width="170" height="30" rx="4" fill="#dde7f0"/>')
+        lines.append(f'<text x="{x}" y="34" text-anchor="middle">{escape(layer)}</text>')
+    for i, (of, to, name) in enumerate(rows):
+        x, end, y = layers[of], layers[to], TOP + ROW * i + 22
+        to_left = end < x or x > WIDTH / 2
+        anchor, at = ("end", max(x, end) - 14) if to_left else ("start", min(x, end) + 14)
+        path = f"M{x},{y} H{end}" if x != end else f"M{x},{y - 12} h10 v12 h-10"
+        lines.append(f'<path d="{path}" fill="none" stroke="#333" marker-end="url(#tip)"/>')
+        given = f"<tspan fill='#666'> {escape(STATIONS[name])}</tspan>" if STATIONS[name] else ""
+        lines.append(
+            f'<text x="{at}" y="{y - 5}" text-anchor="{anchor}" paint-order="stroke" stroke="#fff"'
+            f' stroke-width="4">{escape(name.removeprefix("_"))}{given}</text>'
+        )
+    return "\n".join([*lines, "</svg>\n"])
 
 
 if __name__ == "__main__":
-    before, _, after = parts_of(PAGE, START)
-    PAGE.write_text(before + START + picture() + "<!-- end -->" + after)
+    PICTURE.write_text(picture())

@@ -1,10 +1,9 @@
-"""What the documentation says runs: doctests, and the README from top to bottom."""
+"""What the documentation says runs: doctests, and each page from top to bottom."""
 
 import doctest
 import importlib
 import pkgutil
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 import vi_kit
-from tests.docs import how_it_works, how_to_choose
+from tests.docs import how_it_works, how_to_choose, pages
 from tests.libraries import PyroWords
 from tests.statistical_cases import LocalBernoulli
 from tests.unit.estimators.test_own_estimators import MuProp
@@ -27,20 +26,20 @@ def test_doctests(name):
     assert failures == 0
 
 
-def test_readme_runs(capsys):
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
+def test_page_runs(page):
     torch.set_default_dtype(torch.float32)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
-    assert "MeasureValued()" in capsys.readouterr().out
+    pages.run(page)
 
 
-def test_the_estimators_of_contributing():
+def test_python_that_is_only_shown_is_the_script_of_several_processes():
+    shown = [p.stem for p in (ROOT / "docs").glob("*.md") if "```py\n" in p.read_text()]
+    assert shown == ["scale_out"]
+
+
+def test_the_estimators_of_the_page_on_extending():
     """The score function, and MuProp: their gradients are those of the tested ones."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    names = {"dataclass": dataclass, "vi": vi_kit, **vars(vi_kit.extend)}
-    for block in blocks:
-        exec(block, names)
+    names = pages.run(ROOT / "docs" / "extending.md")
     score = type("PlainScore", (vi_kit.Score,), {"contract": names["contract"]})
     lib, objective = PyroWords(), vi_kit.iwae(num_particles=2)
     for pair in ((names["MuProp"](), MuProp()), (score(), vi_kit.Score())):
@@ -48,11 +47,25 @@ def test_the_estimators_of_contributing():
         np.testing.assert_allclose(*(LocalBernoulli(lib).gradients(x, 3, 0) for x in losses))
 
 
-def test_the_table_of_estimators_is_that_of_their_docstrings():
-    _, table, _ = how_to_choose.parts_of(how_to_choose.README, how_to_choose.START)
-    assert table == how_to_choose.table()
+@pytest.mark.parametrize(("page", "start", "make"), how_to_choose.GENERATED)
+def test_what_is_said_of_estimators_and_objectives_is_that_of_their_docstrings(page, start, make):
+    _, text, _ = how_to_choose.parts_of(page, start)
+    assert text == make()
 
 
 def test_the_picture_of_one_gradient_is_the_one_recorded():
-    _, picture, _ = how_to_choose.parts_of(how_it_works.PAGE, how_it_works.START)
-    assert picture == how_it_works.picture()
+    assert how_it_works.PICTURE.read_text() == how_it_works.picture()
+
+
+def test_every_public_name_is_in_the_reference():
+    listed = set()
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for module, names in re.findall(
+            r"```{public-names} ([\w.]+)\n(?::\w+:\n)?(.*?)```", page.read_text(), re.DOTALL
+        ):
+            listed |= {f"{module}.{name}" for name in names.split() or ["*"]}
+    modules = {"vi_kit.array_namespace", "vi_kit.extend", "vi_kit.generators"}
+    expected = {f"vi_kit.{name}" for name in vi_kit.__all__} - modules
+    expected |= {f"{m}.*" for m in ("vi_kit.extend", "vi_kit.generators")}
+    expected |= {f"vi_kit.{lib}.{name}" for lib in ("pyro", "numpyro") for name in ("Loss", "fit")}
+    assert expected <= listed
