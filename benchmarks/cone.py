@@ -80,7 +80,7 @@ def fits(cone: Any) -> Iterator[tuple[str, Any, vi.Objective, int, tuple[bool, i
 
 
 def rows() -> Iterator[Row]:
-    cone = importlib.import_module("models.cone_numpyro")
+    cone = importlib.import_module("models.cone.numpyro")
     cone.fit_published(cone.guide_published, vi.elbo())  # starts JAX
     for name, guide, objective, num_samples, how in fits(cone):
         if num_samples == NUM_DRAWS:
@@ -90,7 +90,7 @@ def rows() -> Iterator[Row]:
 
 
 def main(lib: str) -> None:
-    cone = importlib.import_module(f"models.cone_{lib}")
+    cone = importlib.import_module(f"models.cone.{lib}")
     print(f"{lib}: log evidence {exact_log_evidence():.3f}")
     for name, guide, objective, num_samples, _ in fits(cone):
         bound, seconds = cone.fit_published(guide, objective, num_samples)

@@ -32,7 +32,7 @@ def fitted(batch_size: int, group: Any) -> tuple[float, float]:
     import torch
 
     from models.digits_vae import ESTIMATORS
-    from models.digits_vae_pyro import DigitsVAE
+    from models.digits_vae.pyro import DigitsVAE
     from vi_kit.pyro import fit
 
     times: list[tuple[float, float]] = []

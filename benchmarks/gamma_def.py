@@ -1,6 +1,6 @@
 """ELBO by steps and by seconds, and variance of the gradient, of a sparse gamma deep exponential family of digits.
 
-The experiment of Naesseth et al. 2017, section 6.2, on 100 real images of 8 x 8 pixels (`models/gamma_def.py`; theirs
+The experiment of Naesseth et al. 2017, section 6.2, on 100 real images of 8 x 8 pixels (`models/gamma_def/`; theirs
 are 320 faces of 64 x 64, which need a download). Each estimator fits the same guide from the same start for the same
 number of seconds: independent Gamma variables with shape and mean as parameters. All take steps of Adam with a
 learning rate of 0.05 (theirs: the rule of Kucukelbir et al. 2017, its scale chosen for each estimator).
@@ -38,7 +38,7 @@ from vi_kit.numpyro import Loss
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 from models.gamma_def import LAYERS, LEARNING_RATE, load_data  # noqa: E402
-from models.gamma_def_numpyro import guide, log_normal, model  # noqa: E402
+from models.gamma_def.numpyro import guide, log_normal, model  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

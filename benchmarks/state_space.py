@@ -6,26 +6,28 @@ Run it: `python -m benchmarks.state_space [--lib numpyro] [--steps 50] [--partic
 import argparse
 import importlib
 import time
+from functools import partial
 
 import numpy as np
 
 import vi_kit as vi
-from models.state_space import linear_data, linear_log_evidence, returns
+from models.state_space import linear_data, linear_log_evidence
+from models.stochastic_volatility import returns
 
 
 def main(lib: str, steps: int, particles: int) -> None:
-    programs = importlib.import_module(f"models.state_space_{lib}")
     measure = of_pyro if lib == "pyro" else of_numpyro
     linear = linear_data(steps)
     print(
         f"{lib}: exact log evidence of the linear-Gaussian model {linear_log_evidence(linear):.2f}"
     )
-    for name, make, data in (
-        ("linear-Gaussian", programs.linear, linear),
-        ("stochastic volatility", programs.stochastic_volatility, returns(steps)),
+    for name, folder, data in (
+        ("linear-Gaussian", "state_space", linear),
+        ("stochastic volatility", "stochastic_volatility", returns(steps)),
     ):
+        programs = importlib.import_module(f"models.{folder}.{lib}")
         for how in ("whole series", "filter", "filter, resampling unscored"):
-            bound, error, first, each = measure(make, data, how, particles)
+            bound, error, first, each = measure(programs, data, how, particles)
             print(
                 f"{name:22} {how:28} {bound:9.2f} +- {error:.2f} nats; first gradient {first:6.1f} s, then"
                 f" {1e3 * each:7.1f} ms"
@@ -40,14 +42,15 @@ def parts(model, proposal, how, particles):
     return vi.elbo(), vi.normalize(model, vi.SMC(proposal, particles, biased=biased))
 
 
-def of_pyro(make, data, how, particles, num=20):
+def of_pyro(programs, data, how, particles, num=20):
     import pyro
     import torch
 
     from vi_kit.pyro import Loss
 
     pyro.clear_param_store()
-    model, proposal = make(torch.as_tensor(data, dtype=torch.float32))
+    x = torch.as_tensor(data, dtype=torch.float32)
+    model, proposal = partial(programs.model, x), partial(programs.proposal, x)
     objective, guide = parts(model, proposal, how, particles)
     loss, values = Loss(objective), []
     start = time.perf_counter()
@@ -59,14 +62,15 @@ def of_pyro(make, data, how, particles, num=20):
     return np.mean(values), np.std(values) / num**0.5, first, each
 
 
-def of_numpyro(make, data, how, particles, num=100):
+def of_numpyro(programs, data, how, particles, num=100):
     import jax
     import jax.numpy as jnp
     from numpyro import handlers
 
     from vi_kit.numpyro import Loss
 
-    model, proposal = make(jnp.asarray(data))
+    x = jnp.asarray(data)
+    model, proposal = partial(programs.model, x), partial(programs.proposal, x)
     objective, guide = parts(model, proposal, how, particles)
     with handlers.seed(rng_seed=0), handlers.trace() as trace:
         proposal()

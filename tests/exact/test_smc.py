@@ -5,6 +5,7 @@ import functools
 import importlib
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -322,10 +323,11 @@ def test_mutants_are_rejected(name, lib, monkeypatch):
 
 def test_the_bound_of_a_filter_is_near_the_evidence(lib):
     """A linear-Gaussian model, whose evidence the Kalman filter knows; weights of whole series are far off."""
-    programs = importlib.import_module(f"models.state_space_{lib.name}")
+    programs = importlib.import_module(f"models.state_space.{lib.name}")
     data = state_space.linear_data(10)
     exact = state_space.linear_log_evidence(data)
-    model, proposal = programs.linear(lib.array(data))
+    x = lib.array(data)
+    model, proposal = partial(programs.model, x), partial(programs.proposal, x)
     lib.theta(START)
     bounds = {}
     for name, objective, guide in (

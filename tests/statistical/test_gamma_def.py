@@ -68,7 +68,7 @@ def exact_gradient():
 
 def gradients(lib, estimator, num_draws, seed):
     """Estimates of the gradient of the loss, each a mean of 100, `(num_draws, num_params)`."""
-    programs = importlib.import_module(f"models.gamma_def_{lib.name}")
+    programs = importlib.import_module(f"models.gamma_def.{lib.name}")
     loss, raw, x = lib.Loss(vi.elbo(), estimator, num_samples=100), start(), lib.array(X)
     args = programs.model, programs.guide, x, ONE_UNIT_A_LAYER
     draws = []
@@ -110,7 +110,7 @@ def test_without_the_score_of_the_noise(lib, request, monkeypatch):
 
 def test_density_with_several_units_a_layer(lib):
     """Of model and data at given values, against SciPy."""
-    programs = importlib.import_module(f"models.gamma_def_{lib.name}")
+    programs = importlib.import_module(f"models.gamma_def.{lib.name}")
     rng, layers = np.random.default_rng(0), (4, 2)
     sizes = {"w_0": (4, 3), "z_1": (2, 4), "w_1": (2, 4), "z_2": (2, 2)}
     values = {name: rng.gamma(1.0, 1.0, size) for name, size in sizes.items()}
@@ -135,6 +135,6 @@ def test_density_with_several_units_a_layer(lib):
 
 def test_the_bound_rises(lib):
     """By 100 nats per image, in 50 steps from about -450; it rises by 166 and 190."""
-    programs = importlib.import_module(f"models.gamma_def_{lib.name}")
+    programs = importlib.import_module(f"models.gamma_def.{lib.name}")
     elbos = programs.fit(load_data(20), vi.RejectionReparam(4), 50, layers=(5,))
     assert elbos[-5:].mean() - elbos[:5].mean() > 100

@@ -101,7 +101,7 @@ class Fit(Trained):
             ends = (f"{sign * np.mean(x):.5g}" if len(x) else "none" for x in ends)
             lines.append(f"objectives of {len(self.restarts)} starts: {', '.join(ends)}")
         lines.append("seconds: " + ", ".join(f"{k} {v:.2g}" for k, v in self.seconds.items()))
-        shown = [f"{n} {tuple(np.shape(v))}" for n, v in list(self.params.items())[:MAX_SHOWN]]
+        shown = [f"{n} {_shape(v)}" for n, v in list(self.params.items())[:MAX_SHOWN]]
         shown += [f"and {len(self.params) - MAX_SHOWN} more"] * (len(self.params) > MAX_SHOWN)
         lines.append("parameters: " + ", ".join(shown))
         lines += [*self.notes, "", self.explained.strip(), ""]
@@ -186,3 +186,17 @@ class Fit(Trained):
 
 MAX_SHOWN = 12
 """Parameters."""
+
+
+def _shape(value: Any) -> str:
+    """That of an array; of a network's parameters in NumPyro, a tree, how many arrays they are."""
+    num = _num_arrays(value)
+    return str(tuple(np.shape(value))) if num is None else f"({num} arrays)"
+
+
+def _num_arrays(value: Any) -> int | None:
+    """`None` of what is no tree."""
+    if not isinstance(value, Mapping | list | tuple):
+        return None
+    parts = value.values() if isinstance(value, Mapping) else value
+    return sum(1 if (num := _num_arrays(part)) is None else num for part in parts)

@@ -1,4 +1,4 @@
-"""The programs of the noisy cone (`cone.py`) in NumPyro."""
+"""The noisy cone in NumPyro."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""A variational autoencoder of handwritten digits with a discrete code and a continuous style.
-
-1,797 real 8 x 8 images (scikit-learn's `load_digits`, no download), binarised. Each has a code of eight
-bits and a style of four numbers. The bits have no reparameterised sampler and the style has one, so each
-site gets its own estimator. The networks, model and guide are in `digits_vae_pyro.py` and
-`digits_vae_numpyro.py`; here is what both share.
-Run it: `python -m models.digits_vae --demo [--lib numpyro]`.
-"""
+"""The autoencoder of digits in full: bounds of held-out images as it trains, and their reconstructions."""
 
 from __future__ import annotations
 
@@ -17,28 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import vi_kit as vi
-
-NUM_PIXELS, NUM_BITS, NUM_STYLE, NUM_HIDDEN = 64, 8, 4, 128
-NUM_TRAIN = 1400
-
-OBJECTIVE = vi.iwae(num_particles=4)
-ESTIMATORS = {"code": vi.Score(baseline=vi.LeaveOneOut()), "style": vi.Reparam()}
-
-
-def load_data(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Binary images, `(1400, 64)` to train on and `(397, 64)` held out."""
-    from sklearn.datasets import load_digits
-
-    images = load_digits().data / 16.0 > 0.5
-    order = np.random.default_rng(seed).permutation(len(images))
-    x = images[order].astype(np.float32)
-    return x[:NUM_TRAIN], x[NUM_TRAIN:]
-
-
-def independent_pixels(train: np.ndarray, held_out: np.ndarray) -> float:
-    """Log likelihood of the held-out images (nats per image) if pixels were independent."""
-    rate = (train.sum(0) + 1) / (len(train) + 2)
-    return float((held_out @ np.log(rate) + (1 - held_out) @ np.log1p(-rate)).mean())
+from models.digits_vae import OBJECTIVE, independent_pixels, load_data
 
 
 def main(
@@ -57,7 +29,7 @@ def main(
     from tqdm import tqdm
 
     train, held_out = load_data()
-    training = importlib.import_module(f"models.digits_vae_{lib}").Training(train, batch_size, seed)
+    training = importlib.import_module(f"models.digits_vae.{lib}").Training(train, batch_size, seed)
     print(training.loss)
     print(training.explain())
 
@@ -123,15 +95,12 @@ def draw(
     plt.close(figure)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--demo", action="store_true", help="the settings above, which are the default"
-    )
+def command() -> None:
+    """`python -m models.digits_vae --demo`."""
+    parser = argparse.ArgumentParser(prog="python -m models.digits_vae --demo", description=__doc__)
+    parser.add_argument("--demo", action="store_true", help="this run, and not the usual command")
     parser.add_argument("--lib", choices=["pyro", "numpyro"], default="pyro")
     parser.add_argument("--num-epochs", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    main(arguments.lib, num_epochs=arguments.num_epochs, seed=arguments.seed)
+    given = parser.parse_args()
+    main(given.lib, num_epochs=given.num_epochs, seed=given.seed)

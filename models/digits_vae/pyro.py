@@ -1,6 +1,8 @@
-"""The autoencoder of digits (`digits_vae.py`) in Pyro."""
+"""The autoencoder of digits in Pyro."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pyro
@@ -56,6 +58,12 @@ class DigitsVAE(nn.Module):
             code = pyro.sample("code", dist.Bernoulli(logits=self.code_encoder(x)).to_event(1))
             loc, log_scale = self.style_encoder(joined(x, code)).chunk(2, -1)
             pyro.sample("style", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def programs() -> tuple[Callable, Callable]:
+    """Model and guide with new networks."""
+    vae = DigitsVAE()
+    return vae.model, vae.guide
 
 
 def as_tensor(x: np.ndarray) -> torch.Tensor:

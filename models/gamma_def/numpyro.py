@@ -1,4 +1,4 @@
-"""The deep exponential family of digits (`gamma_def.py`) in NumPyro."""
+"""The deep exponential family of digits in NumPyro."""
 
 from __future__ import annotations
 

@@ -3,9 +3,7 @@
 Real 8 x 8 images (scikit-learn's `load_digits`, no download) of whole-number intensities, 0 to 16. Image n has layers
 of z[n, l, k] ~ Gamma(0.1, 0.1 / m) with mean m = sum_i z[n, l + 1, i] w[l, i, k]; at the top Gamma(0.1, 0.1). The
 weights are w ~ Gamma(0.1, 0.3), and the pixels Poisson(sum_i z[n, 1, i] w[0, i, d]). The guide has an independent
-variable for each z and w: a Gamma with its shape and mean as parameters, or a log-normal one. The programs are in
-`gamma_def_pyro.py` and `gamma_def_numpyro.py`; here is what both share.
-Run it: `python -m models.gamma_def [--lib numpyro]`.
+variable for each z and w: a Gamma with its shape and mean as parameters, or a log-normal one.
 
 References:
     Ranganath, Tang, Charlin and Blei 2015, Deep Exponential Families.
@@ -15,12 +13,13 @@ References:
 
 from __future__ import annotations
 
-import argparse
-import importlib
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 import vi_kit as vi
+from models.recipe import Recipe
 
 NUM_PIXELS, LAYERS = 64, (40, 15, 8)
 """Units per layer, from the one above the pixels to the top."""
@@ -45,21 +44,38 @@ def load_data(num_images: int = 100) -> np.ndarray:
     return np.asarray(pixels)[:num_images]
 
 
-def main(lib: str = "pyro", num_images: int = 100, num_steps: int = 500) -> None:
-    """Fit with the path through an acceptance-rejection sampler."""
-    programs = importlib.import_module(f"models.gamma_def_{lib}")
-    elbos = programs.fit(load_data(num_images), vi.RejectionReparam(4), num_steps)
-    print("ELBO (nats per image), mean of 10 steps")
-    for start in range(0, num_steps - 9, max(num_steps // 10, 10)):
-        print(f"  from step {start:5d}  {elbos[start : start + 10].mean():8.1f}")
-    print(f"  the last        {elbos[-10:].mean():8.1f}")
+def data() -> tuple[np.ndarray]:
+    """The first 100 images."""
+    return (load_data(),)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--lib", choices=["pyro", "numpyro"], default="pyro")
-    parser.add_argument("--num-images", type=int, default=100)
-    parser.add_argument("--num-steps", type=int, default=500)
-    main(**vars(parser.parse_args()))
+def picture(fit: vi.Fit, ax: Any) -> None:
+    """What the units above the pixels draw: their mean weights, the strongest first."""
+    weights = fit.sample(50)["w_0"].mean(0)
+    strongest = weights[np.argsort(-weights.sum(-1))[:32]].reshape(4, 8, 8, 8)
+    ax.imshow(strongest.transpose(0, 2, 1, 3).reshape(32, 64), cmap="gray_r")
+    ax.set_title("weights of the strongest units", fontsize="medium")
+    ax.axis("off")
+
+
+def _log_normal(lib: Any) -> tuple[Any, Any]:
+    return lib.model, partial(lib.guide, family=lib.log_normal)
+
+
+RECIPES = {
+    "gamma": Recipe(
+        objectives=(vi.elbo(),),
+        estimators=vi.RejectionReparam(4),
+        num_steps=500,
+        step_size=LEARNING_RATE,
+        double=True,
+    ),
+    "log-normal": Recipe(
+        _log_normal,
+        objectives=(vi.elbo(),),
+        num_steps=500,
+        step_size=LEARNING_RATE,
+        double=True,
+    ),
+}
+"""The families of the guide; in single precision, Gamma variables of a small shape are often zero."""

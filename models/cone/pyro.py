@@ -1,4 +1,4 @@
-"""The programs of the noisy cone (`cone.py`) in Pyro."""
+"""The noisy cone in Pyro."""
 
 from __future__ import annotations
 

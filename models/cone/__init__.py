@@ -2,8 +2,6 @@
 
 x, y ~ Normal(0, 10) and z ~ Normal(x^2 + y^2, 0.1 + (x^2 + y^2) / 100), second arguments being standard
 deviations. The posterior is a thin ring, which no mean-field Normal guide can cover.
-The programs are in `cone_pyro.py` and `cone_numpyro.py`; here are the exact answers, in NumPy.
-Run it: `python -m models.cone [--lib numpyro]`.
 
 References:
     Becker et al. 2024, Probabilistic Programming with Programmable Variational Inference.
@@ -11,10 +9,13 @@ References:
 
 from __future__ import annotations
 
-import argparse
-import importlib
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
+
+import vi_kit as vi
+from models.recipe import Recipe
 
 Z_OBS = 5.0
 PRIOR_SCALE = 10.0
@@ -50,22 +51,33 @@ def posterior_grid(
     return grid, np.exp(log_joint - exact_log_evidence(z_obs))
 
 
-def main(lib: str = "pyro", num_steps: int = 1500) -> None:
-    """Fit both guides to two bounds and compare with the exact log evidence."""
-    import vi_kit as vi
-
-    cone = importlib.import_module(f"models.cone_{lib}")
-    for guide in (cone.guide, cone.guide_autoregressive):
-        for objective in (vi.elbo(), vi.iwae(num_particles=10)):
-            bound = cone.fit(guide, objective, num_steps)
-            print(f"{guide.__name__:21} {objective!r:24} {bound:8.3f} nats")
-    print(f"{'exact log evidence':46} {exact_log_evidence():8.3f} nats")
+def data() -> tuple[()]:
+    """The height is a default of the programs."""
+    return ()
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--lib", choices=["pyro", "numpyro"], default="pyro")
-    parser.add_argument("--num-steps", type=int, default=1500)
-    main(**vars(parser.parse_args()))
+def exact() -> float:
+    """The log evidence (nats)."""
+    return exact_log_evidence()
+
+
+def picture(fit: vi.Fit, ax: Any) -> None:
+    """Draws of the guide over the posterior."""
+    grid, density = posterior_grid()
+    ax.contourf(grid, grid, density, levels=12, cmap="Greys")
+    draws = fit.sample(500)
+    ax.plot(draws["x"], draws["y"], ".", markersize=2)
+    ax.set(xlabel="x", ylabel="y", xlim=grid[[0, -1]], ylim=grid[[0, -1]], aspect="equal")
+
+
+RECIPES = {
+    "mean-field": Recipe(options={"num_samples": 8}),
+    "autoregressive": Recipe(
+        attrgetter("model", "guide_autoregressive"), options={"num_samples": 8}
+    ),
+    "hierarchical": Recipe(lambda lib: (lib.model, lib.ring(5)), options={"num_samples": 8}),
+    "semi-implicit": Recipe(
+        lambda lib: (lib.model, lib.semi_implicit(20)), options={"num_samples": 8}
+    ),
+}
+"""The last two have guides with an angle that is summed out of their density, by an estimate."""

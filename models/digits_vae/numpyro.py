@@ -1,7 +1,8 @@
-"""The autoencoder of digits (`digits_vae.py`) in NumPyro."""
+"""The autoencoder of digits in NumPyro."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -51,6 +52,11 @@ def guide(x: jax.Array) -> None:
         code = numpyro.sample("code", dist.Bernoulli(logits=code_encoder(x)).to_event(1))
         loc, log_scale = jnp.split(style_encoder(joined(x, code)), 2, -1)
         numpyro.sample("style", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
+
+
+def programs() -> tuple[Callable, Callable]:
+    """Model and guide."""
+    return model, guide
 
 
 class Training:

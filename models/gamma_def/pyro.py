@@ -1,4 +1,4 @@
-"""The deep exponential family of digits (`gamma_def.py`) in Pyro."""
+"""The deep exponential family of digits in Pyro."""
 
 from __future__ import annotations
 

@@ -1,0 +1,4 @@
+from models import cone
+from models.command import main
+
+main(cone)

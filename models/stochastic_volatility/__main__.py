@@ -1,0 +1,4 @@
+from models import stochastic_volatility
+from models.command import main
+
+main(stochastic_volatility)

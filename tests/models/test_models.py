@@ -1,0 +1,82 @@
+"""Every model: what its folder has to have, its command, and fits beside exact answers."""
+
+import importlib
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import command
+
+ROOT = Path(__file__).parents[2]
+MODELS = {name: importlib.import_module(f"models.{name}") for name in command.names()}
+RECIPES = [(name, recipe) for name, model in MODELS.items() for recipe in model.RECIPES]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_is_complete(name):
+    """Also: `data()` is the same each time, and `exact()`, where there is one, a number."""
+    model = MODELS[name]
+    assert model.__doc__ and callable(model.picture) and model.RECIPES
+    for one, again in zip(model.data(), model.data(), strict=True):
+        np.testing.assert_array_equal(one, again)
+    assert math.isfinite(model.exact()) if hasattr(model, "exact") else True
+    for file in ("pyro.py", "numpyro.py", "__main__.py"):
+        assert (ROOT / "models" / name / file).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"), [("", []), (".pyro", ["torch"]), (".numpyro", ["jax"])]
+)
+def test_models_import_only_the_library_asked_for(file, expected):
+    modules = ", ".join(f"models.{name}{file}" for name in MODELS)
+    code = f"import sys, {modules}; print([m for m in ('torch', 'jax') if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(expected)
+
+
+@pytest.mark.parametrize(("name", "recipe"), RECIPES, ids=lambda x: x)
+def test_each_recipe_is_fitted_by_each_of_its_objectives(name, recipe, lib, tmp_path):
+    """A few steps by the command: the bound is finite, and there is a figure."""
+    for objective in MODELS[name].RECIPES[recipe].objectives:
+        path = tmp_path / f"{objective.program.__name__}.png"
+        arguments = ["--lib", lib.name, "--recipe", recipe, "--num-steps", "3"]
+        arguments += ["--objective", objective.program.__name__, "--figure", str(path)]
+        found = command.main(MODELS[name], arguments)
+        assert found.num_steps == 3 and found.loss.settings.objective == objective
+        assert np.isfinite(found.losses).all()
+        assert path.stat().st_size > 10_000
+
+
+def test_the_command_changes_settings_and_says_what_it_cannot(capsys):
+    cone = MODELS["cone"]
+    few = ["--objective", "iwae", "--num-steps", "2"]
+    found = command.main(cone, [*few, "--num-particles", "7"])
+    assert repr(found.loss.settings.objective) == "iwae(num_particles=7)"
+    assert f"{cone.exact():.3f} nats" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(cone, ["--num-particles", "7"])
+    assert "elbo() has no setting --num-particles" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(MODELS["state_space"], ["--recipe", "filter", "--objective", "iwae"])
+    assert "'filter' has no objective 'iwae'; these have: series" in capsys.readouterr().err
+
+
+NEAR = {
+    ("state_space", "filter"): (60, 0.3),
+    ("stochastic_volatility", "filter"): (60, 0.2),
+    ("cone", "autoregressive"): (600, 2.0),
+}
+"""Steps, and how near the bound then is to the log evidence (nats)."""
+
+
+@pytest.mark.parametrize(("name", "recipe"), NEAR, ids=lambda x: x)
+def test_a_fit_comes_near_the_exact_evidence(name, recipe, lib):
+    model, (num_steps, near) = MODELS[name], NEAR[name, recipe]
+    found = command.fit(model, lib.name, model.RECIPES[recipe], num_steps=num_steps)
+    assert abs(found.objective - model.exact()) < near
