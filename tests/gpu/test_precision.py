@@ -172,3 +172,46 @@ def test_half_precision_in_numpyro(dtype):
     np.testing.assert_allclose(
         np.asarray(found[1]["shift"], float), np.asarray(exact[1]["shift"], float), rtol=1e-6
     )
+
+
+def half_programs(lib, dtype, wide):
+    """Rows z ~ N(0, 1), x ~ N(z, 1/2); a guide whose outputs are in half precision, or brought to float32 by it."""
+    if lib == "pyro":
+        half, to = getattr(torch, dtype), torch.float32 if wide else getattr(torch, dtype)
+        loc, scale = (torch.tensor(v, dtype=half).to(to) for v in (0.3 * X, 0.5 + 0.1 * X**2))
+        x, one, zero = torch.tensor(X, dtype=torch.float32), torch.ones(()), torch.zeros(())
+        words, dists = pyro, dist
+    else:
+        half, to = getattr(jnp, dtype), jnp.float32 if wide else getattr(jnp, dtype)
+        loc, scale = (jnp.asarray(v, half).astype(to) for v in (0.3 * X, 0.5 + 0.1 * X**2))
+        x, one, zero = jnp.asarray(X, jnp.float32), jnp.float32(1.0), jnp.float32(0.0)
+        words, dists = numpyro, ndist
+    of_words: Any = words
+    of_dists: Any = dists
+
+    def model():
+        with of_words.plate("rows", NUM):
+            z = of_words.sample("z", of_dists.Normal(zero, one))
+            of_words.deterministic("half", loc + 0)
+            of_words.sample("x", of_dists.Normal(z, one / 2), obs=x)
+
+    def guide():
+        with of_words.plate("rows", NUM):
+            of_words.sample("z", of_dists.Normal(loc, scale))
+
+    return (Loss if lib == "pyro" else NumPyroLoss)(), model, guide
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("lib", ["pyro", "numpyro"])
+def test_draws_and_what_is_made_of_them(lib, dtype):
+    """As if the guide brought its outputs to float32: in half precision a log density has 8 or 11 bits."""
+    found, exact = (half_programs(lib, dtype, wide) for wide in (False, True))
+    draws, wide = (vi.sample(*own, num_samples=20) for own in (found, exact))
+    assert draws["z"].dtype == draws["half"].dtype == np.float32
+    for name in ("z", "half"):
+        np.testing.assert_array_equal(draws[name], wide[name])
+    held, wide = (vi.heldout(*own, num_samples=200) for own in (found, exact))
+    np.testing.assert_allclose(held.log_prob, wide.log_prob, rtol=1e-6)
+    told, wide = (vi.diagnose(*own, num_samples=200, num_gradients=10) for own in (found, exact))
+    np.testing.assert_allclose([told.elbo, told.ess], [wide.elbo, wide.ess], rtol=1e-5)

@@ -3,10 +3,14 @@
 Args: the address of the first process, the number of this one, and a folder.
 """
 
+import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -53,6 +57,66 @@ def fits(mesh, number, folder):
     }
 
 
+def refusals(mesh, number):
+    """What each of some fits says whose processes differ, by name."""
+    import optax
+
+    import vi_kit as vi
+    from tests.numpyro.programs_on_devices import DIM, X, amortised, model
+    from vi_kit.numpyro import fit
+
+    def shifted(x):
+        return amortised(x + number)
+
+    settings = {"optimizer": optax.adam(0.05), "num_samples": 2, "mesh": mesh, "progress": False}
+    settings["num_steps"] = 40
+    late = optax.sgd(lambda step: jnp.where(step < 5, 1e-3, 1e-3 * (1 + number)))
+    cases = {
+        "seed": {"seed": number},
+        "num_steps": {"num_steps": 4 + number},
+        "num_samples": {"num_samples": 2 + 2 * number},
+        "optimizer": {"optimizer": optax.adam(0.05 + 0.01 * number)},
+        "program": {"guide": shifted},
+        "rows": {"batch_size": 16, "x": X + number},
+        "number of rows": {"batch_size": 16, "x": X[: 48 - 16 * number]},
+        "all data": {"x": X + number},
+        "batches": {"x": None, "batches": [X[:16] + number, X[16:32]], "data_size": 32},
+        "optimizer later": {"optimizer": late},
+    }
+    found = {}
+    for name, given in cases.items():
+        kinds = {"guide": amortised, "x": X, **settings, **given}
+        guide, x = kinds.pop("guide"), kinds.pop("x")
+        try:
+            fit(model, guide, *([] if x is None else [x]), **kinds)
+            found[name] = "", ""
+        except vi.ViKitError as error:
+            found[name] = type(error).__name__, str(error)
+    start = {"encoder": np.full((DIM, 2), 0.2 + number)}
+    one = fit(model, amortised, X, init_params=start, **{**settings, "num_steps": 1})
+    found["start"] = "", np.asarray(one.params["encoder"]).tolist()
+    return found
+
+
+def killed(mesh, number):
+    """What the first process says of a fit in whose middle the second one is killed."""
+    from tests.numpyro.programs_on_devices import X, amortised, model
+    from vi_kit.numpyro import fit
+
+    def look(moment):
+        if number and moment.step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = {"num_samples": 2, "batch_size": 16, "mesh": mesh, "num_steps": 500}
+    settings |= {"callbacks": look, "callback_every": 3, "progress": False}
+    try:
+        fit(model, amortised, X, **settings)
+    except Exception as error:
+        steps = error.fit.num_steps if hasattr(error, "fit") else None
+        return {"kind": type(error).__name__, "text": str(error), "steps": steps}
+    return {}
+
+
 if __name__ == "__main__":
     address, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     jax.config.update("jax_enable_x64", True)
@@ -61,3 +125,6 @@ if __name__ == "__main__":
     assert jax.process_count() == 2 and len(jax.local_devices()) == 2
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "particles"))
     np.savez(folder / f"{number}.npz", **fits(mesh, number, folder / "saved"))
+    (folder / f"{number}.json").write_text(json.dumps(refusals(mesh, number)))
+    (folder / "killed.json").write_text(json.dumps(killed(mesh, number)))
+    os._exit(0)  # or JAX would wait for the other, and end this one

@@ -6,11 +6,13 @@ With one process, and no group, the same cases give what they are compared with.
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,7 +25,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import vi_kit as vi
 from vi_kit.pyro import fit
-from vi_kit.pyro.distributed import Group
+from vi_kit.pyro.distributed import Exchange, Group
 from vi_kit.pyro.trainer import PyroTrainer
 from vi_kit.workflow.batches import Rows
 from vi_kit.workflow.minibatch import plates_of_rows
@@ -348,8 +350,43 @@ def loader_raises():
     return told(both(batches=batches(), data_size=24))
 
 
+def neural_baseline(**given):
+    """A network that predicts what the coin is worth, from another start in each process."""
+    torch.manual_seed(7 + RANK)
+    net = torch.nn.Linear(1, 1)
+    score = vi.Score(vi.NeuralBaseline(net, inputs=lambda x: torch.ones(1)))
+    given |= {"model": coin, "guide": coin_guide, "estimators": {"b": score}}
+    sgd = partial(torch.optim.SGD, lr=0.01)
+    return told(both(X, batch_size=8, optimizer=sgd, **given))
+
+
 def compiled():
-    return told(_noisy(8, compile=True))
+    return neural_baseline(compile=True)
+
+
+def _by_rule(rule):
+    given = {"model": closed, "guide": closed_guide, "estimators": vi.Analytic()}
+    return told(both(X, batch_size=8, stop=rule, num_steps=300, **given))
+
+
+def stationary():
+    return _by_rule(vi.Stationary(every=10, min_steps=100, min_nats=5.0, false_positive_rate=0.5))
+
+
+def averaged():
+    rule = vi.IterateAverage(every=2, tolerance=0.5, min_looks=5, max_rhat=2.0, min_ess=2.0)
+    return _by_rule(rule)
+
+
+def of_the_docs():
+    """The script of docs/scale_out.md, as it is there."""
+    page = Path(__file__).parents[2] / "docs" / "scale_out.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    distributed.destroy_process_group()
+    pyro.clear_param_store()
+    names = {"fit": fit, "model": closed, "guide": closed_guide, "x": X.repeat(50, 1)}
+    exec(compile(block, page.name, "exec"), names)
+    return {**told(names["found"]), "count": distributed.get_world_size()}
 
 
 # Mutants
@@ -396,6 +433,25 @@ def mutant_same_local_noise():
         return local_noise()
 
 
+def mutant_baseline():
+    """Each process trains its network by its own rows."""
+    summed = Exchange._value
+
+    def own(self, entry, found, leaves):
+        value = summed(self, entry, found, leaves)
+        is_network = value is not None and "network" in entry.key[1]
+        return torch.zeros_like(value) if is_network and RANK else value
+
+    with patch.object(Exchange, "_value", own):
+        return neural_baseline()
+
+
+def mutant_last_iterate():
+    """The mean of iterates is not taken."""
+    with patch.object(PyroTrainer, "average", lambda self, on: None):
+        return averaged()
+
+
 # Processes that are gone: run without torchrun, which ends the others
 
 
@@ -420,6 +476,10 @@ def stuck():
 
 def refused_seed():
     return told(both(X, batch_size=8, seed=RANK))
+
+
+def refused_optimizer():
+    return told(both(X, batch_size=8, optimizer=partial(torch.optim.Adam, lr=0.1 * (1 + RANK))))
 
 
 def refused_data():

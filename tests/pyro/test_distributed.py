@@ -13,10 +13,15 @@ import pytest
 SCRIPT = Path(__file__).parent / "ranks.py"
 SAME = [
     *("rows", "all_rows", "uneven", "float32", "analytic", "loader", "sampler", "own_batches"),
-    *("moving_average", "restarts", "rule", "callback"),
+    *("moving_average", "restarts", "rule", "callback", "neural_baseline", "stationary"),
+    "averaged",
 ]
 REFUSED = {
     "refused_seed": ("ObjectiveError", "seed: 0 in process 0, 1 in process 1"),
+    "refused_optimizer": (
+        "ObjectiveError",
+        "got:      optimizer lr: 0.1 in process 0, 0.2 in process 1\n",
+    ),
     "refused_data": ("ObjectiveError", "the data differ between the processes"),
     "refused_whole_data": ("ObjectiveError", "the data differ between the processes"),
     "refused_unknown_size": ("ObjectiveError", "how many rows there are in all is not known"),
@@ -35,11 +40,15 @@ REFUSED = {
 FAILING = {"raises": "RuntimeError", "callback_raises": "KeyError", "loader_raises": "OSError"}
 MUTANTS = [
     f"mutant_{name}"
-    for name in ("no_average", "scale", "unweighted", "same_noise", "same_local_noise")
+    for name in (
+        *("no_average", "scale", "unweighted", "same_noise", "same_local_noise", "baseline"),
+        "last_iterate",
+    )
 ]
 TOGETHER = [
     *(*SAME, "buffers", "noise", "local_noise", "interrupted", "resumed", "nan", "nan_params"),
-    *("nan_reference", *FAILING, *REFUSED, *MUTANTS, "alone"),
+    *("nan_reference", *FAILING, *REFUSED, *MUTANTS, "alone", "compiled"),
+    "of_the_docs",
 ]
 GONE = {"killed": 60.0, "stuck": 4.0}
 """With the seconds for which a process that does not answer is waited for."""
@@ -102,10 +111,31 @@ def test_what_is_kept_is_averaged(found):
         assert other["count"] == one["count"] == 3
 
 
+def test_compiled_steps_are_those_of_one_process(found):
+    """Which takes its own uncompiled."""
+    one = found("neural_baseline", 0, 1)
+    for rank in range(2):
+        two = found("compiled", rank)
+        np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-12)
+        np.testing.assert_allclose(params(two), params(one), rtol=1e-10)
+
+
+def test_rules_of_the_library_end_all_at_once(found):
+    """With what they find, in the case above: before the last step, and the mean of iterates is not the last."""
+    for case, says in {
+        "stationary": "no longer improves",
+        "averaged": "the mean of the last",
+    }.items():
+        assert says in found(case)["stopped"] and len(found(case)["losses"]) < 300
+
+
 def test_mutants_are_rejected(found):
     one = found("rows", 0, 1)
     assert found("mutant_no_average")["error"] == "ProcessError"
     assert abs(np.subtract(found("mutant_scale")["losses"], one["losses"])).max() > 1.0
+    one = found("neural_baseline", 0, 1)
+    assert abs(params(found("mutant_baseline")) - params(one)).max() > 0.01
+    assert abs(params(found("mutant_last_iterate")) - params(found("averaged"))).max() > 0.01
     uneven = found("uneven", 0, 1)
     assert abs(np.subtract(found("mutant_unweighted")["losses"], uneven["losses"])).max() > 0.1
 
@@ -183,6 +213,14 @@ def test_processes_may_fit_alone(found):
     ends = [found("alone", rank) for rank in range(2)]
     assert ends[0]["losses"] == found("rows", 0, 1)["losses"]
     assert ends[0]["params"] != ends[1]["params"]
+
+
+def test_the_script_of_the_docs(found):
+    """By its two processes, with a result in each."""
+    ends = [found("of_the_docs", rank) for rank in range(2)]
+    assert ends[0]["losses"] == ends[1]["losses"] and len(ends[0]["losses"]) == 200
+    assert [end["count"] for end in ends] == [2, 2]
+    assert any("2 processes has its share of the rows" in note for note in ends[0]["notes"])
 
 
 def test_a_process_that_is_killed_ends_the_others(found):

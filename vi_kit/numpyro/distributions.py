@@ -220,10 +220,11 @@ def widened(fn: Any) -> Any:
     """A distribution with float32 in the place of half precision; itself, if it has none."""
     if not has_array(fn, MADE_OF_ARRAYS, HALF):
         return fn
-    return with_arrays(fn, MADE_OF_ARRAYS, _wide)
+    return with_arrays(fn, MADE_OF_ARRAYS, wide)
 
 
-def _wide(x: Any) -> Any:
+def wide(x: Any) -> Any:
+    """Half precision as float32, and all else as it is."""
     return x.astype(jnp.float32) if getattr(x, "dtype", None) in HALF else x
 
 

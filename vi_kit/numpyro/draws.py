@@ -15,7 +15,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from vi_kit.engine.statements import is_copy
-from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.distributions import NumPyroDistribution, wide, widened
 from vi_kit.numpyro.init_params import refuse_unknown
 from vi_kit.workflow.draws import Draws, Kind, NoSamplerError, Plate, Site, kind_of
 
@@ -26,13 +26,13 @@ Found = dict[str, Site]
 
 
 class Latest(Messenger):
-    """Keeps the sample statement that was met last."""
+    """Keeps the sample statement that was met last, and has none in half precision."""
 
     msg: Any = None
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
-            self.msg = msg
+            msg["fn"], self.msg = widened(msg["fn"]), msg
 
 
 class NumPyroRuns:
@@ -128,7 +128,7 @@ class NumPyroRuns:
             Plate(f.name, f.dim, int(f.size), int(sizes[f.name][0] if f.name in sizes else f.size))
             for f in msg["cond_indep_stack"]
         )
-        value = jnp.asarray(msg["value"])
+        value = wide(jnp.asarray(msg["value"]))
         if msg["type"] == "deterministic":
             return Site(name, Kind.DETERMINISTIC, value, None, plates)  # pyright: ignore
         view = NumPyroDistribution(msg["fn"])

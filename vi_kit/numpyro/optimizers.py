@@ -31,7 +31,7 @@ class Optimizer(Protocol):
         """Refuse an optimiser that steps alone cannot serve."""
         ...
 
-    def said(self, params: Params) -> str:
+    def said(self, params: Params) -> dict[str, str]:
         """What tells it from others: what it does with gradients of one."""
         ...
 
@@ -65,8 +65,8 @@ class Optax:
             fix = "fit(..., fixed_draws=30), which minimises with the noise held"
             raise _refused(self.transformation, got, "steps", fix) from error
 
-    def said(self, params: Params) -> str:
-        return f"optax {tried(self, params):.9g}"
+    def said(self, params: Params) -> dict[str, str]:
+        return _said("optax", self, params)
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class OfNumPyro:
     def check(self, params: Params) -> None:
         pass
 
-    def said(self, params: Params) -> str:
-        return f"{type(self.optim).__name__} {tried(self, params):.9g}"
+    def said(self, params: Params) -> dict[str, str]:
+        return _said(type(self.optim).__name__, self, params)
 
 
 def tried(optimizer: Optimizer, params: Params) -> jax.Array:
@@ -98,6 +98,11 @@ def tried(optimizer: Optimizer, params: Params) -> jax.Array:
     for _ in range(3):
         state = optimizer.update(ones, state, jnp.zeros(()), jnp.ones(()))
     return sum((jnp.sum(x) for x in jax.tree.leaves(optimizer.params(state))), jnp.zeros(()))
+
+
+def _said(name: str, optimizer: Optimizer, params: Params) -> dict[str, str]:
+    end = f"{tried(optimizer, params):.9g}"
+    return {"optimizer": name, "optimizer: sum of all that three gradients of one lead to": end}
 
 
 def optimizer_of(given: Any, *, shrinks: bool) -> Optimizer:

@@ -6,7 +6,8 @@ Arrays are placed, and the compiler divides the work by where they are: programs
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.workflow.batches import Rows, Source, Stream
-from vi_kit.workflow.processes import Alone, Processes
+from vi_kit.workflow.processes import Alone, Processes, gone
 
 DATA, PARTICLES = "data", "particles"
 AXES = {DATA: "rows of the data", PARTICLES: "replicates (num_samples, num_particles)"}
@@ -130,6 +131,21 @@ class Devices:
         divides = self.has(DATA) and num_rows % self.count(DATA) == 0
         return P(*[None] * before, DATA) if divides else P()
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """What they raise where another process is gone, or one does not answer, is told as such.
+
+        Raises:
+            ProcessError: one is.
+        """
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            is_of_others = str(error).startswith(OF_OTHERS) or "nccl" in str(error).lower()
+            if self.num_processes == 1 or not is_of_others:
+                raise
+            raise gone(self.processes, error, WAITS) from error
+
     def _put(self, x: Any, spec: Any) -> Any:
         x = x if isinstance(x, jax.Array) else np.asarray(x)
         if self.mesh is None:
@@ -236,6 +252,12 @@ ONE = Devices()
 """The device that JAX takes."""
 
 
+WAITS = "jax.distributed.initialize(heartbeat_timeout_seconds=...) says when one that is silent counts as gone"
+
+OF_OTHERS = ("UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+"""What the error of a step begins with that waited for another process in vain."""
+
+
 @dataclass(frozen=True)
 class Controllers:
     """The processes of `jax.distributed`. See `vi_kit.workflow.processes.Processes`."""
@@ -251,6 +273,12 @@ class Controllers:
         return jax.process_count()
 
     def gathered(self, value: Any) -> list[Any]:
+        try:
+            return self._gathered(value)
+        except jax.errors.JaxRuntimeError as error:
+            raise gone(self, error, WAITS) from error
+
+    def _gathered(self, value: Any) -> list[Any]:
         own = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = _gathered(np.array([own.size], np.int32)).ravel()
         longest = 1 << int(sizes.max() - 1).bit_length()  # few lengths, each of which is compiled
@@ -270,6 +298,22 @@ def to_host(x: Any) -> np.ndarray:
     if not x.is_fully_addressable and not x.is_fully_replicated:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)
+
+
+def of_first(tree: Any) -> Any:
+    """What the first process has, of arrays that are whole on each device."""
+    return multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
+
+
+def fingerprint(tree: Any) -> str:
+    """By which processes know that they have the same, of arrays that are whole on each device."""
+    own = [x.addressable_data(0) for x in jax.tree.leaves(tree)]
+    return " ".join(float(x).hex() for x in _sums(own))
+
+
+@jax.jit
+def _sums(arrays: list[Any]) -> list[Any]:
+    return [jnp.sum(x) for x in arrays]
 
 
 def no_replicates(devices: Devices, sizes: Mapping[str, int]) -> ObjectiveError:

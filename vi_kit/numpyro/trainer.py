@@ -23,12 +23,13 @@ from vi_kit.numpyro.feeding import Fed, Feed
 from vi_kit.numpyro.init_params import checked_params
 from vi_kit.numpyro.inquest import seen
 from vi_kit.numpyro.minibatch import numbers
-from vi_kit.numpyro.sharding import ONE, Devices
-from vi_kit.workflow.batches import Call
+from vi_kit.numpyro.sharding import ONE, Devices, fingerprint, of_first
+from vi_kit.workflow.batches import Call, Stream
 from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, told
 from vi_kit.workflow.inquest import Seen
+from vi_kit.workflow.processes import refuse_differences, refuse_diverged, together
 from vi_kit.workflow.training import Steps
 
 MAX_COORDINATES = 2000
@@ -189,15 +190,17 @@ class NumPyroTrainer:
     # What the loop of a fit asks for
 
     def advance(self, most: int) -> Steps:
-        fed = self.feed.next(most)
+        fed = self._fed(most)
         if fed.num == 0:
             nothing = np.zeros((0,) if self.num_restarts == 1 else (0, self.num_restarts))
             return Steps(nothing, nothing, ended=True)
         if fed.key not in self.loops:
             self.loops[fed.key] = self._loop(fed.call_of, fed.capacity)
         chunk = Chunk(self.carry, self.alive, fed, self.done)
-        taken, self.carry, self.alive, losses, norms = self._run(chunk)
-        taken = int(taken)
+        with self.devices.answering():
+            made = self._run(chunk)
+            taken = int(made[0])  # once they are all there
+        _, self.carry, self.alive, losses, norms = made
         dead = not np.asarray(self.alive).any()
         good = taken - 1 if dead else taken
         losses, norms = (np.asarray(x[:taken], float) for x in (losses, norms))
@@ -209,6 +212,16 @@ class NumPyroTrainer:
         if self.num_restarts == 1:
             losses, norms = losses[:, 0], norms[:, 0]
         return Steps(losses, norms, trouble=trouble)
+
+    def _fed(self, most: int) -> Fed:
+        """What the loop takes next, in all processes."""
+        processes = self.devices.processes
+        fed = together(processes, lambda: self.feed.next(most))
+        if processes.count > 1 and isinstance(self.source, Stream):
+            kind = {"number": str(fed.num), "arrays": str(jax.tree.map(jnp.shape, fed.steps))}
+            fix = "as many in each process, of the same shapes"
+            refuse_differences(processes, "the minibatches", kind, fix)
+        return fed
 
     def _run(self, chunk: Chunk) -> Any:
         fed = chunk.fed
@@ -304,11 +317,12 @@ class NumPyroTrainer:
     def choose(self, start: int) -> None:
         self.best = start
 
-    def optimizer_said(self) -> str:
+    def optimizer_said(self) -> dict[str, str]:
         return self.optimizer.said(self.optimizer.params(self._of(self.best)["optimizer"]))
 
     def join(self) -> None:
-        pass
+        if self.devices.num_processes > 1:
+            self.carry = self.devices.everywhere(of_first(self.carry))
 
     def explain(self) -> str:
         args, kwargs = self.example
@@ -332,7 +346,8 @@ class NumPyroTrainer:
         self.carry["count"] = self.devices.everywhere(whole)
 
     def check_same(self) -> None:
-        pass
+        if self.devices.num_processes > 1:
+            refuse_diverged(self.devices.processes, fingerprint(self.carry))
 
     def snapshot(self) -> dict[str, Any]:
         leaves = [np.asarray(x) for x in jax.tree.leaves(self.carry)]

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vi_kit.base.errors import ObjectiveError, ProcessError, message
-from vi_kit.workflow.processes import Alone, Processes
+from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.workflow.processes import Alone, Processes, gone
 
 Key = tuple[str, Any]
 """What is averaged: a kind (`param`, `state`, `buffer`) and a name."""
+
+
+WAITS = "init_process_group(timeout=...) says how long one that does not answer is waited for"
 
 
 class Elsewhere(Exception):
@@ -81,15 +84,7 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            raise ProcessError(
-                message(
-                    f"process {self.rank} of {self.count}: another process of the group is gone, or does not answer",
-                    got=str(error).strip().partition("\n")[0],
-                    expected="all processes of the group in the same fit, until it ends",
-                    fix="see the output of the others, of which one was ended or failed;"
-                    " init_process_group(timeout=...) says how long one that does not answer is waited for",
-                )
-            ) from error
+            raise gone(self, error, WAITS) from error
 
 
 def processes_of(given: Any) -> Processes:
@@ -340,25 +335,6 @@ def fingerprint(leaves: Mapping[str, torch.Tensor]) -> str:
     """By which processes know that they have the same parameters."""
     real = [torch.view_as_real(p) if p.is_complex() else p for p in leaves.values()]
     return " ".join(float(p.detach().sum(dtype=torch.float64)).hex() for p in real)
-
-
-def refuse_diverged(group: Group, leaves: Mapping[str, torch.Tensor]) -> None:
-    """Refuse to go on with parameters that are no longer the same in each process.
-
-    Raises:
-        ProcessError: they are not.
-    """
-    own = fingerprint(leaves)
-    every = group.gathered(own)
-    if any(one != every[0] for one in every):
-        raise ProcessError(
-            message(
-                "fit: the parameters are no longer the same in each process",
-                got="the same gradients, and other parameters after a step",
-                expected="an optimiser whose steps are a function of the gradients",
-                fix="an optimiser that draws no random numbers, with the same settings in each process",
-            )
-        )
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -21,6 +21,7 @@ from vi_kit.pyro.at_once import DRAWS, Given, Run, Seeds, Values, at_once, lifte
 from vi_kit.pyro.distributions import PyroDistribution
 from vi_kit.pyro.leaves import modules_in
 from vi_kit.pyro.noise import Generators, buffers_kept
+from vi_kit.pyro.precision import full_precision, wide, widened
 from vi_kit.workflow.draws import Draws, Kind, NoSamplerError, Plate, Site, concatenated, kind_of
 
 Found = dict[str, Site]
@@ -37,12 +38,12 @@ class Unconditioned(UnconditionMessenger):
 
 
 class Latest(Messenger):
-    """Keeps the sample statement that was met last."""
+    """Keeps the sample statement that was met last, and has none in half precision."""
 
     msg: Any = None
 
     def _pyro_sample(self, msg: Any) -> None:
-        self.msg = msg
+        msg["fn"], self.msg = widened(msg["fn"]), msg
 
 
 class PyroRuns:
@@ -219,7 +220,8 @@ def _density(view: Any, msg: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """The log density of the elements of a site, and which of them count."""
     outer = True if msg["mask"] is None else msg["mask"]
     fn, inner = (msg["fn"], True) if view.hides_elements else (view.fn, view.mask)
-    log_prob = fn.log_prob(msg["value"])
+    with full_precision():
+        log_prob = fn.log_prob(msg["value"])
     log_prob = _numpy(log_prob).astype(float)
     mask = np.logical_and(_numpy(outer), _numpy(inner))
     if mask.all() and mask.ndim == 0:
@@ -233,7 +235,9 @@ def _scale(scale: Any) -> Any:
 
 
 def _numpy(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy().copy() if torch.is_tensor(value) else np.asarray(value)
+    return (
+        wide(value).detach().cpu().numpy().copy() if torch.is_tensor(value) else np.asarray(value)
+    )
 
 
 def _joined(pieces: list[Found]) -> Found:

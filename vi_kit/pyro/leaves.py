@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -88,3 +89,16 @@ def modules_in(place: Any, steps: int = NEAR) -> Iterator[torch.nn.Module]:
     elif steps:
         for _, inside in _contents(place):
             yield from modules_in(inside, steps - 1)
+
+
+def networks_in(estimators: Any) -> Iterator[torch.nn.Module]:
+    """Those of baselines, whose parameters are not known before the first step."""
+    if isinstance(estimators, torch.nn.Module):
+        yield estimators
+    elif isinstance(estimators, Mapping):
+        yield from networks_in(list(estimators.values()))
+    elif isinstance(estimators, list | tuple):
+        for one in estimators:
+            yield from networks_in(one)
+    elif dataclasses.is_dataclass(estimators):
+        yield from networks_in(list(vars(estimators).values()))

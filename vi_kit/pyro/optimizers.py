@@ -25,8 +25,8 @@ class Optimizer(Protocol):
 
     def step(self, params: Params, loss: float) -> None: ...
 
-    def said(self) -> str:
-        """What tells it from others, with its settings."""
+    def said(self) -> dict[str, str]:
+        """What tells it from others: its kind and its settings, by name."""
         ...
 
     def shrink(self, factor: float) -> None:
@@ -71,9 +71,19 @@ class OfTorch:
         if self.scheduler is not None:
             _advance(self.scheduler, loss)
 
-    def said(self) -> str:
+    def said(self) -> dict[str, str]:
         made = self.make([torch.zeros((), requires_grad=True)])
-        return f"{self.name} {made}".split(" at 0x")[0]
+        optimizer, scheduler = made if isinstance(made, tuple) else (made, None)
+        found = {"optimizer": type(optimizer).__name__}
+        groups: Any = getattr(optimizer, "param_groups", ())
+        for i, group in enumerate(groups):
+            of_group = f"optimizer group {i}" if i else "optimizer"
+            found |= {f"{of_group} {k}": str(v) for k, v in group.items() if k != "params"}
+        if scheduler is not None:
+            found["scheduler"] = type(scheduler).__name__
+            own = _plain(scheduler.state_dict())
+            found |= {f"scheduler {k}": str(v) for k, v in own.items() if k[0] != "_"}
+        return found
 
     def _add(self, params: Params) -> None:
         new = [name for name in params if name not in self.known]
@@ -133,8 +143,16 @@ class OfPyro:
             for one in self.optim.optim_objs.values():
                 _advance(one, loss)
 
-    def said(self) -> str:
-        return repr(self)
+    def said(self) -> dict[str, str]:
+        own = self.optim
+        found = {"optimizer": _named(own.pt_optim_constructor)}
+        for args in (own.pt_optim_args, own.pt_clip_args):
+            given = args if isinstance(args, Mapping) else {"settings": _named(args)}
+            found |= {f"optimizer {k}": str(v) for k, v in given.items()}
+        if isinstance(own, PyroLRScheduler):
+            found["scheduler"] = _named(own.pt_scheduler_constructor)
+            found |= {f"scheduler {k}": str(v) for k, v in own.kwargs.items() if not callable(v)}
+        return found
 
     def shrink(self, factor: float) -> None:
         for one in self.optim.optim_objs.values():
@@ -171,8 +189,7 @@ def optimizer_of(given: Any, *, num_restarts: int) -> Optimizer:
             raise _refused(given, "an optimiser that has its parameters, for several starts")
         return OfTorch(lambda params: given, type(given).__name__, is_given=True)
     if callable(given) and not type(given).__module__.startswith(("optax", "numpyro", "jax")):
-        name = getattr(given, "__qualname__", None) or repr(given).split(" at 0x")[0]
-        return OfTorch(given, name)
+        return OfTorch(given, _named(given))
     raise _refused(given, f"{given!r}, of {type(given).__module__.split('.')[0]}")
 
 
@@ -186,6 +203,10 @@ def _refused(given: Any, got: str) -> ObjectiveError:
             fix="optimizer=lambda params: torch.optim.Adam(params, lr=0.01)",
         )
     )
+
+
+def _named(made_by: Any) -> str:
+    return getattr(made_by, "__qualname__", None) or repr(made_by).split(" at 0x")[0]
 
 
 def _shrink(optimizer: Any, scheduler: Any, factor: float) -> None:

@@ -77,8 +77,9 @@ def widened(fn: Any) -> Any:
     """A distribution with float32 in the place of half precision; itself, if it has none."""
     if not has_array(fn, MADE_OF_ARRAYS, HALF):
         return fn
-    return with_arrays(fn, MADE_OF_ARRAYS, _wide)
+    return with_arrays(fn, MADE_OF_ARRAYS, wide)
 
 
-def _wide(x: Any) -> Any:
+def wide(x: Any) -> Any:
+    """Half precision as float32, and all else as it is."""
     return x.float() if isinstance(x, torch.Tensor) and x.dtype in HALF else x

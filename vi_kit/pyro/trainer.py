@@ -27,8 +27,9 @@ from vi_kit.base.errors import (
     message,
 )
 from vi_kit.engine.settings import not_numbers
-from vi_kit.pyro.distributed import Elsewhere, Exchange, Found, Group, Key, refuse_diverged
+from vi_kit.pyro.distributed import Elsewhere, Exchange, Found, Group, Key, fingerprint
 from vi_kit.pyro.inquest import seen
+from vi_kit.pyro.leaves import networks_in
 from vi_kit.pyro.marks import Marks, State
 from vi_kit.pyro.minibatch import mapped, numbers
 from vi_kit.pyro.noise import Generators, buffers_kept, noise_states, set_noise
@@ -37,7 +38,7 @@ from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, told
 from vi_kit.workflow.inquest import Seen
-from vi_kit.workflow.processes import Failure, Processes, elsewhere
+from vi_kit.workflow.processes import Failure, Processes, elsewhere, refuse_diverged
 from vi_kit.workflow.training import Steps
 
 Taken = tuple[Call, float]
@@ -101,7 +102,10 @@ class PyroTrainer:
         if not isinstance(group, Group):
             return
         self._refuse_mixed_rows()
-        for tensor in (*self.leaves.values(), *self._buffers()):
+        networks = [
+            p for one in networks_in(self.loss.settings.estimators) for p in one.parameters()
+        ]
+        for tensor in (*self.leaves.values(), *self._buffers(), *networks):
             group.spread(tensor)
         self.versions = self._versions()
         if group.rank:  # only now, so that parameters have started from the same random numbers
@@ -450,7 +454,7 @@ class PyroTrainer:
     def state(self) -> dict[str, Any]:
         return {key: value.detach().clone() for key, value in self.loss.state.items()}
 
-    def optimizer_said(self) -> str:
+    def optimizer_said(self) -> dict[str, str]:
         return self.optimizer.said()
 
     def notes(self) -> list[str]:
@@ -458,7 +462,7 @@ class PyroTrainer:
 
     def check_same(self) -> None:
         if isinstance(self.processes, Group):
-            refuse_diverged(self.processes, self.leaves)
+            refuse_diverged(self.processes, fingerprint(self.leaves))
 
     def choose(self, start: int) -> None:
         pass

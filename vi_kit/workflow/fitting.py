@@ -37,6 +37,8 @@ from vi_kit.workflow.training import Trainer, Training
 
 CHUNK = 2**24
 """Bytes of data that are copied at once."""
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""In the text of a function, which is another one in each process."""
 MAX_SAMPLED = 1000
 """Rows, or twice as many, by which data in a file are known."""
 
@@ -209,8 +211,8 @@ def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int 
     )
     trainer = training.trainer
     if processes.count > 1:
-        settings, fix = _settings(library, job, trainer), "the same call of fit in each process"
-        refuse_differences(processes, "settings", settings, fix)
+        fix = "the same call of fit in each process"
+        refuse_differences(processes, "settings", _settings(library, job, trainer), fix)
         training.calls_back = any(processes.gathered(training.calls_back))
 
     def folder() -> Folder | None:
@@ -301,47 +303,46 @@ def _rows_explained(library: Library, source: Source) -> Iterator[None]:
 
 def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
     """What a fit is made of, by which its checkpoints are known."""
-    request = job.request
     args, kwargs = job.source.everything
     parts = [*args, *kwargs.values()]
     return {
         "library": type(library).__name__,
         "model": _program(job.model),
         "guide": _program(job.guide),
-        "loss": job.loss.settings.describe(),
-        "parameters": {k: str(tuple(np.shape(v))) for k, v in trainer.params().items()},
-        "optimizer": trainer.optimizer_said(),
+        **_steps(job, trainer),
         "data": f"rows {[library.lengths(one) for one in parts]}, content {_digest(parts)}",
         "batches": type(job.source).__name__,
-        "seed": request.seed,
-        "clip_norm": request.clip_norm,
-        "num_restarts": request.num_restarts,
-        "stop": repr(request.stop),
     }
 
 
 def _settings(library: Library, job: Job, trainer: Trainer) -> dict[str, str]:
     """Of a fit, that all of its processes have to have alike."""
     request = job.request
-    programs = {
-        role: getattr(inspect.unwrap(program), "__qualname__", type(program).__name__)
-        for role, program in (("model", job.model), ("guide", job.guide))
-    }
-    own = {
-        **programs,
-        "loss": job.loss.settings.describe(),
-        "parameters": {k: tuple(np.shape(v)) for k, v in trainer.params().items()},
-        "optimizer": trainer.optimizer_said(),
+    # with rows of their own, programs may hold others
+    said = _name if library.processes.shares_rows else _program
+    found = {
+        "model": said(job.model),
+        "guide": said(job.guide),
+        **_steps(job, trainer),
         "data_size": job.source.num_rows,
         "num_steps": request.num_steps,
-        "seed": request.seed,
-        "clip_norm": request.clip_norm,
-        "num_restarts": request.num_restarts,
-        "stop": request.stop,
         "callback_every": request.callback_every,
         "checkpoint": request.checkpoint and f"every {request.checkpoint.every}",
     }
-    return {name: str(value) for name, value in own.items()}
+    return {name: str(value) for name, value in found.items()}
+
+
+def _steps(job: Job, trainer: Trainer) -> dict[str, Any]:
+    """What decides where steps lead, beside programs and data."""
+    request = job.request
+    found = {
+        "loss": job.loss.settings.describe(),
+        **{f"param {k}": str(tuple(np.shape(v))) for k, v in trainer.params().items()},
+        **trainer.optimizer_said(),
+        "stop": repr(request.stop),
+    }
+    numbers = {name: getattr(request, name) for name in ("seed", "clip_norm", "num_restarts")}
+    return numbers | {name: ADDRESS.sub("", text) for name, text in found.items()}
 
 
 def _on_host(one: Any) -> Any:
@@ -391,9 +392,12 @@ def _digest(parts: list[Any]) -> str:
     return found.hexdigest()[:16]
 
 
+def _name(program: Callable) -> str:
+    return getattr(inspect.unwrap(program), "__qualname__", type(program).__name__)
+
+
 def _program(program: Callable) -> str:
-    own = inspect.unwrap(program)
-    return f"{getattr(own, '__qualname__', type(own).__name__)} {_digest([own])}"
+    return f"{_name(program)} {_digest([inspect.unwrap(program)])}"
 
 
 def _refuse_calls(programs: tuple[Callable, Callable], call: Call) -> None:

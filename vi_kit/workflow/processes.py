@@ -102,6 +102,23 @@ def elsewhere(failures: Sequence[Failure | None]) -> NotFiniteError | ProcessErr
     )
 
 
+def gone(processes: Processes, error: BaseException, waits: str) -> ProcessError:
+    """The error of a process to which another does not answer.
+
+    Args:
+        error: of the library.
+        waits: what says how long one is waited for.
+    """
+    return ProcessError(
+        message(
+            f"process {processes.rank} of {processes.count}: another process of the group is gone, or does not answer",
+            got=str(error).strip().partition("\n")[0],
+            expected="all processes of the group in the same fit, until it ends",
+            fix=f"see the output of the others, of which one was ended or failed; {waits}",
+        )
+    )
+
+
 def together(processes: Processes, action: Callable[[], T]) -> T:
     """Do something in each process by itself; if it fails in one, it fails in all.
 
@@ -120,6 +137,26 @@ def together(processes: Processes, action: Callable[[], T]) -> T:
     if any(failures):
         raise elsewhere(failures)
     return found
+
+
+def refuse_diverged(processes: Processes, own: str) -> None:
+    """Refuse to go on with parameters that are no longer the same in each process.
+
+    Args:
+        own: by which this one's are known.
+
+    Raises:
+        ProcessError: in each process.
+    """
+    if len(set(processes.gathered(own))) > 1:
+        raise ProcessError(
+            message(
+                "fit: the parameters are no longer the same in each process",
+                got="the same gradients, and other parameters after a step",
+                expected="an optimiser whose steps are a function of the gradients",
+                fix="an optimiser that draws no random numbers, with the same settings in each process",
+            )
+        )
 
 
 def refuse_differences(processes: Processes, what: str, own: dict[str, str], fix: str) -> None:

@@ -34,12 +34,14 @@ def share_out(
     Raises:
         ObjectiveError: the data are not the same in each process, or how many there are is not known.
     """
+    if processes.count == 1:
+        return []
     if not processes.shares_rows:
+        _refuse_other_data(processes, source, digest(_compared(source)))
         return []
     share = Share(processes.rank, processes.count)
     if isinstance(source, Rows):
-        args, kwargs = source.at(np.arange(min(source.batch_size, MOST_COMPARED)))
-        _refuse_other_data(processes, source, digest([*args, *kwargs.values()]))
+        _refuse_other_data(processes, source, digest(_compared(source)))
         if source.batch_size < processes.count:
             raise _too_few(source.batch_size, processes.count, f"batch_size={source.batch_size}")
         source.share = share
@@ -47,9 +49,17 @@ def share_out(
     if isinstance(source, Stream):
         _refuse_other_data(processes, source, digest([*source.args, *source.kwargs.values()]))
         return [_of_stream(source, processes, share, lengths, digest)]
-    args, kwargs = source.everything
-    _refuse_other_data(processes, source, digest([*args, *kwargs.values()]))
+    _refuse_other_data(processes, source, digest(_compared(source)))
     return [f"each of {processes.count} processes has all data, and draws of its own"]
+
+
+def _compared(source: Source) -> list[Any]:
+    """Of the data, by which they are known to be the same: some rows, or the first minibatch, or all."""
+    if isinstance(source, Rows):
+        args, kwargs = source.at(np.arange(min(source.batch_size, MOST_COMPARED)))
+    else:
+        args, kwargs = source.everything
+    return [*args, *kwargs.values()]
 
 
 def _of_stream(
@@ -96,7 +106,11 @@ def _refuse_other_data(processes: Processes, source: Source, found: str) -> None
         own["batch_size"] = str(source.batch_size)
     if isinstance(source, Stream):
         del own["rows"]
-    fix = "all data in each process, of which each takes its share; or batches=... with a DistributedSampler"
+    fix = (
+        "all data in each process, of which each takes its share; or batches=... with a DistributedSampler"
+        if processes.shares_rows
+        else "all data in each process; or arrays of jax.make_array_from_process_local_data"
+    )
     refuse_differences(processes, "the data", own, fix)
 
 

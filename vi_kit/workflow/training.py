@@ -62,8 +62,8 @@ class Trainer(Protocol):
         """What modules and baselines keep from step to step."""
         ...
 
-    def optimizer_said(self) -> str:
-        """What tells the optimiser from others, with its settings."""
+    def optimizer_said(self) -> dict[str, str]:
+        """What tells the optimiser from others: its kind and its settings, by name."""
         ...
 
     def explain(self) -> str:
