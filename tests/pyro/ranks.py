@@ -381,7 +381,7 @@ def averaged():
 def of_the_docs():
     """The script of docs/scale_out.md, as it is there."""
     page = Path(__file__).parents[2] / "docs" / "scale_out.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
     distributed.destroy_process_group()
     pyro.clear_param_store()
     names = {"fit": fit, "model": closed, "guide": closed_guide, "x": X.repeat(50, 1)}
