@@ -5,20 +5,25 @@ from contextlib import nullcontext
 import numpy as np
 import pyro
 import pytest
+import torch
 
 import vi_kit as vi
 from tests.conformance.families import FAMILIES
 from tests.conformance.shapes import Independent
 from tests.gpu.devices import DEVICES, DeviceWords, NoiseOfHost, available
 from tests.oracles import seed_of
+from tests.statistical.test_mixture_reparam import TwoModes
 from vi_kit.pyro import Loss
 
 
 def network():
-    import torch
-
     torch.manual_seed(0)
     return torch.nn.Linear(1, 1)
+
+
+def neural():
+    net = network()
+    return vi.Score(vi.NeuralBaseline(net, inputs=lambda: torch.ones_like(net.weight)[0]))
 
 
 ESTIMATORS = {
@@ -45,6 +50,9 @@ ESTIMATORS = {
     "without_replacement": ("categorical", lambda: vi.WithoutReplacement(2)),
     "rebar": ("bernoulli", lambda: vi.Rebar()),
     "rebar_fixed": ("bernoulli", lambda: vi.Rebar(learn=False)),
+    "relax": ("bernoulli", lambda: vi.Relax(network())),
+    "neural": ("bernoulli", neural),
+    "mixture": (TwoModes, lambda: vi.MixtureReparam()),
     "relaxed": ("bernoulli", lambda: vi.Relaxed(0.5, biased=True)),
     "straight_through": ("bernoulli", lambda: vi.StraightThrough(biased=True)),
     "annealed": (
@@ -84,13 +92,20 @@ CASES = (
 
 def estimates(device, estimator, objective, seed, shape=Independent, num_draws=4):
     family, make = ESTIMATORS[estimator]
-    made = shape(FAMILIES[family])
     lib = DeviceWords(device)
-    loss = Loss(OBJECTIVES[objective], make(), num_samples=2)
-    found = lib.estimates(
-        loss, lambda: made.model(lib), lambda: made.guide(lib), made.values, num_draws, seed
-    )
+    with lib.device:  # networks are there
+        loss = Loss(OBJECTIVES[objective], make(), num_samples=2)
+    found = lib.estimates(loss, *programs(family, shape, lib), num_draws, seed)
     return found, lib.waited
+
+
+def programs(family, shape, lib):
+    """Model, guide, and where their parameters start."""
+    if isinstance(family, str):
+        made = shape(FAMILIES[family])
+        return lambda: made.model(lib), lambda: made.guide(lib), made.values
+    made = family(lib)
+    return made.model, made.guide, made.values
 
 
 READS = {"cpu": 2, "simulated": 1, "cuda": 1}
