@@ -69,7 +69,10 @@ def _hollow(term: Term) -> Term:
 
 
 def merged(
-    copies: Sequence[Copy], arrays: Sequence[Array] | None, axis: Axis
+    copies: Sequence[Copy],
+    arrays: Sequence[Array] | None,
+    axis: Axis,
+    part: Axis | None = None,
 ) -> tuple[tuple[Cost, ...], dict[Site, Site]]:
     """Costs along a replicate axis. A summand that a copy does not have is zero there.
 
@@ -77,6 +80,7 @@ def merged(
         copies: as many as there are, or the one that a library's map traced.
         arrays: those of `Copy.arrays` of that one, with one more dim in front, for `axis`.
         axis: the replicate axis.
+        part: the axis that each has of its own, if it is several, which becomes a part of the other.
 
     Returns:
         The costs; and for each site of a copy the one that stands for it, that of the first copy that has it. These
@@ -90,12 +94,17 @@ def merged(
 
     def along(parts: Sequence[Named | None]) -> Named:
         like = next(p for p in parts if p is not None)
-        array = known.get(id(like))
+        array, axes = known.get(id(like)), tuple(a for a in like.axes if a != part)
         if array is None:
             xp = array_namespace(like.array)
-            nothing = xp.zeros_like(like.array)
-            array = xp.stack([nothing if p is None else p.array for p in parts])
-        return ordered(array, (axis, *like.axes))
+            nothing = Named(xp.zeros_like(like.array), like.axes)
+            own = [nothing if p is None else p for p in parts]
+            if part is None:
+                array = xp.stack([p.array for p in own])
+            else:
+                own = [p.broadcast([part]) for p in own]
+                array = xp.concat([xp.moveaxis(p.array, p.axes.index(part), 0) for p in own])
+        return ordered(array, (axis, *axes))
 
     def joined(row: Sequence[Term | None]) -> Term:
         found = [t for t in row if t is not None]
@@ -130,7 +139,7 @@ def merged(
             if getattr(site, name) is not None:
                 row = [s and _with_sites(getattr(s, name), kept) for s in owners]
                 setattr(site, name, joined(row))
-        site.axes = union(site.axes, [axis])
+        site.axes = union((a for a in site.axes if a != part), [axis])
     return tuple(costs), kept
 
 

@@ -46,10 +46,16 @@ class Backend(Arrays, Protocol[R]):
         ...
 
     def map_copies(
-        self, run: R, once: Callable[[Any], list[Array]], axis: Axis, together: bool
+        self,
+        run: R,
+        once: Callable[[Any], list[Array]],
+        axis: Axis,
+        together: bool,
+        chunk: int | None,
     ) -> list[Array] | None:
         """Call `once` for each copy along an axis, with its number and noise of its own; or once for all, and return
-        its arrays with one more dim in front. If they are made `together`, they see each other."""
+        its arrays with one more dim in front. If they are made `together`, they see each other. With `chunk` no more
+        than what one call makes, or so many copies, are kept for the gradient: the rest is made again."""
         ...
 
     def merge_copies(self, kept: Mapping[Site, Site]) -> None:

@@ -62,7 +62,14 @@ class DryRun(Run):
         self.findings.states[term.label] = needed  # all dependence is followed
         return needed
 
-    def copies(self, fn: Callable[[], Any], axis: Axis, together: bool) -> tuple[Cost, ...]:
+    def copies(
+        self,
+        fn: Callable[[], Any],
+        axis: Axis,
+        together: bool,
+        chunk: int | None = None,
+        part: Axis | None = None,
+    ) -> tuple[Cost, ...]:
         self.numbers[axis] = 0
         return costs_of(fn())
 

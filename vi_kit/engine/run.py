@@ -78,6 +78,8 @@ class Run:
         self.new_state: dict[str, Array] = {}
         self.own_losses: list[Array] = []
         self.learns = False
+        self.shortened = False
+        """Whether there were fewer replicates than the objective has."""
         self.variant = 0
         self.is_aside = False
         self.salts: Mapping[str, Any] = {}
@@ -157,6 +159,11 @@ class Run:
         if not others:
             return axes
         return tuple(replace(a, name=others.get((role, a), a).name) for a in axes)
+
+    @property
+    def tries_out(self) -> bool:
+        """Whether it is yet to be found out whether programs can be run so, on fewer replicates than there are."""
+        return self.backend.replicates_broadcast and not self.plan.settled
 
     @property
     def marginalized(self) -> tuple[str, ...]:
@@ -398,34 +405,62 @@ class Run:
 
     # Replicates
 
-    def new_replicate_axis(self, size: int) -> Axis:
+    def new_replicate_axis(self, size: int, chunk: int | None = None) -> Axis:
         self._replicates += 1
+        if chunk is not None and self.tries_out:
+            size, self.shortened = chunk, True
         return Axis(REPLICATE, self._replicates, f"iid_{self._replicates}", size)
 
     def replicate(
-        self, fn: Callable[[], Any], axis: Axis, *, together: bool = False
+        self,
+        fn: Callable[[], Any],
+        axis: Axis,
+        *,
+        together: bool = False,
+        chunk: int | None = None,
     ) -> tuple[Cost, ...]:
         """See `Session.replicate`."""
         opened, apart = self.open_replicates, self.apart
         self.note_replicates((*opened, *apart, axis))
         dims, free = dict(self.dims), self._free_dim
         try:
-            if self.plan.vectorize and self.backend.replicates_broadcast:
-                self.open_replicates = opened | {axis}
-                with self.backend.replicated(self, axis):
+            if not (self.plan.vectorize and self.backend.replicates_broadcast):
+                self.apart = apart | {axis}
+                return self.copies(fn, axis, together, chunk)
+            part = axis if chunk is None else replace(axis, size=chunk)
+
+            def in_front() -> tuple[Cost, ...]:
+                self.open_replicates = opened | {part}
+                with self.backend.replicated(self, part):
                     return costs_of(fn())
-            self.apart = apart | {axis}
-            return self.copies(fn, axis, together)
+
+            if part == axis:
+                return in_front()
+            return self.copies(in_front, axis, together, chunk, part)
         finally:
             self.open_replicates, self.apart = opened, apart
             self.dims, self._free_dim = dims, free
 
-    def copies(self, fn: Callable[[], Any], axis: Axis, together: bool) -> tuple[Cost, ...]:
-        """Run `fn` apart for each copy, and bring what the copies made under the axis."""
-        start, dims = len(self.sites), dict(self.dims)
+    def copies(
+        self,
+        fn: Callable[[], Any],
+        axis: Axis,
+        together: bool,
+        chunk: int | None = None,
+        part: Axis | None = None,
+    ) -> tuple[Cost, ...]:
+        """Run `fn` apart for each copy, and bring what the copies made under the axis.
+
+        Args:
+            fn: makes one copy, or those along `part`.
+            axis: of all copies.
+            together: see `Session.replicate`; likewise `chunk`.
+            part: the axis that copies of one call have, which is a part of the other.
+        """
+        start, dims, first_term = len(self.sites), dict(self.dims), len(self.terms)
         counts = (self.num_sites, self.num_terms, self.next_slot, self._replicates, self._free_dim)
         copies: list[Copy] = []
-        num_sites = self.num_sites
+        num_sites, is_again = self.num_sites, False
 
         def once(number: Any) -> list[Array]:
             nonlocal num_sites
@@ -438,12 +473,16 @@ class Run:
             copy = Copy.of(costs_of(fn()), self.sites[start:])
             del self.numbers[axis]  # what is traced may not outlive its trace
             num_sites = max(num_sites, self.num_sites)  # sites that were summed out are gone
+            if chunk is not None and not self.backend.maps_values:
+                self.terms[first_term:] = filter(_is_spoilt, self.terms[first_term:])
             arrays = copy.arrays()
-            copies.append(copy.hollow() if self.backend.maps_values else copy)
+            if not is_again:  # for the gradient
+                copies.append(copy.hollow() if self.backend.maps_values else copy)
             return arrays
 
-        arrays = self.backend.map_copies(self, once, axis, together)
-        costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis)
+        arrays = self.backend.map_copies(self, once, axis, together, chunk)
+        is_again = True
+        costs, kept = merged(copies if arrays is None else copies[:1], arrays, axis, part)
         self.sites[start:] = dict.fromkeys(kept.values())
         self.num_sites = max([num_sites, *(s.order + 1 for s in kept.values())])
         self.backend.merge_copies(kept)
@@ -811,6 +850,11 @@ def costs_of(result: Any) -> tuple[Cost, ...]:
             )
         )
     return costs
+
+
+def _is_spoilt(term: Term) -> bool:
+    xp = array_namespace(term.base.array)
+    return not bool(xp.all(xp.isfinite(term.base.array)))
 
 
 def _slice(named: Named, axis: Axis, slots: range, new: Axis | None) -> Named:

@@ -507,9 +507,18 @@ class Session(CostContext, Protocol):
         """Note what `explain` is to say of how a program is drawn."""
         ...
 
-    def new_replicate_axis(self, size: int) -> Axis: ...
+    def new_replicate_axis(self, size: int, chunk: int | None = None) -> Axis:
+        """An axis for copies, of which so many are made at a time. One chunk is all of them as long as it is not known
+        how programs are run."""
+        ...
+
     def replicate(
-        self, fn: Callable[[], Any], axis: Axis, *, together: bool = False
+        self,
+        fn: Callable[[], Any],
+        axis: Axis,
+        *,
+        together: bool = False,
+        chunk: int | None = None,
     ) -> tuple[Cost, ...]:
         """Run `fn` for all copies along `axis`: costs, as a tuple.
 
@@ -517,6 +526,7 @@ class Session(CostContext, Protocol):
             fn: makes them.
             axis: of the copies.
             together: whether they see each other, and cannot be made one after the other.
+            chunk: how many are in memory at a time; `None` for all.
         """
         ...
 

@@ -16,23 +16,38 @@ from vi_kit.costs.nonlinear import Reduction
 from vi_kit.language.programs import session
 
 
-def iid(fn: Callable[[], Any], num_replicates: int) -> Replicates:
+def iid(fn: Callable[[], Any], num_replicates: int, *, chunk: int | None = None) -> Replicates:
     """Independent copies of a computation.
 
     Args:
         fn: returns a cost, or a tuple of costs for `Replicates.reduce`.
         num_replicates: number of copies, at least 1.
+        chunk: how many of them are in memory at a time; a divisor of `num_replicates`. Those before are made again, by
+            the same random numbers, for the gradient, which takes the time of one more evaluation. What is kept of each
+            copy is its costs: a number for each term and each element of its plates.
 
     Returns:
         The copies, to be reduced by one of the methods. They nest.
 
     Raises:
-        ObjectiveError: fewer than one copy, or `fn` returns something else.
+        ObjectiveError: fewer than one copy, chunks that do not divide them, or `fn` returns something else.
     """
     num_replicates = whole_number("iid", "num_replicates", num_replicates)
+    if chunk is not None:
+        chunk = whole_number("iid", "chunk", chunk)
+        if num_replicates % chunk:
+            raise ObjectiveError(
+                message(
+                    "iid: chunk does not divide the number of copies",
+                    got=f"num_replicates={num_replicates}, chunk={chunk}",
+                    expected="chunks of one size",
+                    fix=f"num_replicates={num_replicates + -num_replicates % chunk}, or another chunk",
+                )
+            )
+        chunk = None if chunk == num_replicates else chunk
     run = session()
-    axis = run.new_replicate_axis(num_replicates)
-    return Replicates(run.replicate(fn, axis), axis)
+    axis = run.new_replicate_axis(num_replicates, chunk)
+    return Replicates(run.replicate(fn, axis, chunk=chunk), axis)
 
 
 class Replicates:

@@ -335,7 +335,12 @@ class NumPyroBackend:
         yield
 
     def map_copies(
-        self, run: Run, once: Callable[[Any], list[jax.Array]], axis: Axis, together: bool
+        self,
+        run: Run,
+        once: Callable[[Any], list[jax.Array]],
+        axis: Axis,
+        together: bool,
+        chunk: int | None,
     ) -> list[jax.Array]:
         minibatches, first_term = dict(run.subsamples), len(run.terms)
         kept, keys = self.key, random.split(self.new_key(), axis.size)
@@ -347,11 +352,13 @@ class NumPyroBackend:
             finally:  # what is traced may not outlive its trace
                 self.key = kept
                 del run.terms[first_term:]
-                if not (run.plan.vectorize or together):
+                if chunk is not None or not (run.plan.vectorize or together):
                     # made inside the loop; outside they are made again, the same
                     run.subsamples = dict(minibatches)
 
         copies = keys, jnp.arange(axis.size)
+        if chunk is not None:
+            return _by_chunks(copy, copies, chunk, together=run.plan.vectorize)
         if run.plan.vectorize or together:
             return self.spread(jax.vmap(copy, axis_name=axis.name), copies, axis)
         return lax.map(lambda numbered: copy(*numbered), copies)
@@ -1006,6 +1013,19 @@ class _Handler:
                 )
                 return
             self.reading.latent(statement)
+
+
+def _by_chunks(
+    fn: Callable[..., list[jax.Array]], xs: Any, chunk: int, *, together: bool
+) -> list[jax.Array]:
+    """A function of each of some arrays' rows, so many at a time; their gradients are of what is made again."""
+
+    def of_chunk(xs: Any) -> list[jax.Array]:
+        return jax.vmap(fn)(*xs) if together else lax.map(lambda x: fn(*x), xs)
+
+    rows = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), xs)
+    made = lax.map(jax.checkpoint(of_chunk, prevent_cse=False), rows)
+    return [x.reshape(-1, *x.shape[2:]) for x in made]
 
 
 def _prefix() -> str:

@@ -100,6 +100,7 @@ def fit(
 
     Returns:
         The parameters and how they were found. Ctrl-C ends the fit after the step under way, with what it has found.
+        Fits of several threads take turns: for fits at the same time take processes.
 
     Raises:
         ObjectiveError: a setting that cannot be; data that contradict a plate; before any work.

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch.overrides import TorchFunctionMode
 
 from vi_kit.analysis.blocked import Blocked, settled
-from vi_kit.base.errors import EstimatorError, message
+from vi_kit.base.errors import CaptureError, EstimatorError, message
 from vi_kit.base.named import PLATE, Axis, Named
 from vi_kit.base.protocols import Moments
 from vi_kit.costs.cost import Cost
@@ -85,6 +85,7 @@ from vi_kit.pyro.leaves import described, reached
 from vi_kit.pyro.mixing import Mixing
 from vi_kit.pyro.noise import Noise, generators, noise_kept
 from vi_kit.pyro.precision import as_surrounded, full_precision, widened
+from vi_kit.pyro.remade import remade
 
 
 class PyroBackend:
@@ -115,6 +116,7 @@ class PyroBackend:
         self.recorded: list[Recorded] | None = None
         self.reader: Mixing | None = None
         self.harmless: frozenset[str] = frozenset()
+        self.may_remake = True
 
     # Arrays
 
@@ -339,15 +341,34 @@ class PyroBackend:
             yield
 
     @contextmanager
+    def inside(self, run: Run) -> Iterator[None]:
+        """The session, and the replicates that are open in it."""
+        with ExitStack() as stack:
+            stack.enter_context(self.session(run))
+            for axis in sorted(run.open_replicates, key=lambda a: a.order):
+                stack.enter_context(_ReplicatePlate(axis.name, axis.size, run.dims[axis]))
+            yield
+
+    @contextmanager
     def replicated(self, run: Run, axis: Axis) -> Iterator[None]:
         with _ReplicatePlate(axis.name, axis.size, run.place(axis)):
             yield
 
     def map_copies(
-        self, run: Run, once: Callable[[Any], list[torch.Tensor]], axis: Axis, together: bool
+        self,
+        run: Run,
+        once: Callable[[Any], list[torch.Tensor]],
+        axis: Axis,
+        together: bool,
+        chunk: int | None,
     ) -> None:
-        before, leaked = self.leaked, self.leaked
-        for number in range(axis.size):
+        before, leaked, num = self.leaked, self.leaked, axis.size
+        if chunk is not None:
+            num //= chunk if run.plan.vectorize else 1
+            if not self.may_remake:
+                raise _not_captured(axis, chunk)
+            once = remade(run, self, once)
+        for number in range(num):
             self.leaked = before  # the sites of other copies are others
             once(number)
             leaked |= self.leaked
@@ -617,6 +638,17 @@ class _Outermost(Messenger):
             self.backend.handler.param(self.backend, msg)
         else:  # in the objective itself
             self.backend.params["objective"][msg["name"]] = _leaf(msg["value"])
+
+
+def _not_captured(axis: Axis, chunk: int) -> CaptureError:
+    return CaptureError(
+        message(
+            "iid(..., chunk=...) cannot be compiled: what is made again for the gradient runs as it is written",
+            got=f"num_replicates={axis.size}, chunk={chunk}",
+            expected="all copies at once",
+            fix="compile=False, or no chunk",
+        )
+    )
 
 
 class _ReplicatePlate(IndepMessenger):

@@ -40,7 +40,7 @@ from vi_kit.pyro.frames import in_one_thread
 from vi_kit.pyro.front import in_words
 from vi_kit.pyro.leaves import reached
 from vi_kit.pyro.mixing import Mixing
-from vi_kit.pyro.noise import buffers_kept, noise_kept
+from vi_kit.pyro.noise import Generators, buffers_kept, noise_kept
 from vi_kit.pyro.planning import PyroPlanner
 from vi_kit.pyro.precision import in_full_precision
 from vi_kit.pyro.reader import Record
@@ -240,6 +240,7 @@ class Loss(CommonLoss, ELBO):
         plan = self._plans.find(*_told_apart(programs))
         assert plan is not None
         backend = PyroBackend(dict(self.state))
+        backend.may_remake = False
         run = Run(backend, plan, with_gradient=True, learning=True)
         named = self.settings.execute(run, *programs)
         groups = {group: one.array for group, one in named.items()}
@@ -291,6 +292,7 @@ class Loss(CommonLoss, ELBO):
             here = nullcontext() if plan.settled else in_one_thread()
             with here, nullcontext({}) if plan.settled else buffers_kept() as written:
                 backend = PyroBackend(self.state)
+                noise = None if plan.settled else Generators.now()
                 run = Run(backend, plan, with_gradient=with_gradient, learning=with_gradient)
                 backend.recorded = None if plan.settled else []
                 run.salts = self.settings.salts if plan.settled else {}
@@ -327,6 +329,9 @@ class Loss(CommonLoss, ELBO):
                 if found is None or not (found.is_certain or must_be_certain):
                     plan = replace(run.with_shared_slots(), compared=compared, settled=True)
                     self._keep(plan, programs)
+                    if run.shortened and noise is not None:
+                        noise.restore()
+                        continue
                     written.clear()
                     return groups, run
                 plan = self._fallback(run, found.text, None, programs)

@@ -86,7 +86,7 @@ class PyroTrainer:
     # Before a step
 
     def explain(self) -> str:
-        with self._own_noise(), self._watched(), self._params_seen(), buffers_kept():
+        with self._own_noise(), self._watched(), self._params_seen(), buffers_kept(), _no_new():
             explained = self._explained(self.source.example)
         for leaf in self.leaves.values():  # what others have left there
             leaf.grad = None
@@ -582,6 +582,19 @@ def _spoilt(params: Mapping[str, torch.Tensor]) -> ObjectiveError:
     grads = {name: p.grad for name, p in params.items() if p.grad is not None}
     spoilt = [name for name, grad in grads.items() if not grad.isfinite().all()]
     return not_numbers(spoilt or list(params), "the objective")
+
+
+@contextmanager
+def _no_new() -> Iterator[None]:
+    """What fails leaves no new parameters behind: once it is mended, they may have other shapes."""
+    store = pyro.get_param_store()
+    before = set(store._params)
+    try:
+        yield
+    except BaseException:
+        for name in [name for name in store._params if name not in before]:
+            del store[name]
+        raise
 
 
 def _seeded(*seeds: int) -> Generators:

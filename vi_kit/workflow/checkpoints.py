@@ -1,7 +1,8 @@
 """Files from which a fit goes on: written whole or not at all, read without running anything that is in them.
 
 A checkpoint is one `.npz` file: arrays, and one text of JSON that says how they are nested. It is written beside its
-place, brought to disk and moved there, so that whenever the process dies there is a whole file.
+place, brought to disk and moved there, so that whenever the process dies there is a whole file. One fit at a time has a
+folder: the lock is the operating system's, which lets go of it when a process dies.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -22,9 +24,16 @@ import numpy as np
 
 from vi_kit.base.errors import CheckpointError, message, whole_number
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FORMAT = "vi_kit checkpoint 1"
 TREE = "tree"
 NAME = re.compile(r"step-(\d{9})(-\d+)?\.npz")
+PATIENCE = 10.0
+"""Seconds in which a folder may get free: workers of a DataLoader outlive a fit that was killed by a few."""
 
 
 class CheckpointWarning(UserWarning):
@@ -43,7 +52,8 @@ class Checkpoint:
             what was fitted; if not, there is a warning, and the fit goes on.
 
     Raises:
-        CheckpointError: a folder that cannot be written to, or checkpoints of another fit, before any work.
+        CheckpointError: a folder that cannot be written to, or in which another fit is writing, or checkpoints of
+            another fit, before any work.
     """
 
     folder: str | os.PathLike[str]
@@ -72,6 +82,7 @@ class Folder:
     warned: bool = False
     last: int = 0
     written: list[Path] = field(default_factory=list)
+    lock: int | None = None
 
     def __post_init__(self) -> None:
         self.path = Path(self.settings.folder)
@@ -81,6 +92,13 @@ class Folder:
                 pass
         except OSError as error:
             raise _not_written(self.path, error) from error
+        self.lock = _locked(self.path) if self.writes else None
+
+    def close(self) -> None:
+        """Let others write in the folder."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read; `None` if there is none.
@@ -153,6 +171,37 @@ class Folder:
                     fix="the settings of that fit to go on with it, or another folder",
                 )
             )
+
+
+def _locked(path: Path) -> int | None:
+    """A handle of a folder, which no other has while it is open; `None` where folders cannot be locked.
+
+    Raises:
+        CheckpointError: another has it.
+    """
+    if fcntl is None:
+        return None
+    handle, end = os.open(path, os.O_RDONLY), time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError as error:
+            if time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            os.close(handle)
+            raise CheckpointError(
+                message(
+                    f"another fit is writing checkpoints in {str(path)!r}",
+                    got="two fits at a time, of this process or another",
+                    expected="a folder for each fit",
+                    fix="another folder; or wait until the other fit has ended, and this one goes on from there",
+                )
+            ) from error
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return None
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.moment import Callback
 from vi_kit.workflow.request import Request
 from vi_kit.workflow.stopping import StoppingRule
+
+TURN = threading.RLock()
+"""Fits of several threads take turns: the handlers of a library are on one stack for all threads."""
 
 
 def fit_with(
@@ -91,9 +95,18 @@ def fit_with(
         vectorize=vectorize,
         marginalize=marginalize,
     )
-    if fixed_draws is not None:
-        return fixed.run(library, loss, model, guide, args, kwargs, request)
     data = Data(batch_size, batches, data_size)
-    return fitting.run(
-        library, loss, model, guide, args, kwargs, data=data, optimizer=optimizer, request=request
-    )
+    with TURN:
+        if fixed_draws is not None:
+            return fixed.run(library, loss, model, guide, args, kwargs, request)
+        return fitting.run(
+            library,
+            loss,
+            model,
+            guide,
+            args,
+            kwargs,
+            data=data,
+            optimizer=optimizer,
+            request=request,
+        )

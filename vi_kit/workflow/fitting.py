@@ -225,7 +225,11 @@ def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int 
 
     trainer.join()
     training.folder = together(processes, folder)
-    training.resume()
+    try:
+        training.resume()
+    except BaseException:
+        training.close()
+        raise
     return training
 
 

@@ -171,6 +171,17 @@ class Training:
         Raises:
             Exception: what a step raised, or a checkpoint; the history and the parameters are those before.
         """
+        try:
+            return self._run()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let others write in the folder."""
+        if self.folder is not None:
+            self.folder.close()
+
+    def _run(self) -> str:
         self.progress.start(self.history.num_steps)
         stopped, size = self.history.stopped or self._done(), 1
         try:
