@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ NUM_STEPS = int(os.environ.get("VI_KIT_NUM_STEPS", "200"))
 
 class OfTheUser(Exception):
     """Raised by programs and callbacks of these tests."""
+
+    fit: Any
 
 
 def programs(lib, trouble=lambda where: None, names=("theta",)):
@@ -56,10 +59,11 @@ def fit(lib, trouble=lambda where: None, *, names=("theta",), **given):
 
 def around(lib):
     """All that is shared with other code of the process, as it stands."""
-    found = {
+    numpy: Any = np.random.get_state()
+    found: dict[str, Any] = {
         "signal": signal.getsignal(signal.SIGINT),
-        "numpy": np.random.get_state()[1].tobytes(),
-        "numpy at": np.random.get_state()[2],
+        "numpy": numpy[1].tobytes(),
+        "numpy at": numpy[2],
         "run": context._current.get(None),
     }
     if lib.name == "pyro":
@@ -139,9 +143,10 @@ def by_svi(lib, trouble):
     model, guide = programs(lib, trouble)
     loss = lib.Loss(vi.iwae(num_particles=2), ESTIMATORS)
     if lib.name == "pyro":
-        import pyro
+        import pyro.infer
+        import pyro.optim
 
-        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss)
+        svi = pyro.infer.SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.01}), loss)
         for _ in range(3):
             svi.step(lib.array(ROWS))
     else:
@@ -238,7 +243,9 @@ def test_an_exception_in_a_callback_leaves_no_trace(lib):
     assert np.array_equal(np.asarray(found.params["theta"]), theta)
     if lib.name == "pyro":
         assert after.pop("parameters") == {"theta": theta.tobytes()}
-        after.pop("gradients"), before.pop("gradients"), before.pop("parameters")
+        after.pop("gradients")
+        before.pop("gradients")
+        before.pop("parameters")
     assert before == after
 
 
@@ -271,7 +278,8 @@ def test_ctrl_c_in_the_middle_of_a_step_lets_it_end(lib):
     theta = np.asarray(exact.params["theta"])
     assert np.array_equal(np.asarray(found.params["theta"]), theta)
     for own in ("parameters", "gradients"):
-        before.pop(own, None), after.pop(own, None)
+        before.pop(own, None)
+        after.pop(own, None)
     assert before == after
 
 
@@ -291,13 +299,14 @@ def test_ctrl_c_twice_ends_a_step(lib):
 
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(lib, trouble, callbacks=look, callback_every=1)
-    after, found = around(lib), caught.value.fit
+    after, found = around(lib), cast(Any, caught.value).fit
     assert found.num_steps == 3
     clear(lib)
     theta = fit(lib, num_steps=3).params["theta"].numpy()
     assert after.pop("parameters") == {"theta": theta.tobytes()}
     assert not any(g is not None and bool(g) for g in after.pop("gradients").values())
-    before.pop("parameters"), before.pop("gradients")
+    before.pop("parameters")
+    before.pop("gradients")
     assert before == after
 
 
@@ -312,7 +321,8 @@ def test_ctrl_c_in_a_step_of_svi(lib):
         by_svi(lib, trouble)
     after = around(lib)
     for own in ("parameters", "torch"):
-        before.pop(own, None), after.pop(own, None)
+        before.pop(own, None)
+        after.pop(own, None)
     assert not any(g is not None and bool(g) for g in after.pop("gradients", {}).values())
     before.pop("gradients", None)
     assert before == after
@@ -321,9 +331,10 @@ def test_ctrl_c_in_a_step_of_svi(lib):
 # Threads
 
 
-def in_threads(*works):
+def in_threads(*works) -> list[Any]:
     """What each returned; each begins when all are there."""
-    start, found, errors = threading.Barrier(len(works)), [None] * len(works), []
+    start, errors = threading.Barrier(len(works)), []
+    found: list[Any] = [None] * len(works)
 
     def run(i):
         start.wait()
@@ -357,7 +368,8 @@ def test_two_fits_in_two_threads(lib):
         assert np.array_equal(one.losses, other)
     after = around(lib)
     for own in ("parameters", "gradients"):
-        before.pop(own, None), after.pop(own, None)
+        before.pop(own, None)
+        after.pop(own, None)
     assert before == after
 
 
@@ -532,10 +544,11 @@ FEW = 25
 
 
 def pyro_steps(lib, compile):
-    import pyro
+    import pyro.infer
+    import pyro.optim
 
     loss = lib.Loss(vi.iwae(num_particles=2), ESTIMATORS, **({"compile": True} if compile else {}))
-    svi = pyro.infer.SVI(*programs(lib), pyro.optim.Adam({"lr": 0.01}), loss)
+    svi = pyro.infer.SVI(*programs(lib), pyro.optim.ClippedAdam({"lr": 0.01}), loss)
     return lambda: svi.step(lib.array(ROWS))
 
 

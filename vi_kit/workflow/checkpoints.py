@@ -92,7 +92,7 @@ class Folder:
                 pass
         except OSError as error:
             raise _not_written(self.path, error) from error
-        self.lock = _locked(self.path) if self.writes else None
+        self.lock = _locked(self.path)
 
     def close(self) -> None:
         """Let others write in the folder."""
