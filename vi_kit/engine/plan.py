@@ -146,7 +146,7 @@ class Plan:
         return any(choice.kind[0] != "Delta" for choice in others)
 
 
-@dataclass
+@dataclass(slots=True)  # no state of a program that holds its loss: see `closed_over`
 class Plans:
     """Plans by programs and arguments.
 
