@@ -148,7 +148,7 @@ def draw(model: ModuleType, found: vi.Fit, path: Path) -> None:
     vi.plot_bound(found, ax=left)
     if hasattr(model, "exact"):
         left.axhline(model.exact(), color="grey", linestyle=":", label="exact log evidence")
-        left.legend()
+        left.legend(fontsize="small", loc="lower right")
     model.picture(found, right)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -71,6 +71,9 @@ NEAR = {
     ("state_space", "filter"): (60, 0.3),
     ("stochastic_volatility", "filter"): (60, 0.2),
     ("cone", "autoregressive"): (600, 2.0),
+    ("radon", "conditional"): (100, 1.5),
+    ("hmm", "chain"): (100, 0.3),
+    ("gaussian_mixture", "enumerated"): (200, 1.5),
 }
 """Steps, and how near the bound then is to the log evidence (nats)."""
 

@@ -1,0 +1,4 @@
+from models import changepoint
+from models.command import main
+
+main(changepoint)

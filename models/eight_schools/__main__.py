@@ -1,0 +1,4 @@
+from models import eight_schools
+from models.command import main
+
+main(eight_schools)

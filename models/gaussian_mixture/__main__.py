@@ -1,0 +1,4 @@
+from models import gaussian_mixture
+from models.command import main
+
+main(gaussian_mixture)

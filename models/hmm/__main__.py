@@ -1,0 +1,4 @@
+from models import hmm
+from models.command import main
+
+main(hmm)

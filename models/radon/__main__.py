@@ -1,0 +1,4 @@
+from models import radon
+from models.command import main
+
+main(radon)
