@@ -495,6 +495,49 @@ def test_masked_data_that_are_no_numbers(objective, estimator, how, lib, run):
         np.testing.assert_array_equal(found, exact)
 
 
+SUPPORTS = {
+    "Gamma": ([0.3, -1.0, 1.7, -2.0], 1.0),
+    "Poisson": ([1.0, math.nan, 3.0, -1.0], 1.0),
+    "Dirichlet": ([[0.2, 0.8], [math.nan, 0.5], [0.6, 0.4], [-1.0, 2.0]], 0.5),
+}
+"""Rows of which those that are not seen are no values, and what they might be."""
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_masked_data_that_are_no_values(name, lib, run):
+    """Of a support that is not all numbers."""
+    given, other = SUPPORTS[name]
+    spoilt = np.array(given)
+    seen = SEEN.reshape(-1, *(1,) * (spoilt.ndim - 1))
+
+    def programs(rows):
+        rows, mask = lib.array(rows), lib.array(SEEN)
+
+        def model():
+            z = lib.sample("z", lib.dist.Normal(lib.array(np.array(0.0)), 1.0))
+            with lib.plate("rows", len(SEEN)), lib.handlers.mask(mask=mask):
+                rate = lib.xp.exp(0.3 * z)
+                ones = lib.array(np.ones(2))
+                likelihood = {
+                    "Gamma": lambda: lib.dist.Gamma(rate, 2.0, validate_args=False),
+                    "Poisson": lambda: lib.dist.Poisson(rate, validate_args=False),
+                    "Dirichlet": lambda: lib.dist.Dirichlet(
+                        rate[..., None] * ones, validate_args=False
+                    ),
+                }
+                lib.sample("x", likelihood[name](), obs=rows)
+
+        def guide():
+            theta = lib.theta(VALUES)
+            lib.sample("z", lib.dist.Normal(theta[0], lib.xp.exp(theta[1])))
+
+        return model, guide
+
+    exact = run(*programs(np.where(seen, spoilt, other)), VALUES)
+    assert np.isfinite(exact).all() and np.abs(exact[:, 1:]).min() > 1e-6
+    np.testing.assert_array_equal(run(*programs(spoilt), VALUES), exact)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("objective", [vi.elbo(), vi.iwae(num_particles=3)])
 def test_data_of_low_precision(objective, dtype, lib, run):

@@ -63,7 +63,7 @@ from vi_kit.language.programs import (
 )
 from vi_kit.pyro.annealing import declared
 from vi_kit.pyro.compared import Compared
-from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked
+from vi_kit.pyro.distributions import PyroDistribution, at_value, relaxed, unchecked, where_seen
 from vi_kit.pyro.expectations import CarriedMoments, Random, own_log_prob, random_value, sampled
 from vi_kit.pyro.frames import Origins, caller, is_validation, line_of
 from vi_kit.pyro.front import Recorded, saved_bytes
@@ -874,6 +874,8 @@ class _Handler:
         if self.run.ignores_supports or isinstance(value, Random):
             fn = unchecked(fn)
         (axes, inside), unmasked = self.within(msg), self.viewed(fn)
+        if msg["is_observed"] and isinstance(value, torch.Tensor):
+            value = where_seen(fn, value, msg["mask"], unmasked.mask)
         drawn: tuple[Any, Any, bool] | None = self.reading.drawn_from(name)
         if drawn is not None and isinstance(value, Random) and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)

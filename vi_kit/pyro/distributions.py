@@ -14,6 +14,7 @@ from torch.distributions import (
     TransformedDistribution,
     biject_to,
     constraints,
+    transform_to,
 )
 from torch.distributions.utils import clamp_probs
 
@@ -189,6 +190,30 @@ class UncheckedUniform(dist.Uniform):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         density = -(self.high - self.low).log()
         return density.expand(torch.broadcast_shapes(density.shape, value.shape))
+
+
+def where_seen(fn: Any, value: torch.Tensor, *masks: Any) -> torch.Tensor:
+    """An observed value with one of the support in the place of what masks leave out: the derivative of a log density
+    at what is no datum may be none, and zero times it too."""
+    for mask in masks:
+        if mask is False:
+            mask = torch.zeros((), dtype=torch.bool, device=value.device)
+        if isinstance(mask, torch.Tensor):
+            seen = mask[(..., *(None,) * len(fn.event_shape))]
+            value = torch.where(seen, value, _of_support(fn, value))
+    return value
+
+
+def _of_support(fn: Any, value: torch.Tensor) -> torch.Tensor:
+    """Some value that a distribution can have; the one given, where its support does not say."""
+    try:
+        support = fn.support
+        if support.is_discrete:
+            return torch.zeros_like(value)
+        transform = transform_to(support)
+    except NotImplementedError:
+        return value
+    return transform(value.new_zeros(transform.inverse_shape(value.shape))).detach()
 
 
 def at_value(fn: Any, value: Any) -> dist.Delta:
