@@ -5,7 +5,7 @@ LIB ?= pyro
 NUM_PROGRAMS ?= 1000
 NUM_KILLS ?= 200
 
-.PHONY: setup demo test test-all fuzz faults gpu lint format bench tutorials docs dist matrix clean
+.PHONY: setup demo test test-all fuzz faults gpu lint format bench tutorials docs support dist matrix clean
 
 setup: .venv/.installed
 
@@ -58,6 +58,9 @@ docs: setup .venv/.docs  # in build/docs; warnings are errors
 .venv/.docs: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@
+
+support: setup  # tries each estimator with each objective, as far as tests/docs/support.json does not have it
+	$(BIN)/python -m tests.docs.support --try
 
 dist:  # builds wheel and sdist, looks into them, and tries the wheel in empty environments
 	$(PYTHON) tools/dist.py

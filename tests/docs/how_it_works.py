@@ -113,7 +113,7 @@ def picture() -> str:
         lines.append(f'<text x="{x}" y="34" text-anchor="middle">{escape(layer)}</text>')
     for i, (of, to, name) in enumerate(rows):
         x, end, y = layers[of], layers[to], TOP + ROW * i + 22
-        to_left = end < x or x > WIDTH / 2
+        to_left = min(x, end) > WIDTH / 2
         anchor, at = ("end", max(x, end) - 14) if to_left else ("start", min(x, end) + 14)
         path = f"M{x},{y} H{end}" if x != end else f"M{x},{y - 12} h10 v12 h-10"
         lines.append(f'<path d="{path}" fill="none" stroke="#333" marker-end="url(#tip)"/>')

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import vi_kit
-from tests.docs import how_it_works, how_to_choose, pages
+from tests.docs import how_it_works, how_to_choose, pages, support
 from tests.libraries import PyroWords
 from tests.statistical_cases import LocalBernoulli
 from tests.unit.estimators.test_own_estimators import MuProp
+from vi_kit.estimators import REGISTRY
 
 ROOT = Path(__file__).parents[2]
 MODULES = ["vi_kit", *(m.name for m in pkgutil.walk_packages(vi_kit.__path__, "vi_kit."))]
@@ -69,3 +70,27 @@ def test_every_public_name_is_in_the_reference():
     expected |= {f"{m}.*" for m in ("vi_kit.extend", "vi_kit.generators")}
     expected |= {f"vi_kit.{lib}.{name}" for lib in ("pyro", "numpyro") for name in ("Loss", "fit")}
     assert expected <= listed
+
+
+def test_the_table_of_support_has_every_pair_and_is_that_of_what_was_tried():
+    assert support.ESTIMATORS.keys() == set(REGISTRY)
+    names = {n for n in vi_kit.objectives.__all__ if n != "Generator"}
+    assert support.OBJECTIVES.keys() == names
+    _, table, _ = how_to_choose.parts_of(support.PAGE, support.START)
+    assert table == support.table()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "objective", "way"),
+    [
+        (vi_kit.Reparam, "iwae", "Pyro"),
+        (vi_kit.Enumerate, "tail_adaptive", "Pyro"),
+        (vi_kit.Analytic, "renyi", "Pyro"),
+        (vi_kit.Rebar, "log_variance", "Pyro"),
+        (vi_kit.Reparam, "elbo", "Pyro, compiled"),
+        (vi_kit.DoublyReparam, "tail_adaptive", "NumPyro"),
+    ],
+)
+def test_what_the_table_of_support_says_of_a_pair(estimator, objective, way):
+    stored = support.found()[estimator.__name__][objective][way]
+    assert support.tried(estimator, objective, way) == stored
