@@ -58,12 +58,12 @@ def exact() -> float:
 def picture(fit: vi.Fit, ax: Any) -> None:
     """The data, and the probability of each year by the guide and exactly."""
     years = FIRST_YEAR + np.arange(len(DISASTERS))
-    by_guide = np.bincount(fit.sample(5000)["switch"].astype(int), minlength=len(years)) / 5000
+    by_guide = np.exp(np.asarray(fit.params["logits"]))
     ax.bar(years, DISASTERS, color="lightgrey")
     ax.set(xlabel="year", ylabel="disasters")
     right = ax.twinx()
     right.plot(years, np.exp(log_joint() - exact()), label="exact")
-    right.plot(years, by_guide, "--", label="guide")
+    right.plot(years, by_guide / by_guide.sum(), "--", label="guide")
     right.set(ylabel="probability of the switch")
     right.legend(fontsize="small")
 

@@ -54,7 +54,7 @@ def exact() -> float:
 def picture(fit: vi.Fit, ax: Any) -> None:
     """The mean of each state's height, by the guide and by the forward recursion, among the data."""
     (x,), (_, posterior) = data(), filtered()
-    draws = fit.sample(2000)
+    draws = fit.sample(200)
     z = np.stack([draws[f"z{t}"] for t in range(len(x))], -1)
     ax.plot(x, "k.", label="data")
     ax.plot(posterior @ MEANS, label="exact mean")
