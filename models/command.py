@@ -41,11 +41,15 @@ def fit(
     start = {"pyro": _start_pyro, "numpyro": _start_numpyro}[lib]
     options = {"num_steps": recipe.num_steps, **recipe.options, **options}
     as_array, optimizer = start(recipe, options["num_steps"])
-    programs = recipe.programs(importlib.import_module(f"{model.__name__}.{lib}"))
+    own = importlib.import_module(f"{model.__name__}.{lib}")
+    objective = objective or recipe.objective()
+    if recipe.reference:
+        settings = {**dict(objective.settings), "reference": recipe.reference(own)}
+        objective = objective.factory(**settings)
     return importlib.import_module(f"vi_kit.{lib}").fit(
-        *programs,
+        *recipe.programs(own),
         *(as_array(x) for x in model.data()),
-        objective=objective or recipe.objective(),
+        objective=objective,
         estimators=recipe.estimators,
         optimizer=optimizer,
         **options,

@@ -17,6 +17,8 @@ class Recipe:
     Attributes:
         programs: from the module of a library to its model and guide.
         objectives: those that serve, with their usual settings; the first is the usual one.
+        reference: from the module of a library to what objectives draw from that do not draw from the guide; their
+            setting of that name.
         estimators: as `fit` takes them; `None` leaves them to the default.
         num_steps: of Adam.
         step_size: its size at first; it falls to a tenth.
@@ -26,6 +28,7 @@ class Recipe:
 
     programs: Callable[[Any], Any] = attrgetter("model", "guide")
     objectives: tuple[vi.Objective, ...] = (vi.elbo(), vi.iwae(num_particles=5))
+    reference: Callable[[Any], Any] | None = None
     estimators: Any = None
     num_steps: int = 1000
     step_size: float = 0.02
