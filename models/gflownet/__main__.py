@@ -1,0 +1,4 @@
+from models import gflownet
+from models.command import main
+
+main(gflownet)
