@@ -1,0 +1,4 @@
+from models import multi_trace
+from models.command import main
+
+main(multi_trace)
