@@ -4,6 +4,7 @@ BIN := .venv/bin
 LIB ?= pyro
 NUM_PROGRAMS ?= 1000
 NUM_KILLS ?= 200
+NUM_STEPS ?= 100000
 
 .PHONY: setup demo test test-all fuzz faults gpu lint format bench tutorials docs support dist matrix clean
 
@@ -30,8 +31,9 @@ FULL := $(addprefix tests/conformance/test_,idioms.py shapes.py mixed.py) tests/
 fuzz: setup  # random programs, and every case that otherwise runs in one library in turn
 	VI_KIT_NUM_PROGRAMS=$(NUM_PROGRAMS) VI_KIT_IDIOMS=all $(BIN)/python -m pytest -n 2 -rP tests/fuzz $(FULL)
 
-faults: setup  # fits that are killed at random times, and go on
+faults: setup  # fits that are killed at random times, and go on; memory over many steps
 	VI_KIT_NUM_KILLS=$(NUM_KILLS) $(BIN)/python -m pytest tests/workflow/test_checkpoints.py -k killed
+	VI_KIT_NUM_STEPS=$(NUM_STEPS) $(BIN)/python -m pytest -s tests/workflow/test_faults.py -k flat
 
 gpu: setup  # what needs a GPU; without one it says so, case by case
 	$(BIN)/python -m pytest -m gpu -rs tests/gpu

