@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import vi_kit as vi
-from models.recipe import Recipe
+from models import state_space
 
 MEAN, PERSISTENCE, VOLATILITY = -1.0, 0.95, 0.3
 """The log variance's mean, autoregression, and the standard deviation of its steps."""
@@ -79,15 +79,5 @@ def picture(fit: vi.Fit, ax: Any) -> None:
     ax.legend(fontsize="small")
 
 
-def _filter(lib: Any) -> tuple[Any, Any]:
-    return lib.model, vi.normalize(lib.model, vi.SMC(lib.proposal, 16, biased=True))
-
-
-RECIPES = {
-    "filter": Recipe(_filter, objectives=(vi.elbo(),), num_steps=300),
-    "series": Recipe(
-        lambda lib: (lib.model, lib.proposal),
-        objectives=(vi.iwae(num_particles=16), vi.elbo()),
-        num_steps=300,
-    ),
-}
+RECIPES = state_space.RECIPES
+"""A series is fitted in the same ways, whichever its law."""

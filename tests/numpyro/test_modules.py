@@ -16,7 +16,7 @@ from numpyro.infer.autoguide import AutoNormal
 
 import vi_kit as vi
 from tests.numpyro.programs import falls
-from vi_kit.numpyro import Loss
+from vi_kit.numpyro import Loss, fit
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 8)[:, None]
@@ -60,6 +60,11 @@ def test_network_in_the_model_trains(net):
     result = svi.run(KEY, 60, progress_bar=False)
     assert falls(result.losses)
     assert "net$params" in result.params
+
+
+def test_a_fit_says_how_many_arrays_a_network_has():
+    found = fit(*regression(stax_net), num_steps=2, progress=False)
+    assert "a (), net$params (4 arrays)" in str(found)
 
 
 def test_network_in_the_guide_amortises():
