@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,6 +94,9 @@ SLOPE_PLACES = (0.0, 0.7, -1.3)
 
 WIDTHS = (0.03, 0.005)
 """Of these, and of half of each."""
+
+CALM_WIDTH = 1e-3
+"""How near to a change its sides are compared, beside where it is: terms that are the same there do not jump."""
 
 EQUALITIES = frozenset(("eq", "ne"))
 """Whose result changes at single values only, unless it was seen to change elsewhere."""
@@ -227,6 +230,7 @@ def find_jumps(
     trained: Mapping[Cut, Sequence[str]] | None = None,
     shifted: Shifted = lambda cut, place, name: None,
     others: Sequence[tuple[Callable[[float], Snapshot], Shifted]] = (),
+    at_many: Callable[[Sequence[float], Aside], list[Snapshot]] | None = None,
 ) -> Jumps:
     """Test every operation that takes steps and reaches a term.
 
@@ -243,6 +247,7 @@ def find_jumps(
         trained: names of the parameters on which operands of an operation depend, but by way of sites.
         shifted: evaluates an operation where one of them has moved.
         others: `at` and `shifted` with other numbers for what is not known, for operations of which no change is seen.
+        at_many: `at` for many places together, if that is less work and what it makes is small enough to be kept.
     """
     terms: dict[Cut, dict[int, None]] = {}
     labels: dict[Cut, dict[str, None]] = {}
@@ -253,8 +258,15 @@ def find_jumps(
                 labels.setdefault(cut, {})[label] = None
     found: dict[str, dict[str, None]] = {}
     assumed: dict[str, dict[str, None]] = {}
-    ways = [_Way(lambda place, a=a: at(place, a), again, branches, shifted) for a in (HERE, *ASIDE)]
-    ways_of_others = [_Way(one, None, branches, shift) for one, shift in others]
+    together = at_many or (lambda places, aside: [at(place, aside) for place in places])
+    ways = [
+        _Way(lambda places, a=a: together(places, a), again, branches, shifted, at_many is not None)
+        for a in (HERE, *ASIDE)
+    ]
+    ways_of_others = [
+        _Way(lambda places, one=one: [*map(one, places)], None, branches, shift)
+        for one, shift in others
+    ]
     way = ways[0]
     lost: dict[str, dict[str, None]] = {}
     moving: dict[str, dict[str, None]] = {}
@@ -277,7 +289,11 @@ def find_jumps(
             for i in verdicts[label] or ():
                 if cut in degrees[i].get(label, CONSTANT).cuts:
                     lost.setdefault(label, {})[f"{sources[i]}, because of {cut}"] = None
-    for cut in sorted(terms.keys() - reads - stops):
+    tested = sorted(terms.keys() - reads - stops)
+    for one in ways if at_many is not None else ():
+        its = [cut for cut in tested if one is way or cut.name in SIDES]
+        one.look_ahead([cut for cut in its if cut not in branches], terms)
+    for cut in tested:
         verdict, seen_on = None, way
         num_calm = MAX_CALM if way.is_small(cut) else 0
         for one in ways if cut.name in SIDES else (*ways[:1], *ways_of_others):
@@ -393,22 +409,49 @@ class _Way:
 
     def __init__(
         self,
-        at: Callable[[float], Snapshot],
+        together: Callable[[Sequence[float]], list[Snapshot]],
         again: Again | None,
         branches: frozenset[Cut],
         shifted: Shifted,
+        keeps_all: bool = False,
     ):
-        self.at, self.again, self.branches, self.shifted = at, again, branches, shifted
+        self.together, self.again, self.branches, self.shifted = together, again, branches, shifted
+        self.keeps_all = keeps_all
         self.known: dict[float, Snapshot] = {}
         self.runs: dict[float, Snapshot] = {}
         self.edge = (0.0, 0.0)
 
-    def snapshot(self, place: float) -> Snapshot:
-        if place not in PLACES:
-            return self.at(place)
-        if place not in self.known:
-            self.known[place] = self.at(place)
-        return self.known[place]
+    def at(self, place: float) -> Snapshot:
+        if place in self.known:
+            return self.known[place]
+        (made,) = self.together([place])
+        if self.keeps_all or place in PLACES:
+            self.known[place] = made
+        return made
+
+    def look_ahead(self, cuts: Sequence[Cut], terms: Mapping[Cut, Collection[int]]) -> None:
+        """Evaluate together what the search for jumps of operations is about to ask for."""
+        if not cuts:
+            return
+        self.keep(PLACES)
+        searches = [
+            self.comparing(cut, *stretch, terms[cut])
+            for cut in cuts
+            for stretch in self.changes(cut)
+        ]
+        while searches:
+            asked = [(search, next(search, None)) for search in searches]
+            searches = [search for search, places in asked if places is not None]
+            self.keep(place for _, places in asked for place in places or ())
+
+    def keep(self, places: Iterable[float]) -> None:
+        new = list(dict.fromkeys(place for place in places if place not in self.known))
+        self.known.update(zip(new, self.together(new), strict=True))
+
+    def over_grid(self) -> Iterator[Snapshot]:
+        if self.keeps_all:
+            self.keep(GRID)
+        return map(self.at, GRID)
 
     def run(self, place: float) -> Snapshot | None:
         """What the program itself makes at a place; `None` if it was run too often."""
@@ -444,12 +487,12 @@ class _Way:
 
     def is_small(self, cut: Cut) -> bool:
         """Whether an operation has few results, or such that are no truth values."""
-        result = self.snapshot(0.0).results.get(cut)
+        result = self.at(0.0).results.get(cut)
         return result is not None and (result.dtype.kind != "b" or result.size <= MAX_FEW)
 
     def is_calm(self, cut: Cut) -> bool:
         """Whether an operation of which no change was seen is one that need not have any."""
-        is_known = self.snapshot(0.0).results.get(cut) is not None
+        is_known = self.at(0.0).results.get(cut) is not None
         if cut.name in LOOPS:
             return is_known and not any(self.changes(cut))
         by_name = cut.name in POLES or cut.name in SIDES or cut.name in TESTS
@@ -468,13 +511,13 @@ class _Way:
 
     def changes(self, cut: Cut) -> Iterable[tuple[float, float]]:
         """Stretches of the way, nearest first, within which the result of an operation changes."""
-        if self.snapshot(0.0).results.get(cut) is None:
+        if self.at(0.0).results.get(cut) is None:
             return
         count, inner = 0, {1: 0.0, -1: 0.0}
         for place in PLACES[1:]:
             side = 1 if place > 0 else -1
             start, inner[side] = inner[side], place
-            if not _same(self.snapshot(start), self.snapshot(place), cut):
+            if not _same(self.at(start), self.at(place), cut):
                 yield start, place
                 count += 1
             if count == MAX_CHANGES:
@@ -490,9 +533,10 @@ class _Way:
     def steps(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
         """Between which places of the grid operations change, nearest first."""
         found: dict[Cut, list[tuple[float, float]]] = {}
-        before = self.at(GRID[0])
+        grid = self.over_grid()
+        before = next(grid)
         for left, right in itertools.pairwise(GRID):
-            after = self.at(right)
+            after = next(grid)
             for cut, result in before.results.items():
                 if result is not None and result.size and not _same(before, after, cut):
                     found.setdefault(cut, []).append((left, right))
@@ -515,9 +559,10 @@ class _Way:
     def near(self) -> Mapping[Cut, Sequence[tuple[float, float, int]]]:
         """Where operations change between places of the grid, or an element of a comparison may do so."""
         found: dict[Cut, list[tuple[float, float, float, int]]] = {}
-        before, here = map(self.at, GRID[:2])
+        grid = self.over_grid()
+        before, here = next(grid), next(grid)
         for left, place, right in zip(GRID, GRID[1:], GRID[2:], strict=False):
-            after = self.at(right)
+            after = next(grid)
             for cut, result in here.results.items():
                 if result is not None and not _same(before, here, cut):
                     found.setdefault(cut, []).append((-1.0, left, place, 0))
@@ -585,7 +630,18 @@ class _Way:
 
     def compared(self, cut: Cut, low: float, high: float, terms: Sequence[int]) -> list[int] | None:
         """Bisect to a change; which terms jump there, `None` if they cannot be compared."""
-        below, above, calm = self.snapshot(low), self.snapshot(high), 0
+        search = self.comparing(cut, low, high, terms)
+        while True:
+            try:
+                next(search)
+            except StopIteration as end:
+                return end.value
+
+    def comparing(
+        self, cut: Cut, low: float, high: float, terms: Collection[int]
+    ) -> Generator[Sequence[float], None, list[int] | None]:
+        """The same, which tells the places before it evaluates the program there."""
+        below, above, calm = self.at(low), self.at(high), 0
         turns = _turns(below, above, cut) if cut.name in LOOPS else 0.0
         kinds = {below.terms[i].dtype for i in terms if below.terms[i].dtype.kind == "f"}
         # nearer than this, one operation may have two results in one compiled program
@@ -596,15 +652,16 @@ class _Way:
             middle = 0.5 * (low + high)
             if middle in (low, high) or abs(high - low) <= width * max(1.0, abs(middle)):
                 break
+            yield (middle,)
             between = self.at(middle)
             if _same(below, between, cut):
                 low, below = middle, between
             else:
                 high, above = middle, between
-            is_calm = cut not in self.branches and abs(high - low) < 1e-3
+            is_calm = cut not in self.branches and abs(high - low) < CALM_WIDTH
             calm = calm + 1 if is_calm and _apart(below, above, terms) == [] else 0
             if calm == 2:
-                break
+                return None if below.is_elsewhere or above.is_elsewhere else []
         self.edge = low, high
         width = high - low
         if cut in self.branches:
@@ -624,6 +681,7 @@ class _Way:
         else:
             factors = (1.0, 3.0, 8.0) if is_pole else (8.0,)  # 0 / 0 is rounded
             steps = [factor * width for factor in factors]
+            yield [low - by for by in steps] + [high + by for by in steps]
             sides = [(below, self.at(low - by)) for by in steps]
             sides += [(above, self.at(high + by)) for by in steps]
             noise = [(a, b) for a, b in sides if _same(a, b, cut)]
@@ -646,7 +704,7 @@ def _turns(one: Snapshot, other: Snapshot, cut: Cut) -> float:
 def _apart(
     one: Snapshot,
     other: Snapshot,
-    terms: Sequence[int],
+    terms: Collection[int],
     noise: Sequence[tuple[Snapshot, Snapshot]] = (),
     loose: float = 0.0,
 ) -> list[int] | None:

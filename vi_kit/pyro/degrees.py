@@ -75,6 +75,14 @@ from vi_kit.pyro.trees import mapped
 
 aten = torch.ops.aten
 
+OF_NUMBERS = {
+    getattr(aten, name).Tensor: getattr(aten, name).Scalar for name in ("add", "sub", "mul", "div")
+}
+"""Operations with a number, which are made with a tensor."""
+
+MAX_MAPPED = 2**16
+"""How many numbers a program may make that is evaluated at many places together."""
+
 
 def degree_probe(plan: Plan) -> DegreeProbe:
     """A probe with a zero of degree one for each site whose estimator asks for a degree."""
@@ -118,8 +126,21 @@ class Step:
         trees = [i for i in trees if _has_numbers(self.args[i])]
         return values, trees, [name for name, x in self.kwargs.items() if _has_numbers(x)]
 
-    def again(self, values: list[Any], chosen: tuple[int, int] | None = None) -> list[torch.Tensor]:
-        """What it makes of other values; `chosen`: of an argument that chooses, what that is instead."""
+    @functools.cached_property
+    def with_tangents(self) -> tuple[Any, list[int]]:
+        """The operation and its constant operands, as forward derivatives are cheap: a tangent that is not there costs
+        torch fifty times as much as one that is zero, and so does a number that is written as a tensor."""
+        func, other = self.func, self.args[1] if len(self.args) > 1 else None
+        if func in OF_NUMBERS and isinstance(other, int | float | complex):
+            func = OF_NUMBERS[func]
+        tensors = enumerate(self.args)
+        return func, [i for i, x in tensors if isinstance(x, torch.Tensor) and _is_inexact(x)]
+
+    def again(
+        self, values: list[Any], chosen: tuple[int, int] | None = None, tangents: bool = False
+    ) -> list[torch.Tensor]:
+        """What it makes of other values; `chosen`: of an argument that chooses, what that is instead; `tangents`:
+        whether values have such."""
 
         def known(x: Any) -> Any:
             return values[x.of] if isinstance(x, Number) else x
@@ -135,10 +156,24 @@ class Step:
             args[i] = mapped(known, args[i])
         if named:
             kwargs = {**kwargs, **{name: mapped(known, kwargs[name]) for name in named}}
-        result = self.func(*args, **kwargs)
+        func, constant = self.with_tangents if tangents else (self.func, [])
+        for i in constant:
+            args[i] = forward_ad.make_dual(args[i], torch.zeros_like(args[i]))
+        result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor):
             return [result]
         return [x for x in leaves_of(result) if isinstance(x, torch.Tensor)]
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """All values by number, of one of many places at which a program was evaluated together."""
+
+    values: Sequence[torch.Tensor]
+    place: int
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return self.values[number][self.place]
 
 
 @dataclass(frozen=True)
@@ -244,10 +279,14 @@ class Reading(Drawing):
         self.steps.append(step)
 
     def repeated(
-        self, leaves: Sequence[torch.Tensor], way: Sequence[int] = (), stops: bool = False
+        self,
+        leaves: Sequence[torch.Tensor],
+        way: Sequence[int] = (),
+        stops: bool = False,
+        tangents: bool = False,
     ) -> list[Any]:
         """All values by number, for other values of the leaves, with `choices` as a way says, and with a derivative
-        where the program says that there is none, or without."""
+        where the program says that there is none, or without; `tangents`: whether leaves have such."""
         values: list[Any] = [None] * len(self.plain)
         for number, leaf in zip(self.leaves, leaves, strict=True):
             values[number] = leaf.clone()
@@ -255,7 +294,7 @@ class Reading(Drawing):
         indices = dict(zip(self.choices, way, strict=True)) if way else {}
         for place, step in enumerate(self.steps):
             chosen = (self.choices[place][0], indices[place]) if place in indices else None
-            for number, value in zip(step.made, step.again(values, chosen), strict=True):
+            for number, value in zip(step.made, step.again(values, chosen, tangents), strict=True):
                 values[number] = value.detach() if stops and step.is_stop else value
         return values
 
@@ -749,13 +788,33 @@ def find_jumps_in(
         def at(
             place: float, aside: Aside = HERE, only: str | None = None, way: Sequence[int] = ()
         ) -> Snapshot:
-            results: dict[Cut, Any]
             with forward_ad.dual_level():
                 starts = [dual(leaf) for leaf in places(place, only, aside)]
-                values = reading.repeated(starts, way)
-                results = {cut: result(values) for cut, result in reading.results.items()}
-                gaps = {cut: gap(values) for cut, gap in reading.gaps.items()}
-                terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
+                return snapshot(reading.repeated(starts, way, tangents=has_slopes))
+
+        def at_many(
+            several: Sequence[float], aside: Aside = HERE, way: Sequence[int] = ()
+        ) -> list[Snapshot]:
+            nonlocal is_mapped
+            if is_mapped and len(several) > 1:
+                by_place = (places(place, aside=aside) for place in several)
+                stacked = [torch.stack(leaf) for leaf in zip(*by_place, strict=True)]
+                mapped_over = torch.vmap(
+                    lambda *starts: reading.repeated(starts, way, tangents=has_slopes)
+                )
+                try:
+                    with forward_ad.dual_level():
+                        values = mapped_over(*map(dual, stacked))
+                        return [snapshot(Mapped(values, i)) for i in range(len(several))]
+                except (RuntimeError, ValueError, NotImplementedError):
+                    is_mapped = False  # an operation cannot be
+            return [at(place, aside, way=way) for place in several]
+
+        def snapshot(values: Any) -> Snapshot:
+            results: dict[Cut, Any]
+            results = {cut: result(values) for cut, result in reading.results.items()}
+            gaps = {cut: gap(values) for cut, gap in reading.gaps.items()}
+            terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
             if not has_slopes:
                 results.update({cut: None for cut in results if cut.name in POLES})
             elsewhere = any(not np.array_equal(base[b], results[b]) for b in reading.branches)
@@ -766,8 +825,10 @@ def find_jumps_in(
                 return leaf
             with warnings.catch_warnings():  # of what torch loads the first time
                 warnings.simplefilter("ignore")
-                return forward_ad.make_dual(leaf, torch.tensor([1.0, *HERE], dtype=leaf.dtype))
+                along = torch.tensor([1.0, *HERE], dtype=leaf.dtype)
+                return forward_ad.make_dual(leaf, along.expand_as(leaf).clone())
 
+        is_mapped = sum(x.numel() for x in reading.plain) <= MAX_MAPPED
         has_slopes = any(cut.name in POLES for cut in reading.results)
         if has_slopes:
             try:
@@ -794,7 +855,7 @@ def find_jumps_in(
                         moved = probe_at(place, settled=settled)[1]
                     with forward_ad.dual_level():
                         starts = [dual(leaf) for leaf in places(place)]
-                        return moved.results[cut](moved.repeated(starts))
+                        return moved.results[cut](moved.repeated(starts, tangents=has_slopes))
             except Exception:  # the program may take another way, or refuse values
                 return None
 
@@ -824,6 +885,7 @@ def find_jumps_in(
                 slopes,
                 trained,
                 shifted,
+                at_many=at_many if same and is_mapped else None,
             )
             of_chosen = with_cuts(degrees, reading.chosen - reading.reads)
             for way in ways([size for _, size in reading.choices.values()]) if same else ():
@@ -834,6 +896,7 @@ def find_jumps_in(
                         functools.partial(at, way=way),
                         stops=frozenset(reading.stops),
                         slopes=functools.partial(slopes_on, way=way),
+                        at_many=functools.partial(at_many, way=way) if is_mapped else None,
                     )
                     found = found.joined(more)
             return found
