@@ -130,3 +130,52 @@ def test_on_a_device_as_on_the_host(estimator, objective, device):
         _, waited = estimates(device, estimator, objective, seed)
     np.testing.assert_allclose(there, host, rtol=1e-9, atol=1e-12)
     assert len(waited) == READS[device], waited
+
+
+PHASES = {
+    "wake": vi.wake_sleep(num_particles=3),
+    "wake and sleep": vi.wake_sleep(num_particles=3, insomnia=0.5),
+    "forward_kl": vi.forward_kl(num_particles=2),
+    "eubo": vi.eubo(num_particles=2),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["Normal", "Bernoulli"])
+@pytest.mark.parametrize("objective", PHASES)
+def test_phases_of_their_own(objective, kind, device):
+    """Weights divide: to look for jumps there ended the process, as a tangent that is not there has no device."""
+    device, data = available(device), np.array([0.7, -0.3])
+
+    def found(device):
+        lib = DeviceWords(device)
+
+        def model(x):
+            weight = lib.theta(np.array([0.4, -0.2]), "weight")
+            with lib.plate("data", 2):
+                prior = {"Normal": (0.1, 1.1), "Bernoulli": (0.4,)}[kind]
+                z = lib.sample("z", getattr(lib.dist, kind)(*map(lib.array, prior)))
+                lib.sample("x", lib.dist.Normal(z * weight, lib.array(0.9)), obs=x)
+
+        def guide(x):
+            theta = lib.theta(np.array([0.1, 0.3]))
+            with lib.plate("data", 2):
+                if kind == "Normal":
+                    lib.sample("z", lib.dist.Normal(theta, lib.array(1.2)))
+                else:
+                    lib.sample("z", lib.dist.Bernoulli(logits=theta))
+
+        return lib.estimates(
+            Loss(PHASES[objective]),
+            model,
+            guide,
+            np.array([0.1, 0.3]),
+            num_draws=4,
+            seed=seed_of(objective),
+            names=("theta", "weight"),
+            args=(lib.array(data),),
+        )
+
+    host = found("cpu")
+    with NoiseOfHost() if device == "cuda" else nullcontext():
+        np.testing.assert_allclose(found(device), host, rtol=1e-9, atol=1e-12)
