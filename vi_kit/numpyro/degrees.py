@@ -104,6 +104,15 @@ def vi_kit_constant(value: Any) -> Any:
 
 constant = jax.jit(vi_kit_constant)
 
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""For what runs a few times only: to optimise it takes longer than that."""
+
+NUM_TOGETHER = 64
+"""At how many places a program is evaluated together."""
+
+MAX_TOGETHER = 2**16
+"""How many numbers such a program may make."""
+
 OWN = tuple(f"{Path(str(module.__file__)).parent}/" for module in (vi_kit, numpyro.distributions))
 """Where the steps that operations take are known to choose between formulas for one function."""
 
@@ -495,7 +504,6 @@ def find_jumps_in(
         pairs = zip(reading.choices.items(), way, strict=True)
         return {inside: (operand, index) for (inside, (operand, _)), index in pairs}
 
-    @jax.jit
     def evaluated(place: Any, *given: Any) -> Any:
         if not any(cut.name in POLES for cut in reading.cuts.values()):
             return run(place, *given)
@@ -508,6 +516,9 @@ def find_jumps_in(
                 results[key] = [jnp.sign(x) * jnp.sign(slope) for x, slope in pairs]
         return results, gaps, terms
 
+    alone = compiled(evaluated)
+    together = compiled(jax.vmap(evaluated, (0, *[None] * 5)))
+    is_mapped = _size(closed.jaxpr) <= MAX_TOGETHER
     unknown = {cut: None for cut in reading.cuts.values()}
 
     def places(place: float, only: str | None = None, aside: Aside = HERE) -> np.ndarray:
@@ -524,10 +535,35 @@ def find_jumps_in(
             shifts: Mapping[int, Any] = {},
             inputs: Sequence[Any] = inputs,
         ) -> Snapshot:
+            return at_many([place], aside, shifts, inputs)[0]
+
+        def at_many(
+            several: Sequence[float],
+            aside: Aside = HERE,
+            shifts: Mapping[int, Any] = {},
+            inputs: Sequence[Any] = inputs,
+        ) -> list[Snapshot]:
+            nonlocal is_mapped
+            given = places(0.0), indices, consts, list(inputs), shifts
+            moved = [places(place, aside=aside) for place in several]
+            made: list[Snapshot] = []
             with jax.ensure_compile_time_eval():
-                moved = places(place, aside=aside)
-                made = evaluated(moved, places(0.0), indices, consts, list(inputs), shifts)
-            results, gaps, terms = jax.tree.map(np.asarray, made)
+                for i in range(0, len(moved), NUM_TOGETHER) if is_mapped else ():
+                    batch = moved[i : i + NUM_TOGETHER]
+                    filled = batch + batch[-1:] * (NUM_TOGETHER - len(batch))
+                    try:
+                        arrays = jax.tree.map(np.asarray, together(np.stack(filled), *given))
+                    except NotImplementedError:  # an operation cannot be mapped
+                        is_mapped = False
+                        break
+                    for j in range(len(batch)):
+                        made.append(snapshot(jax.tree.map(lambda x, j=j: x[j], arrays)))
+                for place in moved[len(made) :]:
+                    made.append(snapshot(jax.tree.map(np.asarray, alone(place, *given))))
+            return made
+
+        def snapshot(made: Any) -> Snapshot:
+            results, gaps, terms = made
             found, gaps = (
                 {
                     Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
@@ -574,13 +610,14 @@ def find_jumps_in(
             trained=by_parameter,
             shifted=shifted(inputs),
             others=[(functools.partial(at, inputs=row), shifted(row)) for row in others],
+            at_many=at_many if is_mapped else None,
         )
 
-    @jax.jit
+    @compiled
     def terms_at(place: Any, origin: Any, *given: Any) -> Any:
         return run(place, origin, *given)[-1]
 
-    @jax.jit
+    @compiled
     def derivatives(place: Any, way: Any, consts: Any, inputs: Any) -> Any:
         def sums(place: Any) -> Any:
             arguments = [(x, x) for x in (*place, *jax.tree.leaves(inputs))]
@@ -598,6 +635,12 @@ def find_jumps_in(
         if not found.of_all(labels):
             found = found.joined(found_on(way, of_chosen))
     return found
+
+
+def _size(jaxpr: Jaxpr) -> int:
+    """How many numbers a program makes."""
+    made = (variable.aval for equation in jaxpr.eqns for variable in equation.outvars)
+    return sum(int(np.prod(getattr(aval, "shape", ()))) for aval in made)
 
 
 def plausible(
