@@ -108,6 +108,26 @@ def test_one_event_of_several_bits(bound, control, lib, request):
     oracles.check_unbiased(draws, -oracles.gradient(value, VALUES))
 
 
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("objective", ["log_variance", "wake_sleep"])
+def test_where_the_guide_is_held(objective, control, lib, request):
+    """Pyro took what the control variate learns for a parameter that had been computed before the step."""
+    bound = {"log_variance": vi.log_variance, "wake_sleep": vi.wake_sleep}[objective]
+    loss = lib.Loss(bound(num_particles=2), CONTROLS[control](lib, 3), num_samples=1000)
+    draws = lib.gradients(loss, *code(lib), VALUES, 40, oracles.seed_of(request.node.name))
+    held, log_w = worth_of_codes(VALUES)
+    held, weight = np.exp(held), np.exp(log_w - log_w.max())
+
+    def value(theta):
+        log_q, log_w = worth_of_codes(theta)
+        if objective == "log_variance":
+            return 0.5 * held @ (log_w - held @ log_w) ** 2
+        of_pair = log_q[:, None] * weight[:, None] + log_q * weight
+        return -held @ (of_pair / (weight[:, None] + weight)) @ held
+
+    oracles.check_unbiased(draws, oracles.gradient(value, VALUES))
+
+
 @pytest.mark.parametrize("control", ["rebar", "relax"])
 @pytest.mark.parametrize("bound", ["elbo", "iwae"])
 def test_one_hot_values_in_pyro(bound, control, request):

@@ -312,8 +312,12 @@ class PyroBackend:
             pyro.module(name, module)
         for name in self.own_params:
             pyro.param(name)
-        of_modules = [p for m in self.own_modules.values() for p in m.parameters()]
-        return [p for p in (*self.own_params.values(), *of_modules) if p.requires_grad]
+        return [p for p in self._own_leaves() if p.requires_grad]
+
+    def _own_leaves(self) -> list[torch.Tensor]:
+        """What estimators train."""
+        of_modules = (p for m in self.own_modules.values() for p in m.parameters())
+        return [*self.own_params.values(), *of_modules]
 
     # Programs
 
@@ -573,7 +577,9 @@ class PyroBackend:
         """The tensors to train from which arrays are computed, but for values that were drawn before."""
         values = (v for draw in self.draws for v in draw.values())
         drawn = self.drawn.union(detach_provenance(v).grad_fn for v in values)
-        return [leaf for leaf in reached(arrays, drawn) if leaf not in self.steps]
+        own = {id(p) for p in self._own_leaves()}
+        leaves = (leaf for leaf in reached(arrays, drawn) if leaf not in self.steps)
+        return [leaf for leaf in leaves if id(leaf) not in own]
 
     def _described(self, leaf: torch.Tensor, program: Program) -> str:
         name, known = (
@@ -594,11 +600,7 @@ class PyroBackend:
     def refuse_unknown(self, costs: Iterable[torch.Tensor]) -> None:
         """Where gradients are split, refuse parameters of which nobody knows whose they are."""
         owners = [p for role in ("model", "guide") for p in self.params[role].values()]
-        own = [
-            *self.own_params.values(),
-            *(p for m in self.own_modules.values() for p in m.parameters()),
-        ]
-        known = {id(p) for p in (*owners, *own)}
+        known = {id(p) for p in (*owners, *self._own_leaves())}
         unknown = [
             leaf for leaf in reached(costs) if id(leaf) not in known and leaf not in self.steps
         ]
