@@ -171,7 +171,7 @@ def _applied(
         for a in (*n.axes, *(a for a, _ in t.inside), *t.pending)
         if a.kind < SLOT and a not in keep and a != over
     }
-    name = getattr(reduction.fn, "__name__", "apply")
+    name = getattr(reduction.fn, "__name__", "apply").lstrip("_")
     run.before_nonlinear(Nonlinear(name, every, plates, over, summed, in_turn))
     reduced = summed | ({over} if over else set())
     local = [s for s in run.sites if s.axes and s.world and not reduced.isdisjoint(s.axes)]

@@ -158,7 +158,7 @@ def mean_square(x: Array) -> Array:
 def pairwise_mean_square(lambda_: float) -> Callable[..., Array]:
     """The weighted mean of squared differences of states, as a function of the values of each."""
 
-    def fn(*states: Array) -> Array:
+    def mean_square(*states: Array) -> Array:
         xp = array_namespace(*states)
         c = xp.stack(xp.broadcast_arrays(*states))
         steps = range(len(states))
@@ -168,7 +168,7 @@ def pairwise_mean_square(lambda_: float) -> Callable[..., Array]:
         square = (c[:, None] - c[None]) ** 2
         return xp.mean(xp.sum(weights * square, axis=(0, 1)), axis=0)
 
-    return fn
+    return mean_square
 
 
 def refuse_last_flow(flows: Mapping[int, Cost], num_sites: int) -> None:

@@ -112,11 +112,11 @@ def thermodynamic(
 def riemann_sum(points: Sequence[tuple[float, float]]) -> Callable[[Array], Array]:
     """The sum over points and their widths, as a function of log weights."""
 
-    def fn(log_w: Array) -> Array:
+    def weighted_sum(log_w: Array) -> Array:
         xp = array_namespace(log_w)
         return sum(width * xp.sum(softmax(beta * log_w) * log_w, axis=0) for beta, width in points)
 
-    return fn
+    return weighted_sum
 
 
 def largest(x: Array) -> Array:
