@@ -88,10 +88,11 @@ def test_on_a_device_as_on_the_first(estimator, objective, device):
 
 
 @pytest.mark.skipif(SECOND in os.environ.get("XLA_FLAGS", ""), reason="this is the process")
-def test_on_a_second_device():
-    """All tests of this file that are run on devices, where there are two of the host."""
+@pytest.mark.parametrize("cases", ["second and loo and elbo", "second"])
+def test_on_a_second_device(cases):
+    """Tests of this file that are run on devices, where there are two of the host."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "second", __file__],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", cases, __file__],
         env={**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {SECOND}"},
         cwd=Path(__file__).parents[2],
         capture_output=True,

@@ -1,5 +1,6 @@
 """`fit`: whole data, minibatches, restarts, optimisers, callbacks, and what is refused before any work."""
 
+import itertools
 import os
 import signal
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
+from tests import oracles
 from tests.workflow.programs import NOISE, X, evidence_of_normals, normals, posterior_of_normals
 
 ROWS = np.random.default_rng(0).normal(1.0, 1.0, 40)
@@ -200,6 +202,52 @@ def test_a_minibatch_counts_for_all_rows(lib, name, how):
     assert abs(losses.mean() - exact) <= 5 * error
     unscaled = exact * size / len(ROWS)  # a mutant: rows count for themselves
     assert abs(losses.mean() - unscaled) >= 8 * error
+
+
+@pytest.mark.parametrize("name", ["iwae", "renyi", "cubo"])
+def test_a_row_of_a_minibatch_is_one_row_to_a_nonlinear_objective(lib, name):
+    """Mutant: it is one row with a power of its weight, as a scale of its densities would have it."""
+    power = {"iwae": 1.0, "renyi": 0.5, "cubo": 2.0}[name]
+    objective = {
+        "iwae": vi.iwae(num_particles=2),
+        "renyi": vi.renyi(alpha=0.5, num_particles=2),
+        "cubo": vi.cubo(order=2.0, num_particles=2),
+    }[name]
+
+    def model(x):
+        with lib.plate("data", len(x)):
+            b = lib.sample("b", lib.dist.Bernoulli(0.3))
+            lib.sample("x", lib.dist.Normal(2.0 * b, 1.0), obs=x)
+
+    def guide(x):
+        with lib.plate("data", len(x)):
+            lib.sample("b", lib.dist.Bernoulli(logits=lib.theta(np.array(0.5)) * x - 1.0))
+
+    found = lib.fit(
+        model,
+        guide,
+        lib.array(ROWS),
+        optimizer=still(lib),
+        num_steps=5,
+        batch_size=8,
+        objective=objective,
+        estimators=vi.Enumerate(),
+    )
+    b = np.array([[0.0], [1.0]])
+    log_q = oracles.log_bernoulli(0.5 * ROWS - 1.0, b)
+    log_w = np.log(np.where(b == 1, 0.3, 0.7)) + oracles.log_normal(ROWS, 2.0 * b, 1.0) - log_q
+
+    def bound(scale):
+        pairs = [scale * power * np.stack(x) for x in itertools.product(log_w, repeat=2)]
+        values = np.stack([np.logaddexp.reduce(x) - np.log(2.0) for x in pairs]) / power
+        q = np.stack([np.exp(x + y) for x, y in itertools.product(log_q, repeat=2)])
+        return (q * values).sum() / scale
+
+    loss = bound(1.0) if name == "cubo" else -bound(1.0)
+    mutant = bound(5.0) if name == "cubo" else -bound(5.0)
+    assert len(ROWS) == 40
+    np.testing.assert_allclose(found.losses.mean(), loss, rtol=1e-6)
+    assert abs(mutant - loss) > 1.0
 
 
 def test_each_row_comes_once_in_an_epoch(lib):

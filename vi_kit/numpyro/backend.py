@@ -924,7 +924,8 @@ class _Handler:
             self.backend.deepest_dim = max(self.backend.deepest_dim, -frame.dim)
             if frame.dim < -self.run.plan.max_plate_nesting:
                 raise Replan
-            scale = self.full_sizes.get(frame.name, frame.size) / frame.size
+            own = self.full_sizes.get(frame.name, frame.size)
+            scale = getattr(frame, "full_size", own) / frame.size  # `Part` has one
             axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
         return self.run.one_name(self.program.role, axes)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from numpyro import handlers
-from numpyro.primitives import Messenger
+from numpyro.primitives import CondIndepStackFrame, Messenger
 
 from vi_kit.engine.statements import is_copy
 from vi_kit.language.marginal import mapped_part
@@ -45,8 +45,19 @@ def _as_array(x: Any) -> Any:
     return x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
 
 
+class Part(CondIndepStackFrame):
+    """A plate that is a minibatch of more rows.
+
+    Attributes:
+        full_size: how many.
+    """
+
+    full_size: int
+
+
 class Scaled(Messenger):
-    """Statements in some plates count for as many rows as they stand for."""
+    """Some plates are minibatches of more rows, and their statements count for these: a nonlinear objective of each row
+    is not one of a row that counts several times."""
 
     def __init__(self, plates: Mapping[str, int]):
         super().__init__()
@@ -57,11 +68,16 @@ class Scaled(Messenger):
             self.own[msg["name"]] = msg["args"][0]  # what its own scale makes of it
         if msg["type"] != "sample":
             return
-        for frame in msg["cond_indep_stack"]:
+        frames = list(msg["cond_indep_stack"])
+        for i, frame in enumerate(frames):
             own: Any = self.own.get(frame.name, frame.size)
-            if frame.name in self.plates and own != self.plates[frame.name]:
-                factor = self.plates[frame.name] / own
+            full = self.plates.get(frame.name, own)
+            if own != full:
+                factor = full / own
                 msg["scale"] = factor if msg["scale"] is None else msg["scale"] * factor
+                frames[i] = Part(*frame)
+                frames[i].full_size = full
+        msg["cond_indep_stack"] = frames
 
 
 def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:

@@ -64,17 +64,22 @@ def cut(one: Any, index: np.ndarray) -> Any:
 
 
 class Scaled(poutine.messenger.Messenger):
-    """Statements in some plates count for as many rows as they stand for."""
+    """Some plates are minibatches of more rows, and their statements count for these: a nonlinear objective of each row
+    is not one of a row that counts several times."""
 
     def __init__(self, plates: Mapping[str, int]):
         super().__init__()
         self.plates = plates
 
     def _pyro_sample(self, msg: Any) -> None:
-        for frame in msg["cond_indep_stack"]:
+        frames = list(msg["cond_indep_stack"])
+        for i, frame in enumerate(frames):
             own = frame.full_size or frame.size  # what its own scale makes of it
-            if frame.name in self.plates and own != self.plates[frame.name]:
-                msg["scale"] = msg["scale"] * (self.plates[frame.name] / own)
+            full = self.plates.get(frame.name, own)
+            if own != full:
+                msg["scale"] = msg["scale"] * (full / own)
+                frames[i] = frame._replace(full_size=full)
+        msg["cond_indep_stack"] = type(msg["cond_indep_stack"])(frames)
 
 
 def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:
