@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -380,6 +381,7 @@ def source_of(
                     fix="batches=loader, or arrays as arguments and batch_size=...",
                 )
             )
+        _warn_of_lengths(batches, lengths)
         rows = data_size or _rows_behind(batches, lengths)
         counted = data_size is None
         return Stream(batches, args, kwargs, rows, seed, arrays, lengths, cut, counted)
@@ -447,6 +449,24 @@ def _rows_behind(batches: Any, lengths: Callable[[Any], list[int]]) -> int | Non
         return len(dataset)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def _warn_of_lengths(batches: Any, lengths: Callable[[Any], list[int]]) -> None:
+    """Warn of minibatches of several lengths that come in one order."""
+    found: set[int] = set()
+    if isinstance(batches, list | tuple):
+        found = {n for batch in batches for n in all_lengths(batch, lengths)[:1]}
+    elif type(getattr(batches, "sampler", None)).__name__ == "SequentialSampler":
+        rows, size = _rows_behind(batches, lengths), getattr(batches, "batch_size", None)
+        if rows and size and not getattr(batches, "drop_last", True):
+            found = {min(size, rows), rows % size or size}
+    if len(found) > 1:
+        warnings.warn(
+            f"fit: minibatches of {min(found)} to {max(found)} rows, the same in each epoch. Each stands for all data:"
+            " rows of a short one count for more, in every epoch. Shuffle the rows (DataLoader(..., shuffle=True),"
+            " or batch_size=...), leave the rest out (drop_last=True), or have batches of one length",
+            stacklevel=4,
+        )
 
 
 def all_lengths(batch: Any, lengths: Callable[[Any], list[int]]) -> list[int]:
