@@ -207,9 +207,10 @@ def test_a_minibatch_counts_for_all_rows(lib, name, how):
     assert abs(losses.mean() - unscaled) >= 8 * error
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("name", ["iwae", "renyi", "cubo"])
-def test_a_row_of_a_minibatch_is_one_row_to_a_nonlinear_objective(lib, name):
-    """Mutant: it is one row with a power of its weight, as a scale of its densities would have it."""
+def test_a_row_of_a_minibatch_is_one_row_to_a_nonlinear_objective(lib, name, by_hand):
+    """Also where the program has the scale. Mutant: it is one row with a power of its weight, as a scale of its densities would have it."""
     power = {"iwae": 1.0, "renyi": 0.5, "cubo": 2.0}[name]
     objective = {
         "iwae": vi.iwae(num_particles=2),
@@ -217,13 +218,16 @@ def test_a_row_of_a_minibatch_is_one_row_to_a_nonlinear_objective(lib, name):
         "cubo": vi.cubo(order=2.0, num_particles=2),
     }[name]
 
+    def all_rows(x):
+        return lib.handlers.scale(scale=len(ROWS) / len(x) if by_hand else 1.0)
+
     def model(x):
-        with lib.plate("data", len(x)):
+        with lib.plate("data", len(x)), all_rows(x):
             b = lib.sample("b", lib.dist.Bernoulli(0.3))
             lib.sample("x", lib.dist.Normal(2.0 * b, 1.0), obs=x)
 
     def guide(x):
-        with lib.plate("data", len(x)):
+        with lib.plate("data", len(x)), all_rows(x):
             lib.sample("b", lib.dist.Bernoulli(logits=lib.theta(np.array(0.5)) * x - 1.0))
 
     found = lib.fit(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from array_api_compat import array_namespace
+
 from vi_kit.base.context import current
 from vi_kit.base.errors import message
 from vi_kit.base.named import PLATE, Array, Axis
@@ -76,10 +78,19 @@ class _Summed(Reduction):
 
     def __init__(self, site: Site) -> None:
         def log_sum_exp(x: Array) -> Array:
-            return x if site.world is None else current().backend.logsumexp(x, 0)
+            return x if site.world is None else sum_of_possible(x, 0)
 
         log_sum_exp.__name__ = f"the sum over the values of {site.name!r}"
         super().__init__(log_sum_exp)
+
+
+def sum_of_possible(x: Array, axis: int) -> Array:
+    """The log of the sum of exponentials; where all are zero, as of a state that cannot be reached, it has a gradient
+    of zero."""
+    xp, nothing = array_namespace(x), -float("inf")
+    possible = xp.max(x, axis=axis, keepdims=True) != nothing
+    found = current().backend.logsumexp(xp.where(possible, x, xp.zeros_like(x)), axis)
+    return xp.where(xp.squeeze(possible, axis=axis), found, nothing)
 
 
 def _plates(site: Site) -> frozenset[Axis]:

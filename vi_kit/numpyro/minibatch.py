@@ -18,7 +18,7 @@ from vi_kit.engine.statements import is_copy
 from vi_kit.language.marginal import mapped_part
 from vi_kit.numpyro.sharding import has_rows
 from vi_kit.workflow.asking import UNSCALED
-from vi_kit.workflow.minibatch import Frame, Seen, Statement
+from vi_kit.workflow.minibatch import Frame, Seen, Statement, Whole
 
 
 def as_arrays(tree: Any) -> Any:
@@ -59,7 +59,7 @@ class Scaled(Messenger):
     """Some plates are minibatches of more rows, and their statements count for these: a nonlinear objective of each row
     is not one of a row that counts several times."""
 
-    def __init__(self, plates: Mapping[str, int]):
+    def __init__(self, plates: Mapping[str, Whole]):
         super().__init__()
         self.plates, self.own = plates, dict[str, int]()
 
@@ -71,16 +71,15 @@ class Scaled(Messenger):
         frames = list(msg["cond_indep_stack"])
         for i, frame in enumerate(frames):
             own: Any = self.own.get(frame.name, frame.size)
-            full = self.plates.get(frame.name, own)
-            if own != full:
-                factor = full / own
-                msg["scale"] = factor if msg["scale"] is None else msg["scale"] * factor
+            whole = self.plates.get(frame.name)
+            if whole is not None and whole.num_rows != own:
+                msg["scale"] = whole.factor(own) * (1.0 if msg["scale"] is None else msg["scale"])
                 frames[i] = Part(*frame)
-                frames[i].full_size = full
+                frames[i].full_size = whole.num_rows
         msg["cond_indep_stack"] = frames
 
 
-def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:
+def scaled(program: Callable, plates: Mapping[str, Whole], role: str) -> Callable:
     """A program whose plates count for all rows."""
     if not plates:
         return program

@@ -27,6 +27,7 @@ from numpyro.primitives import Messenger, apply_stack
 
 from vi_kit.base.errors import ObjectiveError, message
 from vi_kit.base.named import PLATE, WORLD, Axis, Named, total, union
+from vi_kit.costs.eliminate import sum_of_possible
 from vi_kit.costs.terms import Site
 from vi_kit.engine.density import LogDensity
 from vi_kit.engine.drawing import claim, expanded, open_site, whole
@@ -662,7 +663,7 @@ def _summed_out(
     joint = total(f.sum({a for a in f.axes if a.kind == PLATE} - plates) for f in own)
     dim = joint.axes.index(axis)
     rest = joint.axes[:dim] + joint.axes[dim + 1 :]
-    summed = Named(jax.nn.logsumexp(joint.array, axis=dim), rest)
+    summed = Named(sum_of_possible(joint.array, dim), rest)
     return [*((n, f) for n, f in factors if axis not in f.axes), (name, summed)]
 
 

@@ -18,7 +18,7 @@ from vi_kit.pyro.noise import buffers_kept
 from vi_kit.pyro.replay import statements_of
 from vi_kit.workflow.ambient import isolated
 from vi_kit.workflow.asking import UNSCALED
-from vi_kit.workflow.minibatch import Frame, Seen, Statement
+from vi_kit.workflow.minibatch import Frame, Seen, Statement, Whole
 
 
 def mapped(fn: Callable[[Any], Any], one: Any) -> Any:
@@ -67,7 +67,7 @@ class Scaled(poutine.messenger.Messenger):
     """Some plates are minibatches of more rows, and their statements count for these: a nonlinear objective of each row
     is not one of a row that counts several times."""
 
-    def __init__(self, plates: Mapping[str, int]):
+    def __init__(self, plates: Mapping[str, Whole]):
         super().__init__()
         self.plates = plates
 
@@ -75,14 +75,14 @@ class Scaled(poutine.messenger.Messenger):
         frames = list(msg["cond_indep_stack"])
         for i, frame in enumerate(frames):
             own = frame.full_size or frame.size  # what its own scale makes of it
-            full = self.plates.get(frame.name, own)
-            if own != full:
-                msg["scale"] = msg["scale"] * (full / own)
-                frames[i] = frame._replace(full_size=full)
+            whole = self.plates.get(frame.name)
+            if whole is not None and whole.num_rows != own:
+                msg["scale"] = msg["scale"] * whole.factor(own)
+                frames[i] = frame._replace(full_size=whole.num_rows)
         msg["cond_indep_stack"] = type(msg["cond_indep_stack"])(frames)
 
 
-def scaled(program: Callable, plates: Mapping[str, int], role: str) -> Callable:
+def scaled(program: Callable, plates: Mapping[str, Whole], role: str) -> Callable:
     """A program whose plates count for all rows."""
     if not plates:
         return program

@@ -28,7 +28,7 @@ from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, no_start, told
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.history import last_tenth
-from vi_kit.workflow.minibatch import Seen, frames_of_rows, lengthened, plates_of_rows
+from vi_kit.workflow.minibatch import Seen, Whole, frames_of_rows, lengthened, plates_of_rows
 from vi_kit.workflow.processes import Processes, refuse_differences, together
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
@@ -84,8 +84,8 @@ class Library(Protocol):
         """Those of such a run, up to the first that cannot be."""
         ...
 
-    def scaled(self, program: Callable, plates: Mapping[str, int], role: str) -> Callable:
-        """A program in which the elements of some plates count for as many as is said."""
+    def scaled(self, program: Callable, plates: Mapping[str, Whole], role: str) -> Callable:
+        """A program some plates of which are parts of what is said, and count for it."""
         ...
 
     def optimizer(self, given: Any, *, shrinks: bool) -> Any:
@@ -116,7 +116,7 @@ class Job:
         source: of arguments.
         optimizer: checked.
         request: the other settings.
-        plates: the plates of a minibatch's rows that are scaled, with what they count for.
+        plates: the plates of a minibatch's rows that are parts of all rows.
         rows: all plates of these rows.
         notes: what there is to know of how they are shared.
     """
@@ -127,7 +127,7 @@ class Job:
     source: Source
     optimizer: Any
     request: Request
-    plates: Mapping[str, int]
+    plates: Mapping[str, Whole]
     rows: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -235,8 +235,8 @@ def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int 
 
 def _plates(
     library: Library, model: Callable, guide: Callable, source: Source
-) -> tuple[dict[str, int], frozenset[str]]:
-    """The plates of a minibatch's rows that shall count for all rows, with their number; and all plates of rows."""
+) -> tuple[dict[str, Whole], frozenset[str]]:
+    """The plates of a minibatch's rows that shall be parts of all rows; and all plates of rows."""
     if source.takes_all:
         return {}, frozenset()
     args, kwargs = source.example

@@ -62,6 +62,23 @@ class Seen:
     shapes: Mapping[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What the rows of a minibatch are a part of.
+
+    Attributes:
+        num_rows: of all data.
+        is_weighed: whether the program itself has them count for these, by the scale of their densities.
+    """
+
+    num_rows: int
+    is_weighed: bool = False
+
+    def factor(self, own: int) -> float:
+        """On the scale of statements in a plate that counts for so many rows by itself."""
+        return 1.0 if self.is_weighed else self.num_rows / own
+
+
 def frames_of_rows(first: Seen, other: Seen | None) -> dict[str, set[Frame]]:
     """The plates that hold the rows of a minibatch, by name."""
     found: dict[str, set[Frame]] = {}
@@ -75,8 +92,8 @@ def frames_of_rows(first: Seen, other: Seen | None) -> dict[str, set[Frame]]:
 
 def plates_of_rows(
     first: Seen, other: Seen | None, data_size: int | None, shared: int | None = None
-) -> dict[str, int]:
-    """The plates of the rows that count for a minibatch alone, with what they shall count for.
+) -> dict[str, Whole]:
+    """The plates of the rows that are, by their own account, of a minibatch alone, with what they are a part of.
 
     Args:
         first: a run on a minibatch.
@@ -93,7 +110,7 @@ def plates_of_rows(
     sizes = frames_of_rows(first, other)
     if not sizes:
         texts.append(_no_plate(first))
-    needed: dict[str, int] = {}
+    needed: dict[str, Whole] = {}
     for name, frames in sizes.items():
         frame = max(frames, key=lambda f: f.full_size)
         if len(frames) > 1:
@@ -107,7 +124,9 @@ def plates_of_rows(
             elif data_size is None:
                 texts.append(_unknown_size(frame))
             else:
-                needed[name] = data_size
+                needed[name] = Whole(data_size)
+        elif data_size and (other or _weighs(name, first, data_size / first.num_rows)):
+            needed[name] = Whole(data_size, is_weighed=True)
     if texts:
         raise ObjectiveError("\n".join(texts))
     return needed
