@@ -210,7 +210,8 @@ def test_a_minibatch_counts_for_all_rows(lib, name, how):
 @pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("name", ["iwae", "renyi", "cubo"])
 def test_a_row_of_a_minibatch_is_one_row_to_a_nonlinear_objective(lib, name, by_hand):
-    """Also where the program has the scale. Mutant: it is one row with a power of its weight, as a scale of its densities would have it."""
+    """Also where the program has the scale. Mutant: it is one row with a power of its weight, as a scale of its
+    densities would have it."""
     power = {"iwae": 1.0, "renyi": 0.5, "cubo": 2.0}[name]
     objective = {
         "iwae": vi.iwae(num_particles=2),

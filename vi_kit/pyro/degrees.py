@@ -799,12 +799,13 @@ def find_jumps_in(
             if is_mapped and len(several) > 1:
                 by_place = (places(place, aside=aside) for place in several)
                 stacked = [torch.stack(leaf) for leaf in zip(*by_place, strict=True)]
-                mapped_over = torch.vmap(
-                    lambda *starts: reading.repeated(starts, way, tangents=has_slopes)
-                )
+
+                def values_at(*starts: Any) -> list[Any]:
+                    return reading.repeated(starts, way, tangents=has_slopes)
+
                 try:
                     with forward_ad.dual_level():
-                        values = mapped_over(*map(dual, stacked))
+                        values = torch.vmap(values_at)(*map(dual, stacked))
                         return [snapshot(Mapped(values, i)) for i in range(len(several))]
                 except (RuntimeError, ValueError, NotImplementedError):
                     is_mapped = False  # an operation cannot be
