@@ -5,10 +5,13 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import vi_kit as vi
 from vi_kit.workflow import checkpoints
@@ -61,9 +64,6 @@ def fit(lib, *, data="rows", stop_at=None, clear=True, rows=ROWS, prior=1.0, **g
 
 
 def loader():
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-
     own = torch.Generator().manual_seed(3)
     data = TensorDataset(torch.as_tensor(ROWS))
     return DataLoader(data, batch_size=16, shuffle=True, generator=own)
@@ -206,6 +206,7 @@ def test_another_fit_is_refused(lib, tmp_path):
         ({"seed": 1}, "seed: 0.*seed: 1"),
         ({"estimators": vi.MeasureValued()}, "loss: .*MovingAverage.*MeasureValued"),
         ({"data": "whole"}, "batches: 'Rows'.*batches: 'Whole'"),
+        ({"batch_size": 15}, r"got: +batch_size: 20\n.*batch_size: 15"),
         ({"rows": ROWS + 5}, "data: "),
         ({"prior": 2.0}, "model: "),
         ({"optimizer": 0.1}, "optimizer.*: "),
@@ -213,6 +214,31 @@ def test_another_fit_is_refused(lib, tmp_path):
         with pytest.raises(vi.CheckpointError, match=f"(?s)checkpoint of another fit.*{pattern}"):
             fit(lib, checkpoint=tmp_path, **given)
     assert files == {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_other_minibatches_are_refused(lib, tmp_path):
+    """Of a list all are known; of a loader the first, and their number; of an iterator the first."""
+    parts = np.split(lib.array(ROWS), [16, 32, 48])
+    others = np.split(lib.array(ROWS), [16, 36, 48])
+    loaders = [DataLoader(TensorDataset(torch.as_tensor(ROWS)), n) for n in (16, 20)]
+    longer = DataLoader(TensorDataset(torch.as_tensor(ROWS)), 16, drop_last=True)
+    for i, (first, other, pattern) in enumerate(
+        (
+            (parts, others, "data: "),
+            (parts, parts[:3], "batches in an epoch: 4.*batches in an epoch: 3"),
+            (loaders[0], loaders[1], "batches in an epoch: 4.*batches in an epoch: 3"),
+            (loaders[0], longer, "batches in an epoch: 4.*batches in an epoch: 3"),
+            (iter(parts * 9), iter([x[:9] for x in parts]), "data: "),
+        )
+    ):
+        given = {"data": "stream", "checkpoint": tmp_path / str(i)}
+        fit(lib, **given, batches=first, num_steps=6)
+        with pytest.raises(vi.CheckpointError, match=f"(?s)checkpoint of another fit.*{pattern}"):
+            fit(lib, **given, batches=other)
+        with pytest.raises(vi.CheckpointError, match=r"data_size: '60'(?s:.*)data_size: '99'"):
+            fit(lib, **given, batches=first, data_size=99)
+        if not isinstance(first, Iterator):
+            assert fit(lib, **given, batches=first, num_steps=8).num_steps == 8
 
 
 SCALE = 1.0
@@ -244,7 +270,6 @@ def test_another_number_in_a_program_is_refused(lib, tmp_path, monkeypatch, how)
 def test_parameters_that_programs_close_over_are_no_part_of_a_checkpoint(tmp_path):
     """They are others after a fit, which the same call goes on with."""
     import pyro
-    import torch
 
     from vi_kit.pyro import fit
 

@@ -71,6 +71,16 @@ class Source(Protocol):
         ...
 
     @property
+    def content(self) -> list[Any]:
+        """What is there of all data, whichever of several processes has it."""
+        ...
+
+    @property
+    def manner(self) -> dict[str, Any]:
+        """What is known of how steps take the data, by name."""
+        ...
+
+    @property
     def takes_all(self) -> bool:
         """Whether each step has all data."""
         ...
@@ -105,6 +115,14 @@ class Whole:
     @property
     def everything(self) -> Call:
         return self.example
+
+    @property
+    def content(self) -> list[Any]:
+        return _parts(self.example)
+
+    @property
+    def manner(self) -> dict[str, Any]:
+        return {}
 
     def take(self) -> Call:
         return self.example
@@ -161,6 +179,14 @@ class Rows:
     @property
     def everything(self) -> Call:
         return self.args, self.kwargs
+
+    @property
+    def content(self) -> list[Any]:
+        return _parts(self.everything)
+
+    @property
+    def manner(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size}
 
     @property
     def takes_all(self) -> bool:
@@ -256,6 +282,19 @@ class Stream:
         return self.first
 
     @property
+    def content(self) -> list[Any]:
+        is_there = isinstance(self.batches, list | tuple)
+        return [*_parts((self.args, self.kwargs)), self.batches if is_there else self.raw]
+
+    @property
+    def manner(self) -> dict[str, Any]:
+        batches: Any = self.batches
+        try:
+            return {"batches in an epoch": len(batches)}
+        except TypeError:  # an iterator
+            return {}
+
+    @property
     def shared(self) -> int | None:
         return round(self.usual * self.share.count) if self.usual and self.share.count > 1 else None
 
@@ -346,6 +385,11 @@ class Stream:
                         fix="the same batches, from their start",
                     )
                 )
+
+
+def _parts(call: Call) -> list[Any]:
+    args, kwargs = call
+    return [*args, *kwargs.values()]
 
 
 def source_of(

@@ -307,8 +307,7 @@ def _rows_explained(library: Library, source: Source) -> Iterator[None]:
 
 def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
     """What a fit is made of, by which its checkpoints are known."""
-    args, kwargs = job.source.everything
-    parts = [*args, *kwargs.values()]
+    parts = job.source.content
     return {
         "library": type(library).__name__,
         "model": _program(job.model),
@@ -316,6 +315,7 @@ def _made_of(library: Library, job: Job, trainer: Trainer) -> dict[str, Any]:
         **_steps(job, trainer),
         "data": f"rows {[library.lengths(one) for one in parts]}, content {_digest(parts)}",
         "batches": type(job.source).__name__,
+        **job.source.manner,
     }
 
 
@@ -328,7 +328,6 @@ def _settings(library: Library, job: Job, trainer: Trainer) -> dict[str, str]:
         "model": said(job.model),
         "guide": said(job.guide),
         **_steps(job, trainer),
-        "data_size": job.source.num_rows,
         "num_steps": request.num_steps,
         "callback_every": request.callback_every,
         "checkpoint": request.checkpoint and f"every {request.checkpoint.every}",
@@ -344,6 +343,7 @@ def _steps(job: Job, trainer: Trainer) -> dict[str, Any]:
         **{f"param {k}": str(tuple(np.shape(v))) for k, v in trainer.params().items()},
         **trainer.optimizer_said(),
         "stop": repr(request.stop),
+        "data_size": str(job.source.num_rows),
     }
     numbers = {name: getattr(request, name) for name in ("seed", "clip_norm", "num_restarts")}
     return numbers | {name: ADDRESS.sub("", text) for name, text in found.items()}
