@@ -160,3 +160,53 @@ def test_mutant_is_found(lib, monkeypatch):
     found = lib.gradients(loss, *programs(lib, by_probs(lib)), PROBS, 1, 0)[0]
     exact = -oracles.gradient(lambda p: expected(p / p.sum()), PROBS)
     assert abs(found[0] - exact[0]) > 1.0
+
+
+@pytest.mark.parametrize("estimator", [vi.Enumerate(), vi.MeasureValued(), vi.Score()], ids=repr)
+def test_a_zero_that_is_constant(estimator, lib, request):
+    """What the value is worth is infinite, and nobody asks for it. Mutant: MeasureValued weighs it by nought."""
+    start = np.array([0.3])
+
+    def model():
+        z = lib.sample("z", lib.dist.Categorical(probs=lib.array(np.full(4, 0.25))))
+        lib.factor("f", lib.theta(start)[0] * lib.array(WORTH)[z])
+
+    def guide():
+        lib.sample("z", lib.dist.Categorical(probs=lib.array(PROBS)))
+
+    loss = lib.Loss(vi.elbo(), estimator, num_samples=200)
+    found = lib.estimates(loss, model, guide, start, 20, oracles.seed_of(request.node.name))
+    q = PROBS[1:]
+    value = q @ (start * WORTH[1:] + np.log(0.25) - np.log(q))
+    oracles.check_unbiased(found, -np.array([value, q @ WORTH[1:]]))
+
+
+@pytest.mark.parametrize("num_particles", [2, 4])
+def test_a_baseline_that_sees_only_what_is_impossible(num_particles, lib):
+    """It is left out: a step is in order where one of the particles is possible. Mutant: it is infinite."""
+    values = np.array([0.0, 0.0, 1.0])
+
+    def model():
+        impossible = lib.array(np.array([0.0, 0.0, -np.inf]))
+        z = lib.sample("z", lib.dist.Categorical(probs=lib.array(np.full(3, 1 / 3))))
+        lib.factor("f", impossible[z])
+
+    def guide():
+        lib.sample("z", lib.dist.Categorical(logits=lib.theta(values)))
+
+    def finite(baseline):
+        loss = lib.Loss(vi.iwae(num_particles=num_particles), vi.Score(baseline))
+        if lib.name == "numpyro":
+            return np.isfinite(lib.estimates(loss, model, guide, values, 40, 0)).all(1).tolist()
+        return [step_is_finite(loss, seed) for seed in range(40)]
+
+    def step_is_finite(loss, seed):
+        try:
+            return bool(np.isfinite(lib.estimates(loss, model, guide, values, 1, seed)).all())
+        except vi.NotFiniteError:
+            return False
+
+    plain = finite(vi.Constant(0.0))
+    assert finite(vi.LeaveOneOut()) == plain
+    assert sum(plain) > 10
+    assert num_particles == 4 or sum(plain) < 40

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from array_api_compat import array_namespace
+
 from vi_kit.base.context import current
 from vi_kit.base.errors import EstimatorError, message
 from vi_kit.base.named import SLOT, Named, combine, total
@@ -88,7 +90,14 @@ class Downstream:
             )
         if not swapped.terms:
             return list(self.terms)
-        return [*self.terms, swapped.weighted(site.coefficients, swapped.differences())]
+        coefficients = centred(swapped.given(site.coefficients))
+        worth = swapped.differences()
+        array, xp = worth.array, array_namespace(worth.array)
+        largest = xp.finfo(array.dtype).max
+        finite = Named(xp.clip(array, -largest, largest), worth.axes)
+        # a gradient that is infinite, of a value that is 0 and not 0 * inf
+        more = Named(xp.where(xp.isinf(array), largest, xp.ones_like(array)), worth.axes)
+        return [*self.terms, swapped.weighted(coefficients * finite, more)]
 
     def by_worlds(self) -> list[Term]:
         """The terms with the worlds of the site summed, each times its weight; where one of them was drawn, the terms

@@ -56,7 +56,7 @@ class WithBaseline(Estimator):
             if subtracted is not None:
                 worth = worth - _where_finite(subtracted).scaled(unit)
         if swapped.terms:
-            worth = worth - stopped(swapped.alternatives())
+            worth = worth - _where_finite(stopped(swapped.alternatives()))
         return [*downstream.terms, downstream.weighted(log_density, worth)]
 
     def alternative(self, site: Site, value: Named, reduced: set[Axis]) -> Named | None:
