@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import vi_kit as vi
-from tests.oracles import seed_of
+from tests.oracles import gradient, seed_of
 
 DATA = np.array([0.3, -1.2, 2.0])
 START = np.array([0.4, -0.3, 0.2])
@@ -317,3 +317,27 @@ def test_explain_shows_what_is_summed_out(lib):
     assert "z_3 (model, summed)" in row
     assert "infer" in row
     assert "summed out" in row
+
+
+def test_a_value_with_which_nothing_is_possible(lib):
+    """The sum over `z` is zero for one value of `y`. It had no gradient, also for the other."""
+    start, values = np.array([0.4]), np.array([0.0, -np.inf])
+
+    def model():
+        y = lib.sample("y", lib.dist.Bernoulli(lib.array(0.3)), infer=MARK)
+        z = lib.sample("z", lib.dist.Bernoulli(lib.array(0.6)), infer=MARK)
+        lib.factor(
+            "y and z",
+            lib.array(values)[y.astype(int) if lib.name == "numpyro" else y.long()] + 0.0 * z,
+        )
+        lib.sample("x", lib.dist.Normal(lib.theta(start)[0] * (1.0 + z), 1.0), obs=lib.array(0.7))
+
+    order = lib.Loss(marginalize=["y", "z"])
+    found = lib.estimates(order, model, lambda: None, start, 1, 0)[0]
+
+    def evidence(theta):
+        x = np.exp(-0.5 * (0.7 - theta[0] * np.array([1.0, 2.0])) ** 2) / np.sqrt(2 * np.pi)
+        return -np.log(0.7 * (0.4 * x[0] + 0.6 * x[1]))
+
+    np.testing.assert_allclose(found[0], evidence(start), rtol=1e-6)
+    np.testing.assert_allclose(found[1:], gradient(evidence, start), rtol=1e-5)

@@ -384,3 +384,35 @@ def test_refusals(body, text):
     with pytest.raises(vi.ViKitError) as caught:
         Loss().loss(jax.random.key(0), {"loc": 0.3}, model, guide)
     assert text in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_states_that_cannot_be_reached(looped):
+    """A chain that goes from left to right. The sum over the ways to a state to which there is none had no gradient."""
+    jumps = np.array([[0.6, 0.4, 0, 0], [0, 0.6, 0.4, 0], [0, 0, 0.6, 0.4], [0, 0, 0, 1.0]])
+    xs = jnp.asarray(X[:, 0])
+
+    def model():
+        scale = numpyro.param("scale", 0.8)
+
+        def step(z, x, t=""):
+            z = numpyro.sample(f"z{t}", dist.Categorical(jnp.asarray(jumps)[z]))
+            numpyro.sample(f"x{t}", dist.Normal(1.0 * z, scale), obs=x)
+            return z, None
+
+        z = 0
+        for t in range(len(X)) if looped else ():
+            z, _ = step(z, xs[t], t)
+        if not looped:
+            scan(step, z, xs)
+
+    def evidence(scale):
+        alpha = jnp.eye(4)[0]
+        for x in xs:
+            alpha = (alpha @ jumps) * jnp.exp(normal(x, jnp.arange(4.0), scale))
+        return -jnp.log(alpha.sum())
+
+    loss = Loss(marginalize=["z*"])
+    found = estimate(loss, model, lambda: None, {"scale": 0.8}, draws=1)[0]
+    exact = [float(x) for x in jax.value_and_grad(evidence)(0.8)]
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
