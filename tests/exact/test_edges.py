@@ -455,6 +455,10 @@ def masked(lib, how, rows):
     def model():
         z = lib.sample("z", lib.dist.Normal(lib.array(np.array(0.0)), 1.0))
         b = lib.sample("b", lib.dist.Bernoulli(lib.array(np.array(0.5))))
+        if how == "inside an event":
+            each = normal((z + b)[..., None], z[..., None] + lib.array(np.zeros(len(ROWS))))
+            lib.sample("x", each.mask(seen).to_event(1), obs=rows)
+            return
         with lib.plate("rows", len(ROWS)):
             if how == "distribution":
                 lib.sample("x", normal(z + b, z).mask(seen), obs=rows)
@@ -478,7 +482,7 @@ def masked(lib, how, rows):
     return model, guide
 
 
-@pytest.mark.parametrize("how", ["handler", "distribution", "event"])
+@pytest.mark.parametrize("how", ["handler", "distribution", "event", "inside an event"])
 @pytest.mark.parametrize(
     ("objective", "estimator"),
     [(vi.elbo(), vi.Score()), (vi.iwae(num_particles=2), vi.Enumerate())],

@@ -877,8 +877,7 @@ class _Handler:
             fn = unchecked(fn)
         (axes, inside), unmasked = self.within(msg), self.viewed(fn)
         if msg["is_observed"] and isinstance(value, torch.Tensor):
-            masks = (m for m in (msg["mask"], unmasked.mask) if not isinstance(m, Random))
-            value = where_seen(fn, value, *masks)
+            value = where_seen(fn, value, msg["mask"], Random)
         drawn: tuple[Any, Any, bool] | None = self.reading.drawn_from(name)
         if drawn is not None and isinstance(value, Random) and not unmasked.hides_elements:
             plain = own_log_prob(unmasked, *drawn, value)

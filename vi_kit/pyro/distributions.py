@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -192,16 +193,24 @@ class UncheckedUniform(dist.Uniform):
         return density.expand(torch.broadcast_shapes(density.shape, value.shape))
 
 
-def where_seen(fn: Any, value: torch.Tensor, *masks: Any) -> torch.Tensor:
+def where_seen(fn: Any, value: torch.Tensor, mask: Any, kind: type) -> torch.Tensor:
     """An observed value with one of the support in the place of what masks leave out: the derivative of a log density
-    at what is no datum may be none, and zero times it too."""
-    for mask in masks:
+    at what is no datum may be none, and zero times it too. Masks of a kind are left alone."""
+    for mask, ndim in [(mask, len(fn.event_shape)), *_masks_of(fn)]:
         if mask is False:
             mask = torch.zeros((), dtype=torch.bool, device=value.device)
-        if isinstance(mask, torch.Tensor):
-            seen = mask[(..., *(None,) * len(fn.event_shape))]
+        if isinstance(mask, torch.Tensor) and not isinstance(mask, kind):
+            seen = mask[(..., *(None,) * ndim)]
             value = torch.where(seen, value, _of_support(fn, value))
     return value
+
+
+def _masks_of(fn: Any) -> Iterator[tuple[Any, int]]:
+    """The masks of a distribution, also of parts of its events, and how many dims what they mask has."""
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            yield fn._mask, len(fn.event_shape)
+        fn = fn.base_dist
 
 
 def _of_support(fn: Any, value: torch.Tensor) -> torch.Tensor:
