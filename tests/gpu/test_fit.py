@@ -132,3 +132,26 @@ def test_on_the_simulated_device():
         text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.gpu
+def test_compiled_steps_replay_a_cuda_graph():
+    """They are those of the uncompiled fit."""
+    available("cuda")
+    compiled = fitted("cuda", 60, compile=True)
+    np.testing.assert_allclose(compiled.losses, fitted("cuda", 60).losses, rtol=1e-6)
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_no_value_of_a_step():
+    """Where waiting is an error of CUDA's own."""
+    device = available("cuda")
+    model, guide, x = programs(device)
+    with pyro.validation_enabled(False):
+        loss = Loss(estimators=vi.Score(vi.MovingAverage()), num_samples=3)
+        loss.differentiable_loss(model, guide, x).backward()  # plans
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss.differentiable_loss(model, guide, x).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
