@@ -196,11 +196,12 @@ class UncheckedUniform(dist.Uniform):
 def where_seen(fn: Any, value: torch.Tensor, mask: Any, kind: type) -> torch.Tensor:
     """An observed value with one of the support in the place of what masks leave out: the derivative of a log density
     at what is no datum may be none, and zero times it too. Masks of a kind are left alone."""
-    for mask, ndim in [(mask, len(fn.event_shape)), *_masks_of(fn)]:
-        if mask is False:
-            mask = torch.zeros((), dtype=torch.bool, device=value.device)
-        if isinstance(mask, torch.Tensor) and not isinstance(mask, kind):
-            seen = mask[(..., *(None,) * ndim)]
+    for hidden, ndim in [(mask, len(fn.event_shape)), *_masks_of(fn)]:
+        seen = hidden
+        if hidden is False:
+            seen = torch.zeros((), dtype=torch.bool, device=value.device)
+        if isinstance(seen, torch.Tensor) and not isinstance(seen, kind):
+            seen = seen[(..., *(None,) * ndim)]
             value = torch.where(seen, value, _of_support(fn, value))
     return value
 
