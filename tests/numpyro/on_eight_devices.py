@@ -1,16 +1,22 @@
 """Fits on a mesh of eight simulated devices, beside the same on one: run by `test_sharding.py` in a process of its own,
 since the number of devices is set before JAX starts."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
+import torch
+from flax import linen as nn
 from jax import random
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from numpyro.contrib.module import flax_module
 from numpyro.infer.autoguide import AutoNormal
 
 import vi_kit as vi
@@ -93,6 +99,44 @@ def test_numbers_are_those_of_one_device(case):
     args = () if "batches" in settings else (jnp.asarray(X),)
     expected = fitted(own_model, guide, *args, **settings)
     same(fitted(own_model, guide, *args, mesh=mesh, **settings), expected)
+    assert len(set(expected.losses)) == len(expected.losses)
+
+
+class Network(nn.Module):
+    """A hidden layer, and an output for each of some numbers of columns."""
+
+    columns: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
+        hidden = nn.tanh(dense(5)(x))
+        return [dense(n)(hidden) for n in self.columns]
+
+
+def test_networks_and_a_loader_of_torch():
+    """A VAE of modules, whose minibatches a `DataLoader` shuffles."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    def vae(x):
+        decoder = flax_module("decoder", Network((DIM,)), input_shape=(1, 2))
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(decoder(z)[0], 0.5).to_event(1), obs=x)
+
+    def encoder(x):
+        network = flax_module("encoder", Network((2, 2)), input_shape=(1, DIM))
+        with numpyro.plate("rows", len(x)):
+            loc, log_scale = network(x)
+            numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
+
+    def found(**settings):
+        data = TensorDataset(torch.tensor(np.asarray(X)))
+        loader = DataLoader(data, batch_size=16, shuffle=True)
+        return fitted(vae, encoder, batches=loader, objective=vi.iwae(num_particles=4), **settings)
+
+    expected = found()
+    same(found(mesh=BY_BOTH), expected)
     assert len(set(expected.losses)) == len(expected.losses)
 
 
