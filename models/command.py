@@ -110,6 +110,8 @@ def main(model: ModuleType, arguments: list[str] | None = None) -> vi.Fit:
     for name, kind in settings.items():
         parser.add_argument(_flag(name), type=kind, help="a setting of the objective")
     parser.add_argument("--num-steps", type=int, help="if left out, those of the recipe")
+    if any("batch_size" in recipe.options for recipe in recipes.values()):
+        parser.add_argument("--batch-size", type=int, help="if left out, that of the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, metavar="PATH", help="where to save a picture")
     given = parser.parse_args(arguments)
@@ -126,12 +128,15 @@ def main(model: ModuleType, arguments: list[str] | None = None) -> vi.Fit:
     if unknown:
         parser.error(f"{objective!r} has no setting {', '.join(unknown)}")
     objective = recipe.objective(given.objective, **chosen)
-    options = {} if given.num_steps is None else {"num_steps": given.num_steps}
+    asked = {name: getattr(given, name, None) for name in ("num_steps", "batch_size")}
+    options = {name: value for name, value in asked.items() if value is not None}
 
     found = fit(model, given.lib, recipe, objective, seed=given.seed, **options)
     print(found)
-    print(f"{objective!r:40} {found.objective:10.3f} nats")
-    if hasattr(model, "exact"):
+    print(
+        f"{objective!r:40} {found.objective:10.3f} {'nats' if objective.maximised else '(minimised)'}"
+    )
+    if hasattr(model, "exact") and objective.maximised:
         print(f"{'exact log evidence':40} {model.exact():10.3f} nats")
     if given.figure:
         draw(model, found, given.figure)
@@ -144,13 +149,16 @@ def _flag(name: str) -> str:
 
 
 def draw(model: ModuleType, found: vi.Fit, path: Path) -> None:
-    """The objective by step, with the exact log evidence where it is known; and the model's own picture."""
+    """The objective by step, with the exact log evidence where it is a bound and that is known; and the model's own
+    picture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     vi.plot_bound(found, ax=left)
-    if hasattr(model, "exact"):
+    if not found.loss.settings.objective.maximised:
+        left.set_ylabel("objective, minimised")
+    elif hasattr(model, "exact"):
         left.axhline(model.exact(), color="grey", linestyle=":", label="exact log evidence")
         left.legend(fontsize="small", loc="lower right")
     model.picture(found, right)

@@ -51,6 +51,8 @@ def test_each_recipe_is_fitted_by_each_of_its_objectives(name, recipe, objective
     path = tmp_path / "figure.png"
     arguments = ["--lib", lib.name, "--recipe", recipe, "--num-steps", "3"]
     arguments += ["--objective", objective, "--figure", str(path)]
+    if "batch_size" in MODELS[name].RECIPES[recipe].options:
+        arguments += ["--batch-size", "4"]
     found = command.main(MODELS[name], arguments)
     assert found.num_steps == 3 and found.loss.settings.objective.program.__name__ == objective
     assert np.isfinite(found.losses).all()
@@ -63,6 +65,9 @@ def test_the_command_changes_settings_and_says_what_it_cannot(capsys):
     found = command.main(cone, [*few, "--num-particles", "7"])
     assert repr(found.loss.settings.objective) == "iwae(num_particles=7)"
     assert f"{cone.exact():.3f} nats" in capsys.readouterr().out
+    command.main(MODELS["gflownet"], ["--num-steps", "2"])  # a log variance, in nats squared
+    out = capsys.readouterr().out
+    assert "(minimised)" in out and "exact log evidence" not in out
     with pytest.raises(SystemExit):
         command.main(cone, ["--num-particles", "7"])
     assert "elbo() has no setting --num-particles" in capsys.readouterr().err

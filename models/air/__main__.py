@@ -1,0 +1,4 @@
+from models import air
+from models.command import main
+
+main(air)

@@ -1,0 +1,4 @@
+from models import transition_paths
+from models.command import main
+
+main(transition_paths)

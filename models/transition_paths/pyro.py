@@ -1,0 +1,51 @@
+"""Transition paths in Pyro."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+from models.transition_paths import (
+    HOTTER,
+    NOISE,
+    NUM_HIDDEN,
+    NUM_STEPS,
+    START,
+    ahead,
+    log_arrived,
+)
+
+NAMES = [f"z{t}" for t in range(NUM_STEPS - 1)] + ["end"]
+
+
+def model() -> None:
+    """A walk in the potential, weighted by its end."""
+    z, path = torch.tensor(START), []
+    for name in NAMES:
+        z = pyro.sample(name, dist.Normal(ahead(z), NOISE).to_event(1))
+        path.append(z)
+    pyro.deterministic("path", torch.stack(path, -2))
+    pyro.factor("arrived", log_arrived(z))
+
+
+def guide(noise: float = NOISE) -> None:
+    """The walk with a further drift, a network of the place with offsets of its own at each step."""
+    slopes = pyro.param("slopes", lambda: torch.randn(2, NUM_HIDDEN))
+    mixing = pyro.param(
+        "mixing", lambda: torch.randn(NUM_HIDDEN, NUM_HIDDEN) / math.sqrt(NUM_HIDDEN)
+    )
+    offsets = pyro.param("offsets", lambda: torch.randn(NUM_STEPS, NUM_HIDDEN))
+    weights = pyro.param("weights", torch.zeros(NUM_HIDDEN, 2))
+    z = torch.tensor(START)
+    for t, name in enumerate(NAMES):
+        hidden = torch.tanh(torch.tanh(z @ slopes + offsets[t]) @ mixing)
+        drift = NOISE * (hidden @ weights)
+        z = pyro.sample(name, dist.Normal(ahead(z) + drift, noise).to_event(1))
+
+
+def hotter_guide() -> None:
+    """The same with wider steps."""
+    guide(HOTTER * NOISE)

@@ -1,0 +1,63 @@
+"""What short fits find beside exact answers other than the evidence: marginals, shares, distances."""
+
+import numpy as np
+import pytest
+
+from models import (
+    command,
+    diffusion_samplers,
+    gflownet,
+    kl_policy,
+    multi_trace,
+    simulation_based,
+    transition_paths,
+)
+
+
+def test_the_log_variance_keeps_all_modes_as_often_as_they_are(lib):
+    """In Pyro a step takes longer, and the fit is shorter."""
+    num_steps, near = {"numpyro": (800, 0.1), "pyro": (150, 0.35)}[lib.name]
+    found = command.fit(diffusion_samplers, lib.name, num_steps=num_steps)
+    shares = diffusion_samplers.shares(found.sample(2000)["end"])
+    assert np.abs(shares - diffusion_samplers.WEIGHTS).sum() / 2 < near
+
+
+@pytest.mark.parametrize("recipe", gflownet.RECIPES)
+def test_the_policy_ends_where_the_rewards_are(recipe, lib):
+    found = command.fit(gflownet, lib.name, gflownet.RECIPES[recipe], num_steps=100)
+    assert gflownet.distance(np.zeros((gflownet.SIDE, gflownet.SIDE, 3))) > 1.0
+    assert gflownet.distance(np.asarray(found.params["logits"])) < 0.35
+
+
+def test_the_amortised_posterior_is_as_wide_as_the_exact_one(lib):
+    found = command.fit(simulation_based, lib.name, num_steps=300)
+    assert -0.02 < found.objective - simulation_based.exact_minimum() < 0.4
+
+
+@pytest.mark.parametrize("recipe", kl_policy.RECIPES)
+def test_the_policy_is_the_best_one(recipe, lib):
+    found = command.fit(kl_policy, lib.name, kl_policy.RECIPES[recipe], num_steps=100)
+    apart = np.abs(kl_policy.policy(np.asarray(found.params["logits"])) - kl_policy.best_policy())
+    assert apart.sum(0).max() / 2 < 0.2
+    assert abs(found.objective - kl_policy.exact()) < 0.3
+
+
+def test_the_guide_writes_traces_as_often_as_the_posterior(lib):
+    found = command.fit(multi_trace, lib.name, num_steps=150)
+    apart = np.abs(multi_trace.frequencies(found) - multi_trace.posterior())
+    assert apart.sum(0).max() / 2 < 0.2
+    assert abs(found.objective - multi_trace.exact()) < 0.2
+
+
+def test_quadrature_of_paths_is_that_of_draws():
+    """The evidence and where paths are half-way, from 100,000 walks that are weighted."""
+    rng, path = np.random.default_rng(0), [np.tile(transition_paths.START, (100_000, 1))]
+    for _ in range(transition_paths.NUM_STEPS):
+        noise = transition_paths.NOISE * rng.normal(size=path[0].shape)
+        path.append(transition_paths.ahead(path[-1]) + noise)
+    weights = np.exp(transition_paths.log_arrived(path[-1]))
+    error = weights.std() / weights.mean() / len(weights) ** 0.5
+    assert abs(np.log(weights.mean()) - transition_paths.exact()) < 5 * error < 0.5
+    grid = transition_paths.Grid()
+    expected = (grid.marginal(8).sum(1) * grid.x).sum() * grid.cell
+    assert abs(np.average(path[8][:, 0], weights=weights) - expected) < 0.2
