@@ -194,3 +194,31 @@ def test_elements_that_see_each_other_are_an_event(lib):
 
     found = lib.estimates(lib.Loss(), model, guide, logits, 1, 0)[0]
     np.testing.assert_allclose(found, [loss(logits), *oracles.gradient(loss, logits)], rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [float, int, np.float64, np.asarray])
+def test_a_function_of_a_draw_that_returns_a_number(lib, kind):
+    """Mutant: the library has no dims of it."""
+
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(1))[0], 1.0))
+
+    loss = lib.Loss(value_of(fn=lambda values: kind(3.0)))
+    found = lib.gradients(loss, guide, guide, np.zeros(1), 2, 0)
+    assert (found == 0.0).all()
+    assert lib.estimates(loss, guide, guide, np.zeros(1), 2, 0)[:, 0] == pytest.approx(-3.0)
+
+
+@pytest.mark.parametrize("value", [None, [1.0], {}, "3"])
+def test_a_function_of_a_draw_that_returns_no_array(lib, value):
+    def guide():
+        lib.sample("z", lib.dist.Normal(lib.theta(np.zeros(1))[0], 1.0))
+
+    def worth(values):
+        return value
+
+    loss = lib.Loss(value_of(fn=worth))
+    with pytest.raises(
+        vi.ObjectiveError, match=r"(?s)function 'worth' has returned no array.*fix:"
+    ):
+        lib.gradients(loss, guide, guide, np.zeros(1), 1, 0)

@@ -681,8 +681,9 @@ class Evaluation:
             values[name] = run.expanded(reading.latent(statement), statement.axes, event_ndim)
         axes = {a for d in self.draw.details.values() for a in d.axes}
         name = getattr(self.fn, "__name__", "of a draw")
-        array = self.fn(values, *reading.program.args, **reading.program.kwargs)
-        array, present = run.within(array, axes, reading.program.what(name))
+        what = reading.program.what(name)
+        found = self.fn(values, *reading.program.args, **reading.program.kwargs)
+        array, present = run.within(_as_array(run, found, what), axes, what)
         ones = array_namespace(array).ones_like
         reading.record(LogDensity(name, present, array, array, lambda: ones(array)))
 
@@ -707,6 +708,29 @@ class Evaluation:
     def result(self) -> Term:
         (term,) = self.terms
         return term
+
+
+def _as_array(run: Run, value: Any, what: str) -> Array:
+    """What a function of a draw has returned, as an array of the library.
+
+    Raises:
+        ObjectiveError: it is no number, and no array.
+    """
+    backend = run.backend
+    if isinstance(value, bool | int | float):
+        return backend.zero() + float(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        return backend.constants(np.asarray(value), backend.zero())
+    if not hasattr(value, "shape"):
+        raise ObjectiveError(
+            message(
+                f"{what} has returned no array",
+                got=f"{value!r:.80}, of type {type(value).__name__}",
+                expected="a number, or an array with a dim for each plate that it is not summed over",
+                fix='return what the values are worth: lambda values: -(values["z"] - 1.0) ** 2',
+            )
+        )
+    return value
 
 
 def _plates_of(statement: Statement, dims: bool = False) -> list[str]:

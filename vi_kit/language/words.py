@@ -84,8 +84,8 @@ def evaluate(fn: Callable[..., Array], draw: Draw) -> Cost:
 
     Args:
         fn: `fn(values, *args, **kwargs)` with the values of the draw by name, expanded to their plates, and the
-            arguments of the step. It returns an array with dims as in a program: those of the plates to which it
-            belongs, at their places from the right. A plate that it sums over leaves a dim of size one.
+            arguments of the step. It returns a number, or an array with dims as in a program: those of the plates to
+            which it belongs, at their places from the right. A plate that it sums over leaves a dim of size one.
         draw: what it is evaluated at.
     """
     return session().evaluate(draw, fn)
