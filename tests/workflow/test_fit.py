@@ -736,3 +736,38 @@ def test_data_that_do_not_fit_a_plate_are_refused(lib):
 def test_batches_of_one_row(lib, x):
     found = lib.fit(normals(lib)[0], mean_field(lib), lib.array(x), batch_size=1, num_steps=4)
     assert np.isfinite(found.losses).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("slope", [1.0, 1e-4])
+def test_adam_of_half_precision(lib, dtype, slope, tmp_path):
+    """By a gradient that is the same in all steps Adam goes its step size, however small it is, and by none it stays.
+    Mutant: squares in half precision, which are nought."""
+    start = lib.xp.zeros(2, dtype=getattr(lib.xp, dtype))
+    weights = lib.array(np.array([slope, 0.0]))
+
+    def model():
+        if lib.name == "pyro":
+            import pyro as library
+        else:
+            import numpyro as library
+        lib.factor("f", (library.param("w", start) * weights).sum())
+
+    def guide():
+        pass
+
+    size = 2.0**-6  # of which each precision has the multiples
+    for steps in (4, 9):
+        forget(lib)
+        fit = lib.fit(model, guide, optimizer=size, num_steps=steps, checkpoint=tmp_path)
+        w = fit.params["w"]
+        assert str(w.dtype).endswith(dtype)
+        found = np.asarray(w.double() if lib.name == "pyro" else w, float)
+        assert found[1] == 0.0 and found[0] == pytest.approx(steps * size, rel=1e-2)
+
+
+def forget(lib):
+    if lib.name == "pyro":
+        import pyro
+
+        pyro.clear_param_store()

@@ -12,6 +12,7 @@ from jax.example_libraries import optimizers
 from numpyro.optim import Minimize, _NumPyroOptim
 
 from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.numpyro.distributions import HALF
 
 Params = Any
 
@@ -120,7 +121,7 @@ def optimizer_of(given: Any, *, shrinks: bool) -> Optimizer:
     if getattr(given, "ndim", None) == 0:
         given = float(given)
     if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
-        return Optax(optax.adam(given))
+        return Optax(_wide(optax.adam(given)))
     if isinstance(given, optax.GradientTransformation):
         return Optax(given)
     if isinstance(given, optimizers.Optimizer):
@@ -136,6 +137,20 @@ def optimizer_of(given: Any, *, shrinks: bool) -> Optimizer:
     got = f"{given!r}, of {type(given).__module__.split('.')[0]}"
     expected = "an optimiser of optax or numpyro.optim, or a positive step size for Adam"
     raise _refused(given, got, expected, "optimizer=optax.adam(0.01)")
+
+
+def _wide(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """What keeps float32 of parameters in half precision, in which squares of gradients, and what is added to them, are
+    nought."""
+
+    def widened(tree: Params) -> Params:
+        return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype in HALF else x, tree)
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        found, state = inner.update(widened(updates), state)
+        return jax.tree.map(lambda x, g: x.astype(g.dtype), found, updates), state
+
+    return optax.GradientTransformation(lambda params: inner.init(widened(params)), update)
 
 
 def _refused(given: Any, got: str, expected: str, fix: str) -> ObjectiveError:

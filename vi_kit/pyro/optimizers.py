@@ -16,6 +16,9 @@ Params = Mapping[str, torch.Tensor]
 """Unconstrained leaves by name."""
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
 class Optimizer(Protocol):
     """Changes parameters by their gradients."""
 
@@ -48,28 +51,46 @@ class OfTorch:
         make: from parameters to an optimiser, or to it and a scheduler, which takes a step after each.
         name: of what a user gave.
         is_given: whether it is one that has its parameters, and trains no others.
+        widens: whether it is given float32 in the place of half precision, in which squares of gradients, and what is
+            added to them, are nought.
     """
 
     make: Callable[[list[torch.Tensor]], Any]
     name: str
     is_given: bool = False
+    widens: bool = False
     optimizer: Any = None
     scheduler: Any = None
     known: list[str] = field(default_factory=list)
+    wide: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return self.name
 
     def started(self) -> OfTorch:
-        return OfTorch(self.make, self.name)
+        return OfTorch(self.make, self.name, widens=self.widens)
 
     def step(self, params: Params, loss: float) -> None:
-        if params.keys() - set(self.known):
-            self._add(params)
+        own = {name: self._own(name, p) for name, p in params.items()}
+        if own.keys() - set(self.known):
+            self._add(own)
         if self.optimizer is not None:
             self.optimizer.step()
         if self.scheduler is not None:
             _advance(self.scheduler, loss)
+        for name in self.wide.keys() & params.keys():
+            params[name].data.copy_(self.wide[name])
+
+    def _own(self, name: str, param: torch.Tensor) -> torch.Tensor:
+        """A parameter, or its stand-in in float32, with its gradient."""
+        if not self.widens or param.dtype not in HALF:
+            return param
+        if name not in self.wide:
+            self.wide[name] = torch.zeros_like(param, dtype=torch.float32, requires_grad=True)
+        own = self.wide[name]
+        own.data.copy_(param)
+        own.grad = None if param.grad is None else param.grad.float()
+        return own
 
     def said(self) -> dict[str, str]:
         made = self.make([torch.zeros((), requires_grad=True)])
@@ -118,7 +139,7 @@ class OfTorch:
             self.optimizer, self.scheduler, self.known = None, None, []
             return
         known, own, scheduler = state
-        self._add({name: params[name] for name in known})
+        self._add({name: self._own(name, params[name]) for name in known})
         self.optimizer.load_state_dict(own)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(scheduler)
@@ -181,7 +202,8 @@ def optimizer_of(given: Any, *, num_restarts: int) -> Optimizer:
     if getattr(given, "ndim", None) == 0:
         given = float(given)
     if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
-        return OfTorch(lambda params: torch.optim.Adam(params, lr=given), f"Adam(lr={given})")
+        name = f"Adam(lr={given})"
+        return OfTorch(lambda params: torch.optim.Adam(params, lr=given), name, widens=True)
     if isinstance(given, PyroOptim):
         return OfPyro(given)
     if isinstance(given, torch.optim.Optimizer):
