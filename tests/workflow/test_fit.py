@@ -771,3 +771,38 @@ def forget(lib):
         import pyro
 
         pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("kind", ["empty", "raises"])
+def test_a_minibatch_that_cannot_be_has_all_steps_before_it(lib, kind):
+    """Mutants: the steps that were to be taken together with it are lost; the error of an empty plate."""
+    rows = [lib.array(x) for x in np.split(ROWS, 10)]
+
+    def batches(last):
+        def each():
+            yield from rows[:7]
+            if last and kind == "raises":
+                raise KeyError("of the loader")
+            if last:
+                yield rows[0][:0]
+
+        return each()
+
+    model = normals(lib)[0]
+    given = {"data_size": 40, "num_steps": 20, "optimizer": 0.05}
+    error = vi.ObjectiveError if kind == "empty" else KeyError
+    pattern = "minibatch 8 of epoch 1 has no rows" if kind == "empty" else "of the loader"
+    with pytest.raises(error, match=pattern) as caught:
+        lib.fit(model, mean_field(lib), batches=batches(True), **given)
+    forget(lib)
+    whole = lib.fit(model, mean_field(lib), batches=batches(False), **given)
+    found = caught.value.fit
+    assert found.num_steps == whole.num_steps == 7
+    assert np.array_equal(found.losses, whole.losses)
+    assert np.array_equal(np.asarray(found.params["theta"]), np.asarray(whole.params["theta"]))
+
+
+def test_data_without_rows(lib):
+    model, _, args = normals(lib)
+    with pytest.raises(vi.ObjectiveError, match="the data have no rows"):
+        lib.fit(model, mean_field(lib), args[0][:0], num_steps=3)

@@ -56,6 +56,7 @@ class Feed:
 
     def __init__(self, source: Source, devices: Devices):
         self.source, self.devices, self.data = source, devices, ()
+        self.failed: Exception | None = None
         self.leaves, self.tree = jax.tree.flatten(source.everything[0])
         self.is_data = [has_rows(x) for x in self.leaves]
         own = [x for x, is_data in zip(self.leaves, self.is_data, strict=True) if is_data]
@@ -127,8 +128,16 @@ class Feed:
         kind: Any = None
         found: list[Sequence[Any]] = []
         capacity, tree, others = MOST_AT_ONCE, None, []
+        if self.failed is not None:
+            raise self.failed
         while len(found) < min(most, capacity):
-            call = source.take()
+            try:
+                call = source.take()
+            except Exception as error:
+                if not found:
+                    raise
+                self.failed = error  # once the steps before it are taken
+                break
             if call is None:
                 break
             leaves, tree_of_call = jax.tree.flatten(call)

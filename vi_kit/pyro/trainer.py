@@ -192,8 +192,7 @@ class PyroTrainer:
                 except ProcessError:  # nobody answers
                     raise
                 except BaseException as error:
-                    alone = self.exchange is None
-                    if alone and not isinstance(error, (ObjectiveError, ValueError)):
+                    if self.exchange is None and not isinstance(error, Exception):
                         raise
                     trouble = self._failed(error, before)
                 else:

@@ -346,7 +346,10 @@ class Stream:
         return int(words[0])
 
     def _arguments(self, batch: Any) -> Call:
-        batch = self._shared(self.arrays(batch))
+        batch = self.arrays(batch)
+        if all_lengths(batch, self.lengths)[:1] == [0]:
+            raise _empty(f"minibatch {self.place} of epoch {self.epoch + 1} has no rows")
+        batch = self._shared(batch)
         if isinstance(batch, Mapping):
             return self.args, {**self.kwargs, **batch}
         if isinstance(batch, list | tuple):
@@ -439,6 +442,9 @@ def source_of(
                     fix="leave data_size out",
                 )
             )
+        every = [n for one in _parts((args, kwargs)) for n in lengths(one)]
+        if every and not any(every):
+            raise _empty("the data have no rows")
         return Whole((args, kwargs))
     batch_size = whole_number("fit", "batch_size", batch_size)
     found = [length for one in args for length in lengths(one)]
@@ -470,6 +476,17 @@ def source_of(
             )
         )
     return Rows(args, kwargs, batch_size, found[0], seed, cut)
+
+
+def _empty(what: str) -> ObjectiveError:
+    return ObjectiveError(
+        message(
+            f"fit: {what}",
+            got="arrays of length 0",
+            expected="at least one row",
+            fix="leave out what is empty: a filter in collate_fn, or an uneven split, may make it",
+        )
+    )
 
 
 def _both(batch_size: Any) -> ObjectiveError:
