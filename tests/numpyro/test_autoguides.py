@@ -130,6 +130,17 @@ def test_same_result_as_trace_elbo(make_loss):
     np.testing.assert_allclose(params["z_auto_scale"], scale[1:], atol=0.1)
 
 
+@pytest.mark.parametrize("make", [autoguide.AutoNormal, guide_list, low_rank])
+def test_explain_leaves_a_guide_that_was_not_run_as_it_is(make):
+    """It had set itself up while it was traced, and then could not be run."""
+    guides, losses = [make(flat_model), make(flat_model)], []
+    assert "Reparam" in Loss().explain(flat_model, guides[1], X)
+    for guide in guides:
+        svi = SVI(flat_model, guide, optax.adam(0.01), Loss())
+        losses.append(svi.update(svi.init(KEY, X), X)[1])
+    assert losses[0] == losses[1]
+
+
 def coins(x):
     theta = numpyro.sample("theta", dist.Normal(np.zeros(2), 1.0).to_event(1))
     with numpyro.plate("data", len(x), subsample_size=4) as batch:

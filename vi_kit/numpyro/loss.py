@@ -14,6 +14,7 @@ from jax import lax, random
 from numpyro.distributions import Categorical
 from numpyro.handlers import trace
 from numpyro.infer import ELBO
+from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import LossWithMutableState
 from numpyro.primitives import _PYRO_STACK, Messenger, mutable, param
 from numpyro.util import not_jax_tracer
@@ -201,6 +202,11 @@ class Loss(CommonLoss, ELBO):
                     own = label_of(ancestor_of(name), role, variant)
                     choice = selection.of_algorithm(own, dist, (), guide.how.estimator)
                     yield own, choice, dist, plates
+
+    def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
+        if isinstance(guide, AutoGuide):
+            guide = copy.deepcopy(guide)  # it sets itself up where it is run first, which here is while it is traced
+        return super().explain(model, guide, *args, **kwargs)
 
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
         step = LossStep(self.settings, random.key(0), {}, programs)
