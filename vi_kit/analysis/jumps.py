@@ -5,7 +5,7 @@ Which operations take steps, and which terms they reach, is read off the program
 all of them. Whether a term jumps there is tested: all sites move on a line through a draw of theirs; where a result
 changes, bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the
 absolute value, a Huber loss or `where` with branches that meet. Of a division it is looked at where its denominator
-stops shrinking: if it is zero there, the two sides may be far apart. A comparison of which no change is seen may have
+stops shrinking, unless it is far from zero by its slope: if it is zero there, the two sides may be far apart. A comparison of which no change is seen may have
 another result in a narrow window: it is looked at where its sides come near to each other. Of an operation with few
 results, or with whole numbers, all changes are looked at that a grid shows, since a table may be flat but for one
 entry. What is not known while a step is traced is tried at several numbers, where no change is seen or it is no jump.
@@ -95,6 +95,9 @@ SLOPE_PLACES = (0.0, 0.7, -1.3)
 WIDTHS = (0.03, 0.005)
 """Of these, and of half of each."""
 
+POLE_FREE_WIDTH = 0.1
+"""How short a stretch must be that is left alone if it is far shorter than the way to a zero of a denominator."""
+
 CALM_WIDTH = 1e-3
 """How near to a change its sides are compared, beside where it is: terms that are the same there do not jump."""
 
@@ -120,12 +123,14 @@ class Snapshot:
         terms: of each term, its elements.
         is_elsewhere: whether the program would have taken another way than the one that was followed.
         gaps: of comparisons, by how much their sides differ.
+        reaches: of operations with a pole, how far on the way their denominators would be zero, by their slope.
     """
 
     results: Mapping[Cut, np.ndarray | None]
     terms: Sequence[np.ndarray]
     is_elsewhere: bool = False
     gaps: Mapping[Cut, np.ndarray] = field(default_factory=dict)
+    reaches: Mapping[Cut, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -649,6 +654,8 @@ class _Way:
         is_pole = cut.name in POLES or cut.name in INVERSES
         width = max(width, POLE_WIDTH) if is_pole else width
         for _ in range(80):
+            if _has_no_pole(below, above, cut, abs(high - low)):
+                return None if below.is_elsewhere or above.is_elsewhere else []
             middle = 0.5 * (low + high)
             if middle in (low, high) or abs(high - low) <= width * max(1.0, abs(middle)):
                 break
@@ -692,6 +699,17 @@ def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
     a, b = one.results[cut], other.results[cut]
     assert a is not None and b is not None
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
+
+
+def _has_no_pole(one: Snapshot, other: Snapshot, cut: Cut, width: float) -> bool:
+    """Whether no denominator that stops shrinking between two places can be zero there."""
+    sides = [one.reaches.get(cut), other.reaches.get(cut)]
+    growths = one.results[cut], other.results[cut]
+    if width > POLE_FREE_WIDTH or not all(x is not None and x.shape for x in (*sides, *growths)):
+        return False
+    if len({x.shape for x in (*sides, *growths)}) > 1:
+        return False
+    return bool((np.minimum(*sides) > 10.0 * width)[growths[0] != growths[1]].all())
 
 
 def _turns(one: Snapshot, other: Snapshot, cut: Cut) -> float:

@@ -506,15 +506,17 @@ def find_jumps_in(
 
     def evaluated(place: Any, *given: Any) -> Any:
         if not any(cut.name in POLES for cut in reading.cuts.values()):
-            return run(place, *given)
+            return (*run(place, *given), {})
         (results, gaps, terms), (slopes, *_) = jax.jvp(
             lambda t: run(t, *given), (place,), (jnp.zeros_like(place).at[:, 0].set(1.0),)
         )
+        reaches: dict[Any, Any] = {}
         for key in results:
             if key[1] in POLES:
-                pairs = zip(results[key], slopes[key], strict=True)
+                pairs = [*zip(results[key], slopes[key], strict=True)]
                 results[key] = [jnp.sign(x) * jnp.sign(slope) for x, slope in pairs]
-        return results, gaps, terms
+                reaches[key] = [jnp.abs(x / slope) for x, slope in pairs]
+        return results, gaps, terms, reaches
 
     alone = compiled(evaluated)
     together = compiled(jax.vmap(evaluated, (0, *[None] * 5)))
@@ -563,15 +565,15 @@ def find_jumps_in(
             return made
 
         def snapshot(made: Any) -> Snapshot:
-            results, gaps, terms = made
-            found, gaps = (
+            results, gaps, terms, reaches = made
+            found, gaps, reaches = (
                 {
                     Cut(*key): np.concatenate([np.ravel(x) for x in arrays])
                     for key, arrays in of.items()
                 }
-                for of in (results, gaps)
+                for of in (results, gaps, reaches)
             )
-            return Snapshot({**unknown, **found}, terms, gaps=gaps)
+            return Snapshot({**unknown, **found}, terms, gaps=gaps, reaches=reaches)
 
         def slopes(place: float, only: str | None) -> tuple[np.ndarray, Callable[[float], Sums]]:
             """By JAX, and by evaluations of the program that see the same held values."""

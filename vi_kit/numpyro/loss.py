@@ -205,7 +205,9 @@ class Loss(CommonLoss, ELBO):
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         if isinstance(guide, AutoGuide):
-            guide = copy.deepcopy(guide)  # it sets itself up where it is run first, which here is while it is traced
+            guide = copy.deepcopy(
+                guide
+            )  # it sets itself up where it is run first, which here is while it is traced
         return super().explain(model, guide, *args, **kwargs)
 
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:

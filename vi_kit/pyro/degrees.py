@@ -215,6 +215,7 @@ class Reading(Drawing):
         leaks: sites of which something left the reach of tracing.
         results: how to find the result of an operation that takes steps, from all values by number.
         gaps: how to find by how much the sides of a comparison differ.
+        reaches: how to find how far a denominator is from zero, in slopes.
         comparing: the same, by the number of its result.
         trained: operands of operations that take steps whose gradient reaches a parameter, but by way of sites.
         branches: the operations that told the program a value of which it is known where it changes.
@@ -235,6 +236,7 @@ class Reading(Drawing):
     leaks: dict[str, Form] = field(default_factory=dict)
     results: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
     gaps: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
+    reaches: dict[Cut, Callable[[list[Any]], Any]] = field(default_factory=dict)
     comparing: dict[int | None, Callable[[list[Any]], Any]] = field(default_factory=dict)
     trained: dict[Cut, list[torch.Tensor]] = field(default_factory=dict)
     branches: set[Cut] = field(default_factory=set)
@@ -466,6 +468,7 @@ def _parted(cut: Cut, args: Any, numbered: Any, degrees: Degrees, reading: Readi
     if operand is not None and _of(args[operand]):
         number = numbered[operand].of
         reading.results[cut] = lambda values: _growth(values[number])
+        reading.reaches[cut] = lambda values: _reach(values[number])
         return parted(degrees, _of(args[operand]), cut)
     if cut.name in SIDES:
 
@@ -499,6 +502,12 @@ def _growth(x: torch.Tensor) -> np.ndarray:
     """Whether the size of a value grows along the way."""
     value, slope = forward_ad.unpack_dual(x)
     return _numpy(torch.zeros_like(value) if slope is None else value.sign() * slope.sign())
+
+
+def _reach(x: torch.Tensor) -> np.ndarray:
+    """How far on the way a value would be zero, by its slope."""
+    value, slope = forward_ad.unpack_dual(x)
+    return _numpy(torch.full_like(value, torch.inf) if slope is None else (value / slope).abs())
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:
@@ -816,10 +825,11 @@ def find_jumps_in(
             results = {cut: result(values) for cut, result in reading.results.items()}
             gaps = {cut: gap(values) for cut, gap in reading.gaps.items()}
             terms = numbers(values[x.of] if isinstance(x, Number) else x for x in numbered)
+            reaches = {cut: reach(values) for cut, reach in reading.reaches.items()}
             if not has_slopes:
                 results.update({cut: None for cut in results if cut.name in POLES})
             elsewhere = any(not np.array_equal(base[b], results[b]) for b in reading.branches)
-            return Snapshot(results, terms, elsewhere, gaps)
+            return Snapshot(results, terms, elsewhere, gaps, reaches)
 
         def dual(leaf: torch.Tensor) -> torch.Tensor:
             if not has_slopes:
