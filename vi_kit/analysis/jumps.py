@@ -5,12 +5,12 @@ Which operations take steps, and which terms they reach, is read off the program
 all of them. Whether a term jumps there is tested: all sites move on a line through a draw of theirs; where a result
 changes, bisection finds two neighbouring points, and the term must be the same at both. It is for `relu`, the
 absolute value, a Huber loss or `where` with branches that meet. Of a division it is looked at where its denominator
-stops shrinking, unless it is far from zero by its slope: if it is zero there, the two sides may be far apart. A comparison of which no change is seen may have
-another result in a narrow window: it is looked at where its sides come near to each other. Of an operation with few
-results, or with whole numbers, all changes are looked at that a grid shows, since a table may be flat but for one
-entry. What is not known while a step is traced is tried at several numbers, where no change is seen or it is no jump.
-Of a loop the turns are counted; it may go on until something is small. Parameters are moved a little, so that
-branches do not meet by the values that they start from.
+stops shrinking, unless it is far from zero by its slope: if it is zero there, the two sides may be far apart. A
+comparison of which no change is seen may have another result in a narrow window: it is looked at where its sides come
+near to each other. Of an operation with few results, or with whole numbers, all changes are looked at that a grid
+shows, since a table may be flat but for one entry. What is not known while a step is traced is tried at several
+numbers, where no change is seen or it is no jump. Of a loop the turns are counted; it may go on until something is
+small. Parameters are moved a little, so that branches do not meet by the values that they start from.
 
 No estimator has the gradient of a place at which a cost jumps. Of the operations whose operands depend on a parameter,
 but by way of sites, it is looked whether their results change at a jump if the parameter moves and no site does.
@@ -703,13 +703,13 @@ def _same(one: Snapshot, other: Snapshot, cut: Cut) -> bool:
 
 def _has_no_pole(one: Snapshot, other: Snapshot, cut: Cut, width: float) -> bool:
     """Whether no denominator that stops shrinking between two places can be zero there."""
-    sides = [one.reaches.get(cut), other.reaches.get(cut)]
-    growths = one.results[cut], other.results[cut]
-    if width > POLE_FREE_WIDTH or not all(x is not None and x.shape for x in (*sides, *growths)):
+    arrays = [*(x.reaches.get(cut) for x in (one, other)), *(x.results[cut] for x in (one, other))]
+    known = [x for x in arrays if x is not None]
+    if width > POLE_FREE_WIDTH or len(known) < 4 or len({x.shape for x in known}) > 1:
         return False
-    if len({x.shape for x in (*sides, *growths)}) > 1:
-        return False
-    return bool((np.minimum(*sides) > 10.0 * width)[growths[0] != growths[1]].all())
+    reach, other_reach, growth, other_growth = known
+    is_far = np.minimum(reach, other_reach) > 10.0 * width
+    return bool(is_far[growth != other_growth].all())
 
 
 def _turns(one: Snapshot, other: Snapshot, cut: Cut) -> float:
