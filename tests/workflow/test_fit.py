@@ -10,6 +10,7 @@ import pytest
 
 import vi_kit as vi
 from tests import oracles
+from tests.libraries import LIBRARIES
 from tests.workflow.programs import NOISE, X, evidence_of_normals, normals, posterior_of_normals
 
 ROWS = np.random.default_rng(0).normal(1.0, 1.0, 40)
@@ -806,3 +807,21 @@ def test_data_without_rows(lib):
     model, _, args = normals(lib)
     with pytest.raises(vi.ObjectiveError, match="the data have no rows"):
         lib.fit(model, mean_field(lib), args[0][:0], num_steps=3)
+
+
+@pytest.mark.parametrize("at", [10, 20])
+def test_a_callback_that_clears_the_store_of_pyro(at):
+    """In the midst of a fit, and after its last step. Mutant: KeyError."""
+    import pyro
+
+    lib = LIBRARIES["pyro"]()
+    model, _, args = normals(lib)
+
+    def clear(moment):
+        if moment.step == at:
+            pyro.clear_param_store()
+
+    given = {"num_steps": 20, "callbacks": clear, "callback_every": 10}
+    with pytest.raises(vi.ObjectiveError, match=f"(?s)after step {at} .*no 'theta'") as caught:
+        lib.fit(model, mean_field(lib), *args, **given)
+    assert caught.value.fit.num_steps == at

@@ -38,7 +38,7 @@ from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, told
 from vi_kit.workflow.inquest import Seen
-from vi_kit.workflow.processes import Failure, Processes, elsewhere, refuse_diverged
+from vi_kit.workflow.processes import Failure, Processes, elsewhere, refuse_diverged, together
 from vi_kit.workflow.training import Steps
 
 Taken = tuple[Call, float]
@@ -448,7 +448,7 @@ class PyroTrainer:
         if self.found is not None:
             return self.found
         store = pyro.get_param_store()
-        return {name: store[name].detach().clone() for name in self.leaves}
+        return {name: store[name].detach().clone() for name in self.leaves if name in store}
 
     def state(self) -> dict[str, Any]:
         return {key: value.detach().clone() for key, value in self.loss.state.items()}
@@ -460,8 +460,22 @@ class PyroTrainer:
         return list(self.said)
 
     def check_same(self) -> None:
+        together(self.processes, self._check_store)
         if isinstance(self.processes, Group):
             refuse_diverged(self.processes, fingerprint(self.leaves))
+
+    def _check_store(self) -> None:
+        """Refuse to go on without parameters that somebody has removed."""
+        lost = [name for name in self.leaves if name not in pyro.get_param_store()]
+        if lost:
+            raise ObjectiveError(
+                message(
+                    f"fit: after step {self.done} parameters are no longer in the store of Pyro",
+                    got=f"no {', '.join(map(repr, lost))}",
+                    expected="the parameters of a fit in the store until it ends",
+                    fix="callbacks without pyro.clear_param_store()",
+                )
+            )
 
     def choose(self, start: int) -> None:
         pass
@@ -477,13 +491,15 @@ class PyroTrainer:
             self.found = {
                 name: transform_to(kinds.get(name, constraints.real))(leaf).detach().clone()
                 for name, leaf in leaves.items()
+                if name in pyro.get_param_store()
             }
 
     def put_back(self) -> None:
         """What was kept, in the places that there are now."""
         assert self.away is not None
         store = pyro.get_param_store()
-        self.leaves.update({name: store._params[name] for name in self.away[0]})
+        there = {name: store._params.get(name) for name in self.away[0]}
+        self.leaves.update({name: leaf for name, leaf in there.items() if leaf is not None})
         self._put(*self.away)
 
     def _put(
