@@ -1,0 +1,4 @@
+from models import lda
+from models.command import main
+
+main(lda)
