@@ -26,7 +26,7 @@ from vi_kit.engine.replay import (
 )
 from vi_kit.engine.statements import GIVEN, is_copy, is_given
 from vi_kit.engine.variance import Moved, Sampler
-from vi_kit.numpyro.distributions import NumPyroDistribution
+from vi_kit.numpyro.distributions import NumPyroDistribution, smooth
 from vi_kit.numpyro.init_params import refuse_unknown
 from vi_kit.unbiased import Densities, Displaced
 
@@ -296,6 +296,9 @@ class NumPyroReplay:
         traced = handlers.trace(handlers.seed(model, key_model))
         trace = traced.get_trace(*self.args, **self.kwargs)
         kept = {n: site for n, site in trace.items() if n in guide_trace or not is_copy(site)}
+        for site in (*kept.values(), *guide_trace.values()):
+            if site["type"] == "sample":
+                site["fn"] = smooth(site["fn"])
         return kept, guide_trace
 
 
