@@ -16,6 +16,7 @@ from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
+from vi_kit.numpyro.degrees import compiled
 from vi_kit.workflow.batches import Call
 from vi_kit.workflow.inquest import Seen, all_within, layers_of
 
@@ -59,7 +60,8 @@ def seen(
                 return jnp.sum(_log_density(_run(model, guide, call, values_of(params), key)[i][1]))
 
             # each by itself: what is weighed by nought has a gradient that is not finite all the same
-            slopes = [jax.grad(total)(params, i) for i in range(len(found))]
+            numbers = range(len(found))
+            slopes = compiled(lambda p: [jax.grad(total)(p, i) for i in numbers])(dict(params))
             through = [tuple(k for k, g in one.items() if not _finite(g)) for one in slopes]
         return [_seen(role, msg, t) for (role, msg), t in zip(found, through, strict=True)]
 

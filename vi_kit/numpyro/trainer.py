@@ -19,6 +19,7 @@ from numpyro.optim import _NumPyroOptim
 
 from vi_kit.base.errors import CheckpointError, NotFiniteError, ObjectiveError, message
 from vi_kit.engine.settings import not_numbers
+from vi_kit.numpyro.degrees import compiled
 from vi_kit.numpyro.feeding import Fed, Feed
 from vi_kit.numpyro.init_params import checked_params
 from vi_kit.numpyro.inquest import seen
@@ -281,7 +282,7 @@ class NumPyroTrainer:
                 self._value(params, mutable, key, call)
             except (ObjectiveError, ValueError) as error:
                 return error
-        grads = jax.grad(lambda p: self._value(p, mutable, key, call)[0])(params)
+        grads = compiled(jax.grad(lambda p: self._value(p, mutable, key, call)[0]))(params)
         spoilt = [n for n, g in grads.items() if not bool(jnp.isfinite(_norm(g)))]
         if spoilt:
             return not_numbers(spoilt, "the objective")
