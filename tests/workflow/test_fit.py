@@ -825,3 +825,24 @@ def test_a_callback_that_clears_the_store_of_pyro(at):
     with pytest.raises(vi.ObjectiveError, match=f"(?s)after step {at} .*no 'theta'") as caught:
         lib.fit(model, mean_field(lib), *args, **given)
     assert caught.value.fit.num_steps == at
+
+
+def test_a_callback_that_sets_a_parameter_in_the_store_of_pyro():
+    """Steps go on from there. Mutant: they move a tensor that is in the store no longer."""
+    import pyro
+
+    lib = LIBRARIES["pyro"]()
+    model, _, args = normals(lib)
+    seen = []
+
+    def put(moment):
+        store = pyro.get_param_store()
+        seen.append(np.array(store["theta"].detach()))
+        if moment.step == 10:
+            store["theta"] = lib.array(np.array([7.0, -1.0]))
+
+    given = {"num_steps": 30, "callbacks": put, "callback_every": 10, "optimizer": 0.01}
+    found = lib.fit(model, mean_field(lib), *args, **given)
+    last = np.asarray(found.params["theta"])
+    assert 6.0 < seen[1][0] < 7.0 and last[0] < seen[1][0]  # the posterior is near 1
+    np.testing.assert_array_equal(np.asarray(pyro.get_param_store()["theta"].detach()), last)

@@ -465,13 +465,21 @@ class PyroTrainer:
             refuse_diverged(self.processes, fingerprint(self.leaves))
 
     def _check_store(self) -> None:
-        """Refuse to go on without parameters that somebody has removed."""
-        lost = [name for name in self.leaves if name not in pyro.get_param_store()]
+        """Go on from values that somebody has put in the place of parameters; refuse to go on without a parameter."""
+        store = pyro.get_param_store()
+        there = {name: store._params.get(name) for name in self.leaves}
+        lost = [n for n, p in there.items() if p is None or p.shape != self.leaves[n].shape]
+        for name, leaf in self.leaves.items() if not lost else ():
+            other = there[name]
+            if other is not leaf and other is not None:
+                leaf.data.copy_(other.detach())
+                store._param_to_name.pop(other, None)
+                store._params[name], store._param_to_name[leaf] = leaf, name
         if lost:
             raise ObjectiveError(
                 message(
                     f"fit: after step {self.done} parameters are no longer in the store of Pyro",
-                    got=f"no {', '.join(map(repr, lost))}",
+                    got=f"no {', '.join(map(repr, lost))}, or of another shape",
                     expected="the parameters of a fit in the store until it ends",
                     fix="callbacks without pyro.clear_param_store()",
                 )
