@@ -837,7 +837,7 @@ def test_a_callback_that_sets_a_parameter_in_the_store_of_pyro():
 
     def put(moment):
         store = pyro.get_param_store()
-        seen.append(np.array(store["theta"].detach()))
+        seen.append(store["theta"].detach().clone().numpy())
         if moment.step == 10:
             store["theta"] = lib.array(np.array([7.0, -1.0]))
 
