@@ -1,0 +1,4 @@
+from models import logistic_regression
+from models.command import main
+
+main(logistic_regression)
