@@ -16,9 +16,6 @@ Params = Mapping[str, torch.Tensor]
 """Unconstrained leaves by name."""
 
 
-HALF = (torch.float16, torch.bfloat16)
-
-
 class Optimizer(Protocol):
     """Changes parameters by their gradients."""
 
