@@ -11,6 +11,7 @@ import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 
 from vi_kit.base.errors import ObjectiveError, message
+from vi_kit.pyro.precision import HALF
 
 Params = Mapping[str, torch.Tensor]
 """Unconstrained leaves by name."""
