@@ -123,7 +123,8 @@ class Snapshot:
         terms: of each term, its elements.
         is_elsewhere: whether the program would have taken another way than the one that was followed.
         gaps: of comparisons, by how much their sides differ.
-        reaches: of operations with a pole, how far on the way their denominators would be zero, by their slope.
+        reaches: of operations with a pole, how far on the way their denominators would be zero, by their slope; with
+            the signs of these.
     """
 
     results: Mapping[Cut, np.ndarray | None]
@@ -708,7 +709,8 @@ def _has_no_pole(one: Snapshot, other: Snapshot, cut: Cut, width: float) -> bool
     if width > POLE_FREE_WIDTH or len(known) < 4 or len({x.shape for x in known}) > 1:
         return False
     reach, other_reach, growth, other_growth = known
-    is_far = np.minimum(reach, other_reach) > 10.0 * width
+    is_far = np.minimum(np.abs(reach), np.abs(other_reach)) > 10.0 * width
+    is_far &= np.sign(reach) == np.sign(other_reach)
     return bool(is_far[growth != other_growth].all())
 
 

@@ -515,7 +515,7 @@ def find_jumps_in(
             if key[1] in POLES:
                 pairs = [*zip(results[key], slopes[key], strict=True)]
                 results[key] = [jnp.sign(x) * jnp.sign(slope) for x, slope in pairs]
-                reaches[key] = [jnp.abs(x / slope) for x, slope in pairs]
+                reaches[key] = [x / jnp.abs(slope) for x, slope in pairs]
         return results, gaps, terms, reaches
 
     alone = compiled(evaluated)

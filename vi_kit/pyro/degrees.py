@@ -505,9 +505,9 @@ def _growth(x: torch.Tensor) -> np.ndarray:
 
 
 def _reach(x: torch.Tensor) -> np.ndarray:
-    """How far on the way a value would be zero, by its slope."""
+    """How far on the way a value would be zero, by its slope; with its sign."""
     value, slope = forward_ad.unpack_dual(x)
-    return _numpy(torch.full_like(value, torch.inf) if slope is None else (value / slope).abs())
+    return _numpy(value * torch.inf if slope is None else value / slope.abs())
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:
