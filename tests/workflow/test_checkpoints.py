@@ -216,6 +216,7 @@ def test_another_fit_is_refused(lib, tmp_path):
     assert files == {p: p.read_bytes() for p in tmp_path.iterdir()}
 
 
+@pytest.mark.filterwarnings("ignore:fit. minibatches of")
 def test_other_minibatches_are_refused(lib, tmp_path):
     """Of a list all are known; of a loader the first, and their number; of an iterator the first."""
     parts = np.split(lib.array(ROWS), [16, 32, 48])

@@ -453,6 +453,7 @@ def test_a_folder_is_free_after_a_fit_that_failed(lib, tmp_path, monkeypatch):
 # Seeds and imports
 
 
+@pytest.mark.filterwarnings("ignore:subsampled plates")
 def test_the_same_seed_has_the_same_losses(lib):
     for given in ({}, {"num_restarts": 2}, {"objective": vi.iwae(num_particles=3)}):
         clear(lib)

@@ -36,6 +36,8 @@ class Axis:
         size: length.
         scale: factor on a sum over this axis; `full_size / size` for a subsampled plate. A program may know of the
             elements of a minibatch only: its plate is the same, without a scale. `Run.scale` is that of both.
+        is_cut: whether the minibatch is one of `fit`, which processes may share: what estimators keep counts for all
+            data then, and is the same for each number of processes.
     """
 
     kind: int
@@ -43,6 +45,7 @@ class Axis:
     name: str
     size: int
     scale: float = field(default=1.0, compare=False)
+    is_cut: bool = field(default=False, compare=False)
 
     def __hash__(self) -> int:
         return hash(self.name)  # by which most differ: terms look for axes all the time

@@ -126,7 +126,7 @@ class Downstream:
         factors = []
         for t in self.terms:
             if isinstance(t.weight, float | int) and t.weight != 0.0:
-                scales = [current().scale(a) for a in t.pending]
+                scales = [current().scale(a) for a in t.pending if not a.is_cut]
                 factors.append(abs(t.weight) * math.prod(scales))
         return max(factors, default=1.0)
 

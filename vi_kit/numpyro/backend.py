@@ -21,7 +21,7 @@ from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.distributions import Categorical, Unit, constraints
 from numpyro.handlers import substitute, uncondition
 from numpyro.ops.pytree import PytreeTrace
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import _PYRO_STACK, CondIndepStackFrame, Messenger
 from numpyro.util import not_jax_tracer
 
 from vi_kit.base.distributions import without_validation
@@ -710,6 +710,16 @@ class _Outermost(Messenger):
             self.backend.handler.finish(msg)
 
 
+class CutPlate(CondIndepStackFrame):
+    """A plate that `fit` has cut.
+
+    Attributes:
+        full_size: of all rows.
+    """
+
+    full_size: int
+
+
 class _InnerPlates(Messenger):
     """Gives the plates in a body of control flow, which hides its messages, the minibatches of those outside."""
 
@@ -924,9 +934,10 @@ class _Handler:
             self.backend.deepest_dim = max(self.backend.deepest_dim, -frame.dim)
             if frame.dim < -self.run.plan.max_plate_nesting:
                 raise Replan
-            own = self.full_sizes.get(frame.name, frame.size)
-            scale = getattr(frame, "full_size", own) / frame.size  # `Part` has one
-            axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale))
+            full = self.full_sizes.get(frame.name, frame.size)
+            is_cut = isinstance(frame, CutPlate)
+            scale = (frame.full_size if is_cut else full) / frame.size
+            axes.append(Axis(PLATE, -frame.dim, frame.name, int(frame.size), scale, is_cut))
         return self.run.one_name(self.program.role, axes)
 
     # Control flow: the statements of a body come back as one each, with a dim in front after a scan.

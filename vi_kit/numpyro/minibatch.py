@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from numpyro import handlers
-from numpyro.primitives import CondIndepStackFrame, Messenger
+from numpyro.primitives import Messenger
 
 from vi_kit.engine.statements import is_copy
 from vi_kit.language.marginal import mapped_part
+from vi_kit.numpyro.backend import CutPlate
 from vi_kit.numpyro.sharding import has_rows
 from vi_kit.workflow.asking import UNSCALED
 from vi_kit.workflow.minibatch import Frame, Seen, Statement, Whole
@@ -45,16 +46,6 @@ def _as_array(x: Any) -> Any:
     return x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
 
 
-class Part(CondIndepStackFrame):
-    """A plate that is a minibatch of more rows.
-
-    Attributes:
-        full_size: how many.
-    """
-
-    full_size: int
-
-
 class Scaled(Messenger):
     """Some plates are minibatches of more rows, and their statements count for these: a nonlinear objective of each row
     is not one of a row that counts several times."""
@@ -74,7 +65,7 @@ class Scaled(Messenger):
             whole = self.plates.get(frame.name)
             if whole is not None and whole.num_rows != own:
                 msg["scale"] = whole.factor(own) * (1.0 if msg["scale"] is None else msg["scale"])
-                frames[i] = Part(*frame)
+                frames[i] = CutPlate(*frame)
                 frames[i].full_size = whole.num_rows
         msg["cond_indep_stack"] = frames
 

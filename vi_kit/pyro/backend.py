@@ -22,7 +22,7 @@ from pyro.ops.provenance import (
 )
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import _Subsample
@@ -940,9 +940,13 @@ class _Handler:
         return self.run.one_name(self.program.role, axes)
 
 
+class CutPlate(CondIndepStackFrame):
+    """A plate that `fit` has cut."""
+
+
 def _plate(frame: Any, order: int, size: int) -> Axis:
     scale = float(frame.full_size / size) if (frame.full_size or 0) > 0 else 1.0
-    return Axis(PLATE, order, frame.name, size, scale)
+    return Axis(PLATE, order, frame.name, size, scale, isinstance(frame, CutPlate))
 
 
 def _before(run: Run, key: Any) -> frozenset[Site]:

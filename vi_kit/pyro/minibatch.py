@@ -13,6 +13,7 @@ from pyro import poutine
 
 from vi_kit.engine.statements import is_copy
 from vi_kit.language.marginal import mapped_part
+from vi_kit.pyro.backend import CutPlate
 from vi_kit.pyro.guides import copied
 from vi_kit.pyro.noise import buffers_kept
 from vi_kit.pyro.replay import statements_of
@@ -78,7 +79,7 @@ class Scaled(poutine.messenger.Messenger):
             whole = self.plates.get(frame.name)
             if whole is not None and whole.num_rows != own:
                 msg["scale"] = msg["scale"] * whole.factor(own)
-                frames[i] = frame._replace(full_size=whole.num_rows)
+                frames[i] = CutPlate(*frame._replace(full_size=whole.num_rows))
         msg["cond_indep_stack"] = type(msg["cond_indep_stack"])(frames)
 
 
