@@ -28,7 +28,7 @@ from vi_kit.pyro import fit
 from vi_kit.pyro.distributed import Exchange, Group
 from vi_kit.pyro.trainer import PyroTrainer
 from vi_kit.workflow.batches import Rows
-from vi_kit.workflow.minibatch import Whole, plates_of_rows
+from vi_kit.workflow.minibatch import AllRows, plates_of_rows
 
 RANK, COUNT = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 GROUP = None
@@ -402,7 +402,7 @@ def mutant_scale():
     """Plates count for the rows that a process sees of all data."""
 
     def halved(*args):
-        return {name: Whole(all.num_rows // 2) for name, all in plates_of_rows(*args).items()}
+        return {name: AllRows(all.num_rows // 2) for name, all in plates_of_rows(*args).items()}
 
     with patch("vi_kit.workflow.fitting.plates_of_rows", halved):
         return rows()

@@ -846,3 +846,34 @@ def test_a_callback_that_sets_a_parameter_in_the_store_of_pyro():
     last = np.asarray(found.params["theta"])
     assert 6.0 < seen[1][0] < 7.0 and last[0] < seen[1][0]  # the posterior is near 1
     np.testing.assert_array_equal(np.asarray(pyro.get_param_store()["theta"].detach()), last)
+
+
+def test_a_callback_that_sets_a_parameter_of_another_shape():
+    import pyro
+
+    lib = LIBRARIES["pyro"]()
+    model, _, args = normals(lib)
+
+    def put(moment):
+        pyro.get_param_store()["theta"] = lib.array(np.zeros(3))
+
+    given = {"num_steps": 20, "callbacks": put, "callback_every": 10}
+    with pytest.raises(vi.ObjectiveError, match="'theta', or of another shape"):
+        lib.fit(model, mean_field(lib), *args, **given)
+
+
+def test_averages_of_elements_need_the_same_elements(lib):
+    """A minibatch has other rows in each step. Mutant: their averages are mixed."""
+
+    def model(x):
+        with lib.plate("data", len(x)):
+            b = lib.sample("b", lib.dist.Bernoulli(0.3))
+            lib.sample("x", lib.dist.Normal(2.0 * b, 1.0), obs=x)
+
+    def guide(x):
+        with lib.plate("data", len(x)):
+            lib.sample("b", lib.dist.Bernoulli(logits=lib.theta(np.array(0.5)) * x))
+
+    baseline = vi.Score(vi.MovingAverage(per_element=True))
+    with pytest.raises(vi.EstimatorError, match=r"per_element=True\) needs whole plates"):
+        lib.fit(model, guide, lib.array(ROWS), batch_size=8, num_steps=2, estimators=baseline)

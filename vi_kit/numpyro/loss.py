@@ -204,10 +204,8 @@ class Loss(CommonLoss, ELBO):
                     yield own, choice, dist, plates
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
-        if isinstance(guide, AutoGuide):
-            guide = copy.deepcopy(
-                guide
-            )  # it sets itself up where it is run first, which here is while it is traced
+        if isinstance(guide, AutoGuide):  # it sets itself up where it is run first: here, traced
+            guide = copy.deepcopy(guide)
         return super().explain(model, guide, *args, **kwargs)
 
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:

@@ -19,7 +19,7 @@ from vi_kit.language.marginal import mapped_part
 from vi_kit.numpyro.backend import CutPlate
 from vi_kit.numpyro.sharding import has_rows
 from vi_kit.workflow.asking import UNSCALED
-from vi_kit.workflow.minibatch import Frame, Seen, Statement, Whole
+from vi_kit.workflow.minibatch import AllRows, Frame, Seen, Statement
 
 
 def as_arrays(tree: Any) -> Any:
@@ -50,7 +50,7 @@ class Scaled(Messenger):
     """Some plates are minibatches of more rows, and their statements count for these: a nonlinear objective of each row
     is not one of a row that counts several times."""
 
-    def __init__(self, plates: Mapping[str, Whole]):
+    def __init__(self, plates: Mapping[str, AllRows]):
         super().__init__()
         self.plates, self.own = plates, dict[str, int]()
 
@@ -70,7 +70,7 @@ class Scaled(Messenger):
         msg["cond_indep_stack"] = frames
 
 
-def scaled(program: Callable, plates: Mapping[str, Whole], role: str) -> Callable:
+def scaled(program: Callable, plates: Mapping[str, AllRows], role: str) -> Callable:
     """A program whose plates count for all rows."""
     if not plates:
         return program

@@ -12,7 +12,7 @@ from jax.example_libraries import optimizers
 from numpyro.optim import Minimize, _NumPyroOptim
 
 from vi_kit.base.errors import ObjectiveError, message
-from vi_kit.numpyro.distributions import HALF
+from vi_kit.numpyro.distributions import wide
 
 Params = Any
 
@@ -144,7 +144,7 @@ def _wide(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     nought."""
 
     def widened(tree: Params) -> Params:
-        return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype in HALF else x, tree)
+        return jax.tree.map(wide, tree)
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         found, state = inner.update(widened(updates), state)

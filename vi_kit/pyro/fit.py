@@ -26,7 +26,7 @@ from vi_kit.workflow.entry import fit_with
 from vi_kit.workflow.fitted import Fit
 from vi_kit.workflow.fitting import Job
 from vi_kit.workflow.held import Held
-from vi_kit.workflow.minibatch import Seen, Whole
+from vi_kit.workflow.minibatch import AllRows, Seen
 from vi_kit.workflow.moment import Callback
 from vi_kit.workflow.processes import Processes
 from vi_kit.workflow.stopping import StoppingRule
@@ -195,7 +195,7 @@ class OfPyro:
     def statements(self, model: Callable, guide: Callable, call: Call) -> list[inquest.Seen]:
         return before_steps(model, guide, call)
 
-    def scaled(self, program: Callable, plates: Mapping[str, Whole], role: str) -> Callable:
+    def scaled(self, program: Callable, plates: Mapping[str, AllRows], role: str) -> Callable:
         return scaled(program, plates, role)
 
     def optimizer(self, given: Any, *, shrinks: bool) -> Optimizer:

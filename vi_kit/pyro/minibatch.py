@@ -19,7 +19,7 @@ from vi_kit.pyro.noise import buffers_kept
 from vi_kit.pyro.replay import statements_of
 from vi_kit.workflow.ambient import isolated
 from vi_kit.workflow.asking import UNSCALED
-from vi_kit.workflow.minibatch import Frame, Seen, Statement, Whole
+from vi_kit.workflow.minibatch import AllRows, Frame, Seen, Statement
 
 
 def mapped(fn: Callable[[Any], Any], one: Any) -> Any:
@@ -68,7 +68,7 @@ class Scaled(poutine.messenger.Messenger):
     """Some plates are minibatches of more rows, and their statements count for these: a nonlinear objective of each row
     is not one of a row that counts several times."""
 
-    def __init__(self, plates: Mapping[str, Whole]):
+    def __init__(self, plates: Mapping[str, AllRows]):
         super().__init__()
         self.plates = plates
 
@@ -83,7 +83,7 @@ class Scaled(poutine.messenger.Messenger):
         msg["cond_indep_stack"] = type(msg["cond_indep_stack"])(frames)
 
 
-def scaled(program: Callable, plates: Mapping[str, Whole], role: str) -> Callable:
+def scaled(program: Callable, plates: Mapping[str, AllRows], role: str) -> Callable:
     """A program whose plates count for all rows."""
     if not plates:
         return program

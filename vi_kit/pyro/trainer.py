@@ -469,12 +469,6 @@ class PyroTrainer:
         store = pyro.get_param_store()
         there = {name: store._params.get(name) for name in self.leaves}
         lost = [n for n, p in there.items() if p is None or p.shape != self.leaves[n].shape]
-        for name, leaf in self.leaves.items() if not lost else ():
-            other = there[name]
-            if other is not leaf and other is not None:
-                leaf.data.copy_(other.detach())
-                store._param_to_name.pop(other, None)
-                store._params[name], store._param_to_name[leaf] = leaf, name
         if lost:
             raise ObjectiveError(
                 message(
@@ -484,6 +478,12 @@ class PyroTrainer:
                     fix="callbacks without pyro.clear_param_store()",
                 )
             )
+        for name, leaf in self.leaves.items():
+            other = there[name]
+            if other is not leaf and other is not None:
+                leaf.data.copy_(other.detach())
+                store._param_to_name.pop(other, None)
+                store._params[name], store._param_to_name[leaf] = leaf, name
 
     def choose(self, start: int) -> None:
         pass
@@ -506,8 +506,10 @@ class PyroTrainer:
         """What was kept, in the places that there are now."""
         assert self.away is not None
         store = pyro.get_param_store()
-        there = {name: store._params.get(name) for name in self.away[0]}
-        self.leaves.update({name: leaf for name, leaf in there.items() if leaf is not None})
+        there = {name: (store._params.get(name), kept) for name, kept in self.away[0].items()}
+        self.leaves.update(
+            {n: p for n, (p, kept) in there.items() if p is not None and p.shape == kept.shape}
+        )
         self._put(*self.away)
 
     def _put(

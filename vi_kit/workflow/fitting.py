@@ -28,7 +28,7 @@ from vi_kit.workflow.given import Given
 from vi_kit.workflow.guard import is_stop, no_start, told
 from vi_kit.workflow.held import Held
 from vi_kit.workflow.history import last_tenth
-from vi_kit.workflow.minibatch import Seen, Whole, frames_of_rows, lengthened, plates_of_rows
+from vi_kit.workflow.minibatch import AllRows, Seen, frames_of_rows, lengthened, plates_of_rows
 from vi_kit.workflow.processes import Processes, refuse_differences, together
 from vi_kit.workflow.progress import Progress
 from vi_kit.workflow.request import Request
@@ -84,7 +84,7 @@ class Library(Protocol):
         """Those of such a run, up to the first that cannot be."""
         ...
 
-    def scaled(self, program: Callable, plates: Mapping[str, Whole], role: str) -> Callable:
+    def scaled(self, program: Callable, plates: Mapping[str, AllRows], role: str) -> Callable:
         """A program some plates of which are parts of what is said, and count for it."""
         ...
 
@@ -127,7 +127,7 @@ class Job:
     source: Source
     optimizer: Any
     request: Request
-    plates: Mapping[str, Whole]
+    plates: Mapping[str, AllRows]
     rows: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -235,7 +235,7 @@ def _begun(library: Library, job: Job, begin: Callable[[], Trainer], start: int 
 
 def _plates(
     library: Library, model: Callable, guide: Callable, source: Source
-) -> tuple[dict[str, Whole], frozenset[str]]:
+) -> tuple[dict[str, AllRows], frozenset[str]]:
     """The plates of a minibatch's rows that shall be parts of all rows; and all plates of rows."""
     if source.takes_all:
         return {}, frozenset()

@@ -63,7 +63,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Whole:
+class AllRows:
     """What the rows of a minibatch are a part of.
 
     Attributes:
@@ -92,7 +92,7 @@ def frames_of_rows(first: Seen, other: Seen | None) -> dict[str, set[Frame]]:
 
 def plates_of_rows(
     first: Seen, other: Seen | None, data_size: int | None, shared: int | None = None
-) -> dict[str, Whole]:
+) -> dict[str, AllRows]:
     """The plates of the rows that are, by their own account, of a minibatch alone, with what they are a part of.
 
     Args:
@@ -110,7 +110,7 @@ def plates_of_rows(
     sizes = frames_of_rows(first, other)
     if not sizes:
         texts.append(_no_plate(first))
-    needed: dict[str, Whole] = {}
+    needed: dict[str, AllRows] = {}
     for name, frames in sizes.items():
         frame = max(frames, key=lambda f: f.full_size)
         if len(frames) > 1:
@@ -124,9 +124,9 @@ def plates_of_rows(
             elif data_size is None:
                 texts.append(_unknown_size(frame))
             else:
-                needed[name] = Whole(data_size)
+                needed[name] = AllRows(data_size)
         elif data_size and (other or _weighs(name, first, data_size / first.num_rows)):
-            needed[name] = Whole(data_size, is_weighed=True)
+            needed[name] = AllRows(data_size, is_weighed=True)
     if texts:
         raise ObjectiveError("\n".join(texts))
     return needed
