@@ -159,7 +159,10 @@ def draw(model: ModuleType, found: vi.Fit, path: Path) -> None:
     if not found.loss.settings.objective.maximised:
         left.set_ylabel("objective, minimised")
     elif hasattr(model, "exact"):
-        left.axhline(model.exact(), color="grey", linestyle=":", label="exact log evidence")
+        exact = model.exact()
+        left.axhline(exact, color="grey", linestyle=":", label="exact log evidence")
+        low, high = left.get_ylim()
+        left.set_ylim(min(low, exact - 0.05 * (high - low)), max(high, exact + 0.05 * (high - low)))
         left.legend(fontsize="small", loc="lower right")
     model.picture(found, right)
     path.parent.mkdir(parents=True, exist_ok=True)

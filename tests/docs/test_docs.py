@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vi_kit
-from tests.docs import how_it_works, how_to_choose, pages, support
+from tests.docs import gradients, how_it_works, how_to_choose, pages, support
 from tests.libraries import PyroWords
 from tests.statistical_cases import LocalBernoulli
 from tests.unit.estimators.test_own_estimators import MuProp
@@ -56,6 +56,16 @@ def test_what_is_said_of_estimators_and_objectives_is_that_of_their_docstrings(p
 
 def test_the_picture_of_one_gradient_is_the_one_recorded():
     assert how_it_works.PICTURE.read_text() == how_it_works.picture()
+
+
+def test_the_picture_of_the_first_page_is_that_of_the_notebook():
+    assert gradients.PICTURE.read_bytes() == gradients.drawn()
+
+
+def test_how_many_estimators_and_objectives_the_readme_counts():
+    counts = re.findall(r"(\d+)\s+\[(estimators|objectives)\]", (ROOT / "README.md").read_text())
+    found = {"estimators": len(REGISTRY), "objectives": len(support.OBJECTIVES)}
+    assert {name: int(count) for count, name in counts} == found
 
 
 def test_every_public_name_is_in_the_reference():
