@@ -14,8 +14,8 @@ from sphinx.util.docutils import SphinxDirective
 
 import vi_kit
 
-LISTS = ("Args", "Attributes", "Raises", "Returns", "Yields")
-LINES = ("Unbiased when", "Needs", "Cost", "Variance", "Use for")
+LISTS = ("Args", "Attributes", "Raises")
+LINES = ("Returns", "Yields", "Unbiased when", "Needs", "Cost", "Variance", "Use for")
 BLOCKS = ("Example", "Examples", "References")
 SECTION = re.compile(rf"^({'|'.join((*LISTS, *LINES, *BLOCKS))}):(.*)$")
 ITEM = re.compile(r"^([*\w., ]+?): (.*)$", re.DOTALL)
@@ -89,7 +89,7 @@ def signature(value: Any) -> str:
         if p.name != "self"
     ]
     shown = sig.replace(parameters=bare, return_annotation=inspect.Signature.empty)
-    return re.sub(r"<(?:factory|function ([\w.]+))[^>]*>", r"\1", str(shown))
+    return re.sub(r"<(?:factory|(?:built-in )?function ([\w.]+))[^>]*>", r"\1", str(shown))
 
 
 def members(value: type) -> Iterator[tuple[str, Any]]:
@@ -103,8 +103,8 @@ def members(value: type) -> Iterator[tuple[str, Any]]:
             yield name, member
 
 
-def entry(path: str, own_members: bool) -> str:
-    """The Markdown of one name."""
+def entry(path: str, shown: str | None) -> str:
+    """The Markdown of one name, with the members `shown` of a class: by name, or all (empty)."""
     value = found(path)
     if not (inspect.isclass(value) or inspect.isroutine(value)):
         return f"::::{{py:data}} {path}\n`{value!r}`\n::::\n"
@@ -113,7 +113,9 @@ def entry(path: str, own_members: bool) -> str:
         return f"::::{{py:function}} {path}{signature(value)}\n{doc}\n::::\n"
     kind = "exception" if issubclass(value, Exception) else "class"
     parts = [doc]
-    for name, member in members(value) if own_members else ():
+    for name, member in members(value) if shown is not None else ():
+        if shown and name not in shown.split():
+            continue
         text = markdown(inspect.getdoc(member) or "")
         if isinstance(member, property):
             parts.append(f":::{{py:property}} {name}\n{text}\n:::")
@@ -125,16 +127,16 @@ def entry(path: str, own_members: bool) -> str:
 
 
 class PublicNames(SphinxDirective):
-    """Names below a module, one a line, or all of them; `:members:` shows the methods of classes too."""
+    """Names below a module, one a line, or all of them; `:members:` shows the methods of classes too, or those it names."""
 
     required_arguments = 1
-    option_spec: ClassVar[dict[str, Callable[[str], Any]]] = {"members": lambda _: True}
+    option_spec: ClassVar[dict[str, Callable[[str], Any]]] = {"members": lambda names: names or ""}
     has_content = True
 
     def run(self) -> list[nodes.Node]:
         module, names = self.arguments[0], [line.strip() for line in self.content if line.strip()]
         names = names or everything(module)
-        texts = [entry(f"{module}.{name}", "members" in self.options) for name in names]
+        texts = [entry(f"{module}.{name}", self.options.get("members")) for name in names]
         return self.parse_text_to_nodes("\n".join(texts))
 
 

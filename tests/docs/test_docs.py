@@ -72,7 +72,7 @@ def test_every_public_name_is_in_the_reference():
     listed = set()
     for page in (ROOT / "docs" / "api").glob("*.md"):
         for module, names in re.findall(
-            r"```{public-names} ([\w.]+)\n(?::\w+:\n)?(.*?)```", page.read_text(), re.DOTALL
+            r"```{public-names} ([\w.]+)\n(?::\w+:[^\n]*\n)?(.*?)```", page.read_text(), re.DOTALL
         ):
             listed |= {f"{module}.{name}" for name in names.split() or ["*"]}
     modules = {"vi_kit.array_namespace", "vi_kit.extend", "vi_kit.generators"}
