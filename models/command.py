@@ -133,9 +133,7 @@ def main(model: ModuleType, arguments: list[str] | None = None) -> vi.Fit:
 
     found = fit(model, given.lib, recipe, objective, seed=given.seed, **options)
     print(found)
-    print(
-        f"{objective!r:40} {found.objective:10.3f} {'nats' if objective.maximised else '(minimised)'}"
-    )
+    print(f"{objective!r:40} {found.objective:10.3f} ({found.direction})")
     if hasattr(model, "exact") and objective.maximised:
         print(f"{'exact log evidence':40} {model.exact():10.3f} nats")
     if given.figure:
@@ -156,9 +154,7 @@ def draw(model: ModuleType, found: vi.Fit, path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     vi.plot_bound(found, ax=left)
-    if not found.loss.settings.objective.maximised:
-        left.set_ylabel("objective, minimised")
-    elif hasattr(model, "exact"):
+    if found.loss.settings.objective.maximised and hasattr(model, "exact"):
         exact = model.exact()
         left.axhline(exact, color="grey", linestyle=":", label="exact log evidence")
         low, high = left.get_ylim()

@@ -162,6 +162,24 @@ def test_what_was_computed_before_the_step_and_is_no_argument():
         )
 
 
+def test_what_was_computed_before_the_step_beside_moments():
+    """The policy's own parameter is reached by its moments, which is right, and by what the reference closes over."""
+    leaf = torch.tensor(0.1, requires_grad=True)
+    made = 2.0 * leaf
+
+    def policy():
+        pyro.sample("z", dist.Normal(leaf, 1.0))
+
+    def reference(loc):
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    loss = Loss(vi.expected_reward(reward=lambda values: values["z"]), vi.Analytic())
+    loss.loss_and_grads(functools.partial(reference, 0.5), policy)
+    np.testing.assert_allclose(leaf.grad, -(1.0 - (0.1 - 0.5)), rtol=1e-6)
+    with pytest.raises(vi.ObjectiveError, match=r"stop_gradient on the model: .* cannot be held"):
+        loss.loss_and_grads(lambda: reference(made), policy)
+
+
 def test_of_the_objective_alone():
     leaf = torch.tensor(0.5, requires_grad=True)
 

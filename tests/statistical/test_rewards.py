@@ -150,6 +150,17 @@ def test_differentiable_reward_of_a_context(kind, estimator, lib, request):
     oracles.check_unbiased(draws, closed_form(kind))
 
 
+def test_closed_form_of_a_differentiable_reward(lib):
+    """Moments of the policy reach its parameters, also in the log density under the reference that is held."""
+
+    def reward(values, context):
+        return -((values["z"] - context) ** 2)
+
+    loss, args = lib.Loss(objective(KINDS[0], reward), vi.Analytic()), (lib.array(1.0),)
+    (draw,) = lib.gradients(loss, *continuous(lib), NORMAL, 1, 0, args=args)
+    np.testing.assert_allclose(draw, closed_form(KINDS[0]), rtol=1e-10)
+
+
 @vi.objective
 def squared_mean(model, guide):
     """The square of the mean reward of two draws: a function of values inside a nonlinear one."""

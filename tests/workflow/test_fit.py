@@ -583,7 +583,7 @@ def test_what_a_fit_says(lib):
     for text in (
         "Fit of model by guide: Loss(elbo()",
         "stopped: 20 steps",
-        f"objective {found.objective:.5g} nats",
+        f"objective {found.objective:.5g} (maximised)",
         "objectives of 2 starts: ",
         "seconds: before",
         "parameters: theta (2,)",

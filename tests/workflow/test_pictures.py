@@ -40,7 +40,7 @@ def test_pictures_of_a_fit(lib):
     assert isinstance(ax, plt.Axes)
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == (
         "step",
-        "objective (nats)",
+        "objective, maximised",
         "60 steps",
     )
     assert texts(ax) == ["steps", "mean of 1 steps", "end"]

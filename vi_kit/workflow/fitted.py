@@ -34,7 +34,7 @@ class Fit(Trained):
         kwargs: likewise.
         loss: the `Loss` of the library.
         params: the parameters by name, as the programs see them (constrained).
-        losses: of each step (nats), shape `(num_steps,)`.
+        losses: of each step (bounds: nats), shape `(num_steps,)`.
         gradient_norms: the Euclidean norm of the gradient of each step, before clipping, same shape.
         stopped: why it stopped, in words.
         explained: which estimator each site had, and why.
@@ -80,9 +80,14 @@ class Fit(Trained):
         return len(self.losses)
 
     @property
+    def direction(self) -> str:
+        """What is done with the objective: `"maximised"` or `"minimised"`."""
+        return "maximised" if self.loss.settings.sign < 0 else "minimised"
+
+    @property
     def objective(self) -> float:
-        """The objective (nats): its mean over the last tenth of the steps, at least ten of them; with fixed draws,
-        that of the last step."""
+        """The objective, in its own units (bounds: nats): its mean over the last tenth of the steps, at least ten of
+        them; with fixed draws, that of the last step."""
         sign = self.loss.settings.sign
         if self.fixed_draws is not None and self.num_steps:
             return sign * float(self.losses[-1])
@@ -93,7 +98,8 @@ class Fit(Trained):
         lines = ["Fit of {} by {}: {}".format(*names, self.loss), f"stopped: {self.stopped}"]
         if self.num_steps:
             lines.append(
-                f"objective {self.objective:.5g} nats, norm of the gradient {self.gradient_norms[-1]:.3g}"
+                f"objective {self.objective:.5g} ({self.direction}), norm of the gradient"
+                f" {self.gradient_norms[-1]:.3g}"
             )
         if self.restarts:
             ends = (x[-last_tenth(len(x)) :] for x in self.restarts)

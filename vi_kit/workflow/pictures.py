@@ -48,7 +48,7 @@ def plot_bound(fit: Fit, *, window: int | None = None, ax: Any = None) -> Any:
         ax.plot(np.arange(window, window + len(own)), own, color=GREY, lw=0.9, label=label)
     ax.plot(at, smooth[0], color=BLUE, lw=1.8, label=f"mean of {window} steps")
     ax.axvline(num, color=ORANGE, ls="--", lw=1.2, label="end")
-    ax.set(xlabel="step", ylabel="objective (nats)", xlim=(0, num * 1.02 + 1))
+    ax.set(xlabel="step", ylabel=f"objective, {fit.direction}", xlim=(0, num * 1.02 + 1))
     ax.set_title(fit.stopped, fontsize="medium")
     late = [own[len(own) // 10 :] for own in smooth] + [sign * fit.losses[num // 4 :]]
     _heights(ax, [own for own in late if len(own)])
