@@ -127,7 +127,7 @@ def entry(path: str, shown: str | None) -> str:
 
 
 class PublicNames(SphinxDirective):
-    """Names below a module, one a line, or all of them; `:members:` shows methods of classes too, all or those named."""
+    """Names below a module, one a line, or all; `:members:` shows methods of classes too, all or those named."""
 
     required_arguments = 1
     option_spec: ClassVar[dict[str, Callable[[str], Any]]] = {"members": lambda names: names or ""}
