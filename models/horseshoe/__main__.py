@@ -1,0 +1,4 @@
+from models import horseshoe
+from models.command import main
+
+main(horseshoe)
