@@ -130,7 +130,11 @@ def test_same_result_as_trace_elbo(make_loss):
     np.testing.assert_allclose(params["z_auto_scale"], scale[1:], atol=0.1)
 
 
-@pytest.mark.parametrize("make", [autoguide.AutoNormal, guide_list, low_rank])
+def with_room(model):
+    return Loss().with_state(autoguide.AutoNormal(model))
+
+
+@pytest.mark.parametrize("make", [autoguide.AutoNormal, guide_list, low_rank, with_room])
 def test_explain_leaves_a_guide_that_was_not_run_as_it_is(make):
     """It had set itself up while it was traced, and then could not be run."""
     guides, losses = [make(flat_model), make(flat_model)], []

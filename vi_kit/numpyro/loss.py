@@ -175,6 +175,7 @@ class Loss(CommonLoss, ELBO):
                 mutable(STEP_KEY, jnp.zeros(()))
             return result
 
+        with_state.fresh_copy = lambda: self._with_state(_fresh(guide), role)  # type: ignore[attr-defined]
         return with_state
 
     def _chosen(self, guide: Callable, role: str, latents: dict[str, Any]) -> Iterator[Any]:
@@ -204,9 +205,7 @@ class Loss(CommonLoss, ELBO):
                     yield own, choice, dist, plates
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
-        if isinstance(guide, AutoGuide):  # it sets itself up where it is run first: here, traced
-            guide = copy.deepcopy(guide)
-        return super().explain(model, guide, *args, **kwargs)
+        return super().explain(model, _fresh(guide), *args, **kwargs)
 
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
         step = LossStep(self.settings, random.key(0), {}, programs)
@@ -222,6 +221,13 @@ class Loss(CommonLoss, ELBO):
                 f"less variance needs {room} {by_default}: without it there is no baseline"
             )
         return plan, texts
+
+
+def _fresh(guide: Callable) -> Callable:
+    """A guide to be traced: an autoguide sets itself up where it is run first, and must not keep tracers."""
+    if isinstance(guide, AutoGuide):
+        return copy.deepcopy(guide)
+    return guide.fresh_copy() if hasattr(guide, "fresh_copy") else guide
 
 
 def _has_step() -> bool:
