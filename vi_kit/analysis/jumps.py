@@ -496,6 +496,10 @@ class _Way:
         result = self.at(0.0).results.get(cut)
         return result is not None and (result.dtype.kind != "b" or result.size <= MAX_FEW)
 
+    def has_stairs(self, cut: Cut) -> bool:
+        """Whether all changes of an operation on the grid are looked at."""
+        return cut.name not in {*POLES, *SIDES, *LOOPS} and self.is_small(cut)
+
     def is_calm(self, cut: Cut) -> bool:
         """Whether an operation of which no change was seen is one that need not have any."""
         is_known = self.at(0.0).results.get(cut) is not None
@@ -509,7 +513,7 @@ class _Way:
         seen = False
         for low, high in self.changes(cut):
             verdict = self.compared(cut, low, high, terms)
-            is_done = cut in self.branches and not (self.is_small(cut) and cut in self.stairs)
+            is_done = cut in self.branches and not (self.has_stairs(cut) and cut in self.stairs)
             if verdict or (verdict is not None and is_done):
                 return verdict
             seen = seen or verdict is not None
@@ -528,7 +532,7 @@ class _Way:
                 count += 1
             if count == MAX_CHANGES:
                 break
-        if count and self.is_small(cut) and cut in self.stairs:
+        if count and self.has_stairs(cut) and cut in self.stairs:
             yield from self.stairs[cut]
         elif count == MAX_CHANGES:
             return
@@ -554,12 +558,7 @@ class _Way:
     def stairs(self) -> Mapping[Cut, Sequence[tuple[float, float]]]:
         """The same of operations whose results are few, or no truth values: two changes that lie near to each other may
         have equal sides."""
-        others = {*POLES, *SIDES, *LOOPS}
-        return {
-            cut: of
-            for cut, of in self.steps.items()
-            if cut.name not in others and self.is_small(cut)
-        }
+        return {cut: of for cut, of in self.steps.items() if self.has_stairs(cut)}
 
     @functools.cached_property
     def near(self) -> Mapping[Cut, Sequence[tuple[float, float, int]]]:

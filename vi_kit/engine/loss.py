@@ -162,13 +162,12 @@ class CommonLoss:
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         """Which estimator each latent site has, the rule that chose it, and why; no gradient is taken."""
-        plan, notes = self._explained(self._programs(model, guide, args, kwargs))
-        if not plan.table:
-            (other,) = {"Pyro", "NumPyro"} - {self.library}
-            notes += [
-                f"no latent site of {self.library}: vi_kit.{other.lower()}.Loss is for {other}'s programs"
-            ]
-        return explanation(plan, *notes)
+        return self._said(*self._explained(self._programs(model, guide, args, kwargs)))
+
+    def _said(self, plan: Plan, notes: Sequence[str] = ()) -> str:
+        (other,) = {"Pyro", "NumPyro"} - {self.library}
+        text = f"no latent site of {self.library}: vi_kit.{other.lower()}.Loss is for {other}'s programs"
+        return explanation(plan, *notes, *[text] * (not plan.table))
 
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
         """The plan, and what a library's loss has to say besides."""

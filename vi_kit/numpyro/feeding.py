@@ -80,6 +80,24 @@ class Feed:
         args, kwargs = self.devices.here(self.source.example)
         return (jax.tree.map(_in_memory, args), kwargs) if self.cuts_here else (args, kwargs)
 
+    @property
+    def traced(self) -> tuple[list[Any], Callable[[Sequence[Any]], Call]]:
+        """The arrays of one step that are traced in the loop, and the arguments that are made of them."""
+        leaves, tree = jax.tree.flatten(self.example)
+        if isinstance(self.source, Stream):
+            is_own = [hasattr(x, "dtype") for x in leaves]
+        else:
+            are_traced = isinstance(self.source, Rows) or bool(self.data)
+            is_own = [own and are_traced for own in self.is_data]
+            is_own += [False] * (len(leaves) - len(is_own))  # by keyword
+
+        def call_of(arrays: Sequence[Any]) -> Call:
+            own = iter(arrays)
+            both = zip(leaves, is_own, strict=True)
+            return jax.tree.unflatten(tree, [next(own) if traced else x for x, traced in both])
+
+        return [x for x, own in zip(leaves, is_own, strict=True) if own], call_of
+
     def next(self, most: int) -> Fed:
         source = self.source
         if isinstance(source, Stream):

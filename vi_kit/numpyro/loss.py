@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -206,6 +206,26 @@ class Loss(CommonLoss, ELBO):
 
     def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> str:
         return super().explain(model, _fresh(guide), *args, **kwargs)
+
+    def explain_step(
+        self,
+        rng_key: jax.Array,
+        params: dict[str, Any],
+        model: Callable,
+        guide: Callable,
+        arrays: Sequence[Any],
+        call_of: Callable[[Sequence[Any]], tuple[Any, Any]],
+    ) -> str:
+        """As `explain`, of a step that is traced, with arguments made of arrays; its plan is kept."""
+        said: list[str] = []
+
+        def step(rng_key: jax.Array, params: dict[str, Any], arrays: Sequence[Any]) -> None:
+            programs = self._programs(model, guide, *call_of(arrays))
+            plan, _ = self._run(LossStep(self.settings, rng_key, params, programs, self.devices))
+            said.append(self._said(plan))
+
+        jax.eval_shape(step, rng_key, params, arrays)
+        return said[0]
 
     def _explained(self, programs: tuple[Program, Program]) -> tuple[Plan, list[str]]:
         step = LossStep(self.settings, random.key(0), {}, programs)

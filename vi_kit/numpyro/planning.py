@@ -135,7 +135,8 @@ class LossStep:
             return None
         model, guide = self.programs
         of_programs = closed_over([model.fn, guide.fn])
-        return of_programs, described([self.params, *model.args], model.kwargs)
+        given = jax.tree.map(_of_any_trace, (self.params, model.args, model.kwargs))
+        return of_programs, described(given[:2], given[2])
 
     def first_not_finite(self, plan: Plan) -> str | None:
         """The first statement whose log density is not finite, found in one plain draw."""
@@ -146,6 +147,11 @@ class LossStep:
         except Replan:
             return None
         return run.first_not_finite()
+
+
+def _of_any_trace(x: Any) -> Any:
+    """What is known of an array, where it is not more."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.core.Tracer) else x
 
 
 def changing() -> BackendError:

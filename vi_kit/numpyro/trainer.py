@@ -326,8 +326,9 @@ class NumPyroTrainer:
             self.carry = self.devices.everywhere(of_first(self.carry))
 
     def explain(self) -> str:
-        args, kwargs = self.example
-        return self.loss.explain(self.model, self.guide, *args, **kwargs)
+        carry, programs = self._of(0), (self.model, self.with_state)
+        values = {**self.constrain(self.optimizer.params(carry["optimizer"])), **carry["mutable"]}
+        return self.loss.explain_step(self.keys[0], values, *programs, *self.feed.traced)
 
     def notes(self) -> list[str]:
         return []
