@@ -61,7 +61,7 @@ def picture(fit: vi.Fit, ax: Any) -> None:
     ax.errorbar(at + 0.15, weights.mean(0), 2 * weights.std(0), fmt=".", label="guide")
     ax.axvspan(9.5, at[-1] + 0.5, color="lightgrey", alpha=0.4, label="columns of noise")
     ax.set(xlabel="column", ylabel="weight")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper right")
 
 
 def _started(kind: str) -> Callable[[Any], Any]:
