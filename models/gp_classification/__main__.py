@@ -1,0 +1,4 @@
+from models import gp_classification
+from models.command import main
+
+main(gp_classification)
