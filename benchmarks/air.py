@@ -20,7 +20,7 @@ from jax.scipy.special import logsumexp
 
 import vi_kit as vi
 from benchmarks.timing import Row, in_turn
-from models.air import NOISE, NUM_STEPS, NUM_WHAT, NUM_WHERE, PRIOR_LOGIT, SIDE
+from models.air import NUM_WHERE, SIZES
 from models.air.numpyro import (
     WHERE_LOC,
     WHERE_SCALE,
@@ -67,12 +67,12 @@ Choose = Callable[[int, jax.Array], jax.Array]
 
 
 def noises(key: jax.Array, shape: tuple[int, ...]) -> list[Noise]:
-    keys = random.split(key, (NUM_STEPS, 3))
+    keys = random.split(key, (SIZES.num_steps, 3))
     return [
         Noise(
             random.uniform(k[0], shape),
             random.normal(k[1], (*shape, NUM_WHERE)),
-            random.normal(k[2], (*shape, NUM_WHAT)),
+            random.normal(k[2], (*shape, SIZES.num_what)),
         )
         for k in keys
     ]
@@ -83,14 +83,14 @@ def walk(
 ) -> tuple[Walk, jax.Array, jax.Array, jax.Array]:
     """One step, with the bit and its logit, and whether it is asked for."""
     q, asked = params["guide"], at.state.pres
-    state, logit, loc, scale = recur(q, x, at.state)
+    state, logit, loc, scale = recur(q, at.state)
     if bit is None:
         bit = (noise.bit < jax.nn.sigmoid(logit)).astype(x.dtype)
     pres = asked * bit
     where = loc + scale * noise.where
     of_what = seen(q, x, where)
     what = of_what[0] + of_what[1] * noise.what
-    weight = asked * (log_bernoulli(bit, PRIOR_LOGIT) - log_bernoulli(bit, logit))
+    weight = asked * (log_bernoulli(bit, SIZES.prior_logit) - log_bernoulli(bit, logit))
     of_where = log_normal(where, WHERE_LOC, WHERE_SCALE) - log_normal(where, loc, scale)
     weight += pres * (of_where + log_normal(what, 0.0, 1.0) - log_normal(what, *of_what))
     canvas = at.canvas + drawn(params["model"], where, what, pres)
@@ -100,12 +100,12 @@ def walk(
 
 def finished(x: jax.Array, at: Walk) -> jax.Array:
     """log p - log q."""
-    log_x = log_normal(x, at.canvas, NOISE).sum(-1)
+    log_x = log_normal(x, at.canvas, SIZES.noise).sum(-1)
     return at.log_weight + log_x
 
 
-def begun(x: jax.Array) -> Walk:
-    return Walk(start(x), jnp.zeros_like(x), jnp.zeros(x.shape[:-2]))
+def begun(params: Params, x: jax.Array) -> Walk:
+    return Walk(start(params["guide"], x), jnp.zeros_like(x), jnp.zeros(x.shape[:-2]))
 
 
 stop = lax.stop_gradient
@@ -113,7 +113,7 @@ stop = lax.stop_gradient
 
 def scored(key: jax.Array, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log p - log q, and the score of the bits."""
-    at, score = begun(x), jnp.zeros(x.shape[:-2])
+    at, score = begun(params, x), jnp.zeros(x.shape[:-2])
     for noise in noises(key, x.shape[:-2]):
         at, bit, logit, asked = walk(params, x, at, noise, None)
         score += asked * log_bernoulli(bit, logit)
@@ -122,8 +122,8 @@ def scored(key: jax.Array, params: Params, x: jax.Array) -> tuple[jax.Array, jax
 
 def compared(key: jax.Array, params: Params, x: jax.Array) -> tuple[jax.Array, list[Any]]:
     """log p - log q; and for each step the weight and log p - log q with the other bit, without gradient."""
-    ats, found, noise = [begun(x)], [], noises(key, x.shape[:-2])
-    for t in range(NUM_STEPS):
+    ats, found, noise = [begun(params, x)], [], noises(key, x.shape[:-2])
+    for t in range(SIZES.num_steps):
         at, bit, logit, _ = walk(params, x, ats[-1], noise[t], None)
         ats.append(at)
         found.append((bit, jax.nn.sigmoid(logit)))
@@ -151,7 +151,7 @@ def enumerated(key: jax.Array, params: Params, x: jax.Array) -> jax.Array:
     noise = noises(key, x.shape[:-2])
 
     def value(t: int, at: Walk) -> jax.Array:
-        if t == NUM_STEPS:
+        if t == SIZES.num_steps:
             return finished(x, at)
 
         def with_bit(bit: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def enumerated(key: jax.Array, params: Params, x: jax.Array) -> jax.Array:
 
         return jax.vmap(with_bit)(jnp.array([0.0, 1.0])).sum(0)
 
-    return -value(0, begun(x)).sum()
+    return -value(0, begun(params, x)).sum()
 
 
 def both(fn: Callable[..., Any], key: jax.Array, params: Params, x: jax.Array) -> Any:
@@ -208,7 +208,7 @@ def through(loss: Any) -> Callable[..., jax.Array]:
 
 def rows(batch_size: int = 64) -> Iterator[Row]:
     params = initial_params(random.key(0))
-    x = jax.nn.sigmoid(random.normal(random.key(3), (batch_size, SIDE, SIDE)) - 2.0)
+    x = jax.nn.sigmoid(random.normal(random.key(3), (batch_size, SIZES.side, SIZES.side)) - 2.0)
     for name, (by_hand, loss) in losses().items():
         contenders, memory = {}, {}
         for who, fn in {"hand": by_hand, "vi_kit": through(loss)}.items():

@@ -16,7 +16,7 @@ from pyro.poutine import infer_config
 import vi_kit as vi
 from benchmarks.pyro_overhead import make_step
 from benchmarks.timing import Row, in_turn
-from models.air import SIDE
+from models.air import SIZES
 from models.air.pyro import Guide, Model
 from vi_kit.pyro import Loss
 
@@ -25,7 +25,7 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)
     model, guide = Model(), Guide()
-    x = torch.sigmoid(torch.randn(64, SIDE, SIDE) - 2.0)
+    x = torch.sigmoid(torch.randn(64, SIZES.side, SIZES.side) - 2.0)
     rest = {"where_*": vi.Reparam(), "what_*": vi.Reparam()}
     bits = {"REINFORCE": vi.Score(), "ENUM": vi.Enumerate(), "MVD": vi.MeasureValued()}
     ours = {name: Loss(estimators={"bit_*": e, **rest}) for name, e in bits.items()}
