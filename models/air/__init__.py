@@ -147,6 +147,6 @@ some 60 to 90 s of it for compilation; new images are 500 that the fit has not s
 Enumeration takes two to three times as long for a step. Its bound after 1000 steps is -615.5, beside -615.9 of
 measure-valued derivatives; that fit was not followed further. On the way to these sizes: while the recurrent network
 saw all pixels, 24% to 64% were counted right; with `noise` 0.6, `prior_logit` -6 and steps of 2e-3 no object was used.
-The sizes were chosen, out of some eight, by how measure-valued derivatives counted in these new images; the step size of
-the score function was not looked for.
+The sizes were chosen, out of some eight, by how measure-valued derivatives counted in these new images; the step size
+of the score function was not looked for.
 """
