@@ -12,8 +12,8 @@ setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
+	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[all,dev]"
 	touch $@
 
 demo: setup
@@ -58,7 +58,7 @@ docs: setup .venv/.docs  # in build/docs; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 
 .venv/.docs: pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[docs]"
 	touch $@
 
 support: setup  # tries each estimator with each objective, as far as tests/docs/support.json does not have it
