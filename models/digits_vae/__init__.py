@@ -2,7 +2,10 @@
 
 1,797 real 8 x 8 images (scikit-learn's `load_digits`, no download), binarised. Each has a code of eight
 bits and a style of four numbers. The bits have no reparameterised sampler and the style has one, so each
-site gets its own estimator. `python -m models.digits_vae --demo` is a longer run, with held-out images: `demo.py`.
+site gets its own estimator. The recipe "categorical" has ten codes of eight classes, and nothing else: after 2000 steps
+held-out images have -17.5 nats each (NumPyro; Pyro, whose layers start otherwise, -18.0), with bits and style -16.8
+after as many, and -24.6 if pixels were independent. `python -m models.digits_vae --demo` is a longer run of bits and style,
+with held-out images: `demo.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import vi_kit as vi
 from models.recipe import Recipe
 
 NUM_PIXELS, NUM_BITS, NUM_STYLE, NUM_HIDDEN = 64, 8, 4, 128
+NUM_CODES, NUM_CLASSES = 10, 8
 NUM_TRAIN = 1400
 
 OBJECTIVE = vi.iwae(num_particles=4)
@@ -43,7 +47,7 @@ def data() -> tuple[np.ndarray]:
 
 
 def picture(fit: vi.Fit, ax: Any) -> None:
-    """Held-out images above their reconstructions, the mean of the pixels over draws of code and style."""
+    """Held-out images above their reconstructions, the mean of the pixels over draws of the guide."""
     shown = load_data()[1][:10]
     images = fit.args[0]
     given = vi.array_namespace(images).asarray(shown, dtype=images.dtype)
@@ -59,6 +63,14 @@ RECIPES = {
         lambda lib: lib.programs(),
         objectives=(OBJECTIVE,),
         estimators=ESTIMATORS,
+        step_size=5e-3,
+        options={"batch_size": 100},
+    ),
+    "categorical": Recipe(
+        lambda lib: lib.categorical_programs(),
+        objectives=(OBJECTIVE,),
+        estimators=vi.Score(baseline=vi.LeaveOneOut()),
+        num_steps=2000,
         step_size=5e-3,
         options={"batch_size": 100},
     ),

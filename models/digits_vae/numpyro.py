@@ -16,7 +16,16 @@ from jax.example_libraries import stax
 from numpyro.infer import SVI
 
 import vi_kit as vi
-from models.digits_vae import ESTIMATORS, NUM_BITS, NUM_HIDDEN, NUM_PIXELS, NUM_STYLE, OBJECTIVE
+from models.digits_vae import (
+    ESTIMATORS,
+    NUM_BITS,
+    NUM_CLASSES,
+    NUM_CODES,
+    NUM_HIDDEN,
+    NUM_PIXELS,
+    NUM_STYLE,
+    OBJECTIVE,
+)
 from vi_kit.numpyro import Loss
 
 DECODER = stax.serial(
@@ -26,6 +35,7 @@ DECODER = stax.serial(
     stax.Relu,
     stax.Dense(NUM_PIXELS),
 )
+CLASS_ENCODER = stax.serial(stax.Dense(NUM_HIDDEN), stax.Relu, stax.Dense(NUM_CODES * NUM_CLASSES))
 CODE_ENCODER = stax.serial(stax.Dense(NUM_HIDDEN), stax.Relu, stax.Dense(NUM_BITS))
 STYLE_ENCODER = stax.serial(stax.Dense(NUM_HIDDEN), stax.Relu, stax.Dense(2 * NUM_STYLE))
 
@@ -56,6 +66,26 @@ def guide(x: jax.Array) -> None:
 
 def programs() -> tuple[Callable, Callable]:
     """Model and guide."""
+    return model, guide
+
+
+def categorical_programs() -> tuple[Callable, Callable]:
+    """Model and guide with codes of several classes, and no style."""
+
+    def model(x: jax.Array) -> None:
+        decoder = numpyro.module("decoder", DECODER, (NUM_CODES * NUM_CLASSES,))
+        classes = dist.Categorical(logits=jnp.zeros((NUM_CODES, NUM_CLASSES))).to_event(1)
+        with numpyro.plate("images", len(x)):
+            code = jax.nn.one_hot(numpyro.sample("code", classes), NUM_CLASSES)
+            logits = decoder(code.reshape(*code.shape[:-2], -1))
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x: jax.Array) -> None:
+        encoder = numpyro.module("encoder", CLASS_ENCODER, (NUM_PIXELS,))
+        with numpyro.plate("images", len(x)):
+            logits = encoder(x).reshape(-1, NUM_CODES, NUM_CLASSES)
+            numpyro.sample("code", dist.Categorical(logits=logits).to_event(1))
+
     return model, guide
 
 

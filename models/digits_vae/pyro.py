@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 import vi_kit as vi
-from models.digits_vae import ESTIMATORS, NUM_BITS, NUM_HIDDEN, NUM_PIXELS, NUM_STYLE, OBJECTIVE
+from models.digits_vae import (
+    ESTIMATORS,
+    NUM_BITS,
+    NUM_CLASSES,
+    NUM_CODES,
+    NUM_HIDDEN,
+    NUM_PIXELS,
+    NUM_STYLE,
+    OBJECTIVE,
+)
 from vi_kit.pyro import Loss
 
 
@@ -64,6 +73,36 @@ def programs() -> tuple[Callable, Callable]:
     """Model and guide with new networks."""
     vae = DigitsVAE()
     return vae.model, vae.guide
+
+
+def categorical_programs() -> tuple[Callable, Callable]:
+    """Model and guide with codes of several classes, and no style."""
+    decoder = nn.Sequential(
+        nn.Linear(NUM_CODES * NUM_CLASSES, NUM_HIDDEN),
+        nn.ReLU(),
+        nn.Linear(NUM_HIDDEN, NUM_HIDDEN),
+        nn.ReLU(),
+        nn.Linear(NUM_HIDDEN, NUM_PIXELS),
+    )
+    encoder = nn.Sequential(
+        nn.Linear(NUM_PIXELS, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, NUM_CODES * NUM_CLASSES)
+    )
+
+    def model(x: torch.Tensor) -> None:
+        pyro.module("decoder", decoder)
+        classes = dist.Categorical(logits=x.new_zeros(NUM_CODES, NUM_CLASSES)).to_event(1)
+        with pyro.plate("images", len(x)):
+            code = nn.functional.one_hot(pyro.sample("code", classes), NUM_CLASSES)
+            logits = decoder(code.flatten(-2).to(x.dtype))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("images", len(x)):
+            logits = encoder(x).unflatten(-1, (NUM_CODES, NUM_CLASSES))
+            pyro.sample("code", dist.Categorical(logits=logits).to_event(1))
+
+    return model, guide
 
 
 def as_tensor(x: np.ndarray) -> torch.Tensor:
