@@ -4,8 +4,8 @@
 bits and a style of four numbers. The bits have no reparameterised sampler and the style has one, so each
 site gets its own estimator. The recipe "categorical" has ten codes of eight classes, and nothing else: after 2000 steps
 held-out images have -17.5 nats each (NumPyro; Pyro, whose layers start otherwise, -18.0), with bits and style -16.8
-after as many, and -24.6 if pixels were independent. `python -m models.digits_vae --demo` is a longer run of bits and style,
-with held-out images: `demo.py`.
+after as many, and -24.6 if pixels were independent. `python -m models.digits_vae --demo` is a longer run of bits and
+style, with held-out images: `demo.py`.
 """
 
 from __future__ import annotations
