@@ -35,8 +35,9 @@ def model() -> None:
     numpyro.factor("arrived", log_arrived(z))
 
 
-def guide(noise: float = NOISE) -> None:
-    """The walk with a further drift, a network of the place with offsets of its own at each step."""
+def guide(hotter: float = 1.0) -> None:
+    """The walk with a further drift, a network of the place with offsets of its own at each step, and steps whose
+    width is learned: the last ones aim."""
 
     def normal(name: str, num_in: int, num_out: int, divisor: float) -> jax.Array:
         return numpyro.param(name, lambda key: random.normal(key, (num_in, num_out)) / divisor)
@@ -45,18 +46,20 @@ def guide(noise: float = NOISE) -> None:
     mixing = normal("mixing", NUM_HIDDEN, NUM_HIDDEN, math.sqrt(NUM_HIDDEN))
     offsets = normal("offsets", NUM_STEPS, NUM_HIDDEN, 1.0)
     weights = numpyro.param("weights", jnp.zeros((NUM_HIDDEN, 2)))
+    widths = hotter * NOISE * jnp.exp(numpyro.param("widths", jnp.zeros(NUM_STEPS)))
 
-    def next_step(z: jax.Array, offset: jax.Array) -> dist.Distribution:
+    def next_step(z: jax.Array, own: tuple[jax.Array, jax.Array]) -> dist.Distribution:
+        offset, width = own
         hidden = jnp.tanh(jnp.tanh(z @ slopes + offset) @ mixing)
-        return dist.Normal(ahead(z) + NOISE * (hidden @ weights), noise).to_event(1)
+        return dist.Normal(ahead(z) + NOISE * (hidden @ weights), width).to_event(1)
 
-    def step(z: jax.Array, offset: jax.Array) -> tuple[jax.Array, None]:
-        return numpyro.sample("z", next_step(z, offset)), None
+    def step(z: jax.Array, own: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return numpyro.sample("z", next_step(z, own)), None
 
-    z, _ = scan(step, jnp.array(START), offsets[:-1])
-    numpyro.sample("end", next_step(z, offsets[-1]))
+    z, _ = scan(step, jnp.array(START), (offsets[:-1], widths[:-1]))
+    numpyro.sample("end", next_step(z, (offsets[-1], widths[-1])))
 
 
 def hotter_guide() -> None:
     """The same with wider steps."""
-    guide(HOTTER * NOISE)
+    guide(HOTTER)
