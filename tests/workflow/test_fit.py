@@ -597,6 +597,33 @@ def test_what_a_fit_says(lib):
 # What is refused
 
 
+@pytest.mark.parametrize(
+    "weight", [lambda n: len(ROWS) / n, lambda n: len(ROWS) / 8], ids=["by rows", "by a number"]
+)
+@pytest.mark.parametrize("scaled", ["model", "guide", "data"])
+def test_rows_that_count_for_all_in_a_part_of_the_programs(scaled, weight, lib):
+    """Where the model's density alone was scaled, the guide fitted a power of the posterior."""
+    dist, ones = lib.dist, lib.array(np.ones(1))
+
+    def rows(x, is_scaled):
+        return lib.handlers.scale(scale=weight(len(x)) if is_scaled else 1.0)
+
+    def model(x):
+        with lib.plate("rows", len(x)):
+            with rows(x, scaled == "model"):
+                z = lib.sample("z", dist.Normal(0.0 * x, 1.0))
+            with rows(x, scaled in ("model", "data")):
+                lib.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        slope = lib.theta(np.array([0.5]))[0]
+        with lib.plate("rows", len(x)), rows(x, scaled == "guide"):
+            lib.sample("z", dist.Normal(slope * x, 0.4 * ones[0]))
+
+    with pytest.raises(vi.ObjectiveError, match="in plate 'rows' some statements count for all"):
+        lib.fit(model, guide, lib.array(ROWS), num_steps=2, batch_size=8)
+
+
 def refusals(lib):
     import optax
     import torch

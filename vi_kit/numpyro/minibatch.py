@@ -103,14 +103,16 @@ def look(model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
         for path, leaf in jax.tree_util.tree_leaves_with_path(value)
     }
     num_rows = next(n for one in (*args, *kwargs.values()) for n in lengths(one))
-    return Seen(num_rows, list(_statements(sites, full)), shapes)
+    by_role = zip(("guide", "model"), (guide_trace, model_trace), strict=True)
+    statements = [s for role, of in by_role for s in _statements(of, role, full)]
+    return Seen(num_rows, statements, shapes)
 
 
-def _statements(sites: list[Any], full: Mapping[str, int]) -> Iterator[Statement]:
-    for site in sites:
+def _statements(trace: Any, role: str, full: Mapping[str, int]) -> Iterator[Statement]:
+    for site in trace.values():
         if site["type"] == "sample" and not is_copy(site):
             frames = tuple(
                 Frame(f.name, f.size, full.get(f.name, f.size)) for f in site["cond_indep_stack"]
             )
             scale = 1.0 if site["scale"] is None else float(np.max(np.asarray(site["scale"])))
-            yield Statement(site["name"], site["is_observed"], scale, frames)
+            yield Statement(site["name"], role, site["is_observed"], scale, frames)

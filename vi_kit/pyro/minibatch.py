@@ -115,10 +115,11 @@ def look(model: Callable, guide: Callable, args: Any, kwargs: Any) -> Seen:
         if site["type"] == "param"
     }
     num_rows = next(n for one in (*args, *kwargs.values()) for n in lengths(one))
-    return Seen(num_rows, [s for trace in traces for s in _statements(trace)], shapes)
+    by_role = zip(("guide", "model"), traces, strict=True)
+    return Seen(num_rows, [s for role, of in by_role for s in _statements(of, role)], shapes)
 
 
-def _statements(trace: Any) -> Iterator[Statement]:
+def _statements(trace: Any, role: str) -> Iterator[Statement]:
     for site in statements_of(trace):
         if not is_copy(site):
             frames = tuple(
@@ -126,4 +127,4 @@ def _statements(trace: Any) -> Iterator[Statement]:
                 for f in site["cond_indep_stack"]
             )
             scale = float(torch.as_tensor(site["scale"]).max())
-            yield Statement(site["name"], site["is_observed"], scale, frames)
+            yield Statement(site["name"], role, site["is_observed"], scale, frames)

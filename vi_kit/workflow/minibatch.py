@@ -36,12 +36,14 @@ class Statement:
 
     Attributes:
         site: its name.
+        role: of the program, `"guide"` or `"model"`.
         is_observed: whether it is data.
         scale: of its log density.
         frames: its plates.
     """
 
     site: str
+    role: str
     is_observed: bool
     scale: float
     frames: tuple[Frame, ...]
@@ -103,8 +105,8 @@ def plates_of_rows(
 
     Raises:
         ObjectiveError: no plate follows the minibatch, so that its data would count as if they were all; a plate is of
-            another size than the data; the size is not known where it is needed; or a parameter has as many elements as
-            the minibatch.
+            another size than the data; the size is not known where it is needed; some statements of a plate count for
+            all rows and others do not; or a parameter has as many elements as the minibatch.
     """
     texts = [_of_parameter(*found) for found in _following(first, other)]
     sizes = frames_of_rows(first, other)
@@ -118,6 +120,8 @@ def plates_of_rows(
         elif frame.full_size not in (frame.size, first.num_rows):
             if data_size not in (None, frame.full_size):
                 texts.append(_contradicts(frame, data_size))
+        elif uneven := _uneven(name, first, other, data_size):
+            texts.append(_counts_unevenly(frame, *uneven))
         elif not _is_scaled(name, first, other, data_size):
             if data_size and shared and _weighs(name, first, data_size / shared):
                 texts.append(_of_all_processes(frame, data_size, shared))
@@ -160,22 +164,57 @@ def _is_scaled(name: str, first: Seen, other: Seen | None, data_size: int | None
     before = _scales(name, first)
     if other is None:
         return not any(np.isclose(scale, 1.0) for scale in before.values())
-    after = _scales(name, other)
+    following = _following_rows(name, first, other)
+    return bool(following) and all(following.values())
+
+
+def _uneven(
+    name: str, first: Seen, other: Seen | None, data_size: int | None
+) -> tuple[list[str], list[str]] | None:
+    """The statements in a plate that count for all rows, and those that do not, if there are both."""
+    counts = {} if other is None else _following_rows(name, first, other)
+    weight = data_size / first.num_rows if data_size else 1.0
+    if weight != 1.0 and not any(counts.values()):  # by a number
+        scales = _scales(name, first).items()
+        near = {k: [bool(np.isclose(s, x, rtol=1e-4)) for x in (weight, 1.0)] for k, s in scales}
+        counts = {k: is_weight for k, (is_weight, is_one) in near.items() if is_weight or is_one}
+    sides = [
+        [f"{role} site {site!r}" for (role, site), yes in counts.items() if yes is side]
+        for side in (True, False)
+    ]
+    return (sides[0], sides[1]) if all(sides) else None
+
+
+def _following_rows(name: str, first: Seen, other: Seen) -> dict[tuple[str, str], bool]:
+    """Which statements in a plate have more weight the fewer its rows are."""
+    before, after = _scales(name, first), _scales(name, other)
     ratio = first.num_rows / other.num_rows
-    both = before.keys() & after.keys()
-    return bool(both) and all(np.isclose(after[k], before[k] * ratio, rtol=1e-4) for k in both)
+    return {
+        k: bool(np.isclose(after[k], scale * ratio, rtol=1e-4))
+        for k, scale in before.items()
+        if k in after
+    }
 
 
-def _scales(name: str, seen: Seen) -> dict[str, float]:
-    """Of the sites in a plate, without what its own subsample counts for."""
+def _scales(name: str, seen: Seen) -> dict[tuple[str, str], float]:
+    """Of the statements in a plate, by program and site, without what its own subsample counts for."""
     own = [(s, f) for s in seen.statements for f in s.frames if f.name == name]
-    return {s.site: s.scale * f.size / f.full_size for s, f in own}
+    return {(s.role, s.site): s.scale * f.size / f.full_size for s, f in own}
 
 
 def _weighs(name: str, seen: Seen, weight: float) -> bool:
     """Whether the rows of a plate have such a weight, other than one."""
     scales = _scales(name, seen).values()
     return weight != 1.0 and bool(scales) and all(np.isclose(s, weight, rtol=1e-4) for s in scales)
+
+
+def _counts_unevenly(frame: Frame, scaled: Sequence[str], unscaled: Sequence[str]) -> str:
+    return message(
+        f"fit: in plate {frame.name!r} some statements count for all rows, and others for those of the minibatch",
+        got=f"a scale by the rows for {', '.join(scaled)}; none for {', '.join(unscaled)}",
+        expected="the same of all statements in the plate, in model and guide",
+        fix="no scale by rows at all (fit has them count for all rows), or the same scale around the plate in both",
+    )
 
 
 def _of_all_processes(frame: Frame, data_size: int, shared: int) -> str:
