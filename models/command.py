@@ -109,11 +109,11 @@ def main(model: ModuleType, arguments: list[str] | None = None) -> vi.Fit:
     parser.add_argument("--objective", choices=offered, help="if left out, that of the recipe")
     for name, kind in settings.items():
         parser.add_argument(_flag(name), type=kind, help="a setting of the objective")
-    parser.add_argument("--num-steps", type=int, help="if left out, those of the recipe")
+    parser.add_argument("--num-steps", type=_positive, help="if left out, those of the recipe")
     if any("batch_size" in recipe.options for recipe in recipes.values()):
         parser.add_argument("--batch-size", type=int, help="if left out, that of the recipe")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", type=Path, metavar="PATH", help="where to save a picture")
+    parser.add_argument("--figure", type=_picture, metavar="PATH", help="where to save a picture")
     given = parser.parse_args(arguments)
 
     recipe = recipes[given.recipe]
@@ -127,17 +127,26 @@ def main(model: ModuleType, arguments: list[str] | None = None) -> vi.Fit:
     unknown = [_flag(name) for name in chosen if name not in dict(objective.settings)]
     if unknown:
         parser.error(f"{objective!r} has no setting {', '.join(unknown)}")
-    objective = recipe.objective(given.objective, **chosen)
+    try:
+        objective = recipe.objective(given.objective, **chosen)
+    except vi.ViKitError as error:
+        parser.error(str(error))
     asked = {name: getattr(given, name, None) for name in ("num_steps", "batch_size")}
     options = {name: value for name, value in asked.items() if value is not None}
 
-    found = fit(model, given.lib, recipe, objective, seed=given.seed, **options)
+    try:
+        if given.figure:
+            given.figure.parent.mkdir(parents=True, exist_ok=True)
+        found = fit(model, given.lib, recipe, objective, seed=given.seed, **options)
+    except (vi.ViKitError, OSError) as error:
+        parser.error(str(error))
     print(found)
     print(f"{objective!r:40} {found.objective:10.3f} ({found.direction})")
-    if hasattr(model, "exact") and objective.maximised:
-        print(f"{'exact log evidence':40} {model.exact():10.3f} nats")
+    exact = known(model, recipe, objective)
+    if exact is not None:
+        print(f"{'exact log evidence':40} {exact:10.3f} nats")
     if given.figure:
-        draw(model, found, given.figure)
+        draw(model, found, given.figure, exact)
         print(f"figure: {given.figure}")
     return found
 
@@ -146,20 +155,44 @@ def _flag(name: str) -> str:
     return "--" + name.strip("_").replace("_", "-")
 
 
-def draw(model: ModuleType, found: vi.Fit, path: Path) -> None:
-    """The objective by step, with the exact log evidence where it is a bound and that is known; and the model's own
-    picture."""
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return int(text)
+
+
+def _picture(text: str) -> Path:
+    """The name of a file for a picture, `.png` if it does not say which kind."""
+    from matplotlib.figure import Figure
+
+    path, kinds = Path(text), Figure().canvas.get_supported_filetypes()
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
+    if path.suffix[1:] not in ("", *kinds):
+        raise argparse.ArgumentTypeError(f"{path.suffix} is none of {', '.join(kinds)}")
+    return path if path.suffix else path.with_suffix(".png")
+
+
+def known(model: ModuleType, recipe: Recipe, objective: vi.Objective) -> float | None:
+    """The log evidence, or what else the objective comes to at best, if that is known: for the settings that a recipe
+    has, but for how many particles there are."""
+    usual = dict(recipe.objective(objective.program.__name__).settings)
+    asked = {k: v for k, v in objective.settings if not k.startswith("num_")}
+    is_usual = all(usual[k] == value for k, value in asked.items())
+    return model.exact() if objective.maximised and is_usual and hasattr(model, "exact") else None
+
+
+def draw(model: ModuleType, found: vi.Fit, path: Path, exact: float | None) -> None:
+    """The objective by step, with the exact log evidence if that is known; and the model's own picture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     vi.plot_bound(found, ax=left)
-    if found.loss.settings.objective.maximised and hasattr(model, "exact"):
-        exact = model.exact()
+    if exact is not None:
         left.axhline(exact, color="grey", linestyle=":", label="exact log evidence")
         low, high = left.get_ylim()
         left.set_ylim(min(low, exact - 0.05 * (high - low)), max(high, exact + 0.05 * (high - low)))
         left.legend(fontsize="small", loc="lower right")
     model.picture(found, right)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

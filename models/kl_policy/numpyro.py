@@ -10,20 +10,23 @@ import numpyro.distributions as dist
 from models.kl_policy import LENGTH, NAMES, NUM_TOKENS, REFERENCE, reward
 
 
-def reference(prompts: jax.Array) -> dict[str, jax.Array]:
-    """A chain of tokens."""
+def chain(prompts: jax.Array) -> dict[str, jax.Array]:
     table, tokens, before = jnp.asarray(REFERENCE), {}, prompts
-    with numpyro.plate("prompts", len(prompts)):
-        for name in NAMES:
-            before = tokens[name] = numpyro.sample(name, dist.Categorical(logits=table[before]))
+    for name in NAMES:
+        before = tokens[name] = numpyro.sample(name, dist.Categorical(logits=table[before]))
     return tokens
+
+
+def reference(prompts: jax.Array) -> None:
+    """A chain of tokens."""
+    with numpyro.plate("prompts", len(prompts)):
+        chain(prompts)
 
 
 def model(prompts: jax.Array) -> None:
     """The chain, weighted by the reward."""
-    tokens = reference(prompts)
     with numpyro.plate("prompts", len(prompts)):
-        numpyro.factor("reward", reward(tokens, prompts))
+        numpyro.factor("reward", reward(chain(prompts), prompts))
 
 
 def guide(prompts: jax.Array) -> None:

@@ -9,20 +9,23 @@ import torch
 from models.kl_policy import LENGTH, NAMES, NUM_TOKENS, REFERENCE, reward
 
 
-def reference(prompts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A chain of tokens."""
+def chain(prompts: torch.Tensor) -> dict[str, torch.Tensor]:
     table, tokens, before = torch.as_tensor(REFERENCE), {}, prompts
-    with pyro.plate("prompts", len(prompts)):
-        for name in NAMES:
-            before = tokens[name] = pyro.sample(name, dist.Categorical(logits=table[before]))
+    for name in NAMES:
+        before = tokens[name] = pyro.sample(name, dist.Categorical(logits=table[before]))
     return tokens
+
+
+def reference(prompts: torch.Tensor) -> None:
+    """A chain of tokens."""
+    with pyro.plate("prompts", len(prompts)):
+        chain(prompts)
 
 
 def model(prompts: torch.Tensor) -> None:
     """The chain, weighted by the reward."""
-    tokens = reference(prompts)
     with pyro.plate("prompts", len(prompts)):
-        pyro.factor("reward", reward(tokens, prompts))
+        pyro.factor("reward", reward(chain(prompts), prompts))
 
 
 def guide(prompts: torch.Tensor) -> None:

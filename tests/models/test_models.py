@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pyro.infer import Trace_ELBO
 
-from models import command
+from models import command, cone, kl_policy
 
 ROOT = Path(__file__).parents[2]
 MODELS = {name: importlib.import_module(f"models.{name}") for name in command.names()}
@@ -60,7 +62,6 @@ def test_each_recipe_is_fitted_by_each_of_its_objectives(name, recipe, objective
 
 
 def test_the_command_changes_settings_and_says_what_it_cannot(capsys):
-    cone = MODELS["cone"]
     few = ["--objective", "iwae", "--num-steps", "2"]
     found = command.main(cone, [*few, "--num-particles", "7"])
     assert repr(found.loss.settings.objective) == "iwae(num_particles=7)"
@@ -74,6 +75,42 @@ def test_the_command_changes_settings_and_says_what_it_cannot(capsys):
     with pytest.raises(SystemExit):
         command.main(MODELS["state_space"], ["--recipe", "filter", "--objective", "iwae"])
     assert "'filter' has no objective 'iwae'; these have: series" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--num-steps", "-5"], "-5 is not positive"),
+        (["--num-steps", "0"], "0 is not positive"),
+        (["--seed", "-1"], "seed"),
+        (["--num-particles", "0", "--objective", "iwae"], "num_particles=0"),
+        (["--figure", "a.xyz"], ".xyz is none of"),
+        (["--figure", "."], ". is a folder"),
+        (["--figure", "/dev/null/a.png"], "/dev/null"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else " ".join(x),
+)
+def test_what_the_command_cannot_do_is_said_before_the_fit(arguments, text, capsys):
+    with pytest.raises(SystemExit):
+        command.main(cone, arguments)
+    said = capsys.readouterr()
+    assert text in said.err and not said.out
+
+
+def test_what_is_known_of_a_policy_is_so_for_the_usual_weight_of_the_divergence():
+    recipe = kl_policy.RECIPES["reward"]
+    usual, other = (recipe.objective("expected_reward", **s) for s in ({}, {"beta": 0.1}))
+    assert command.known(kl_policy, recipe, usual) == kl_policy.exact()
+    assert command.known(kl_policy, recipe, other) is None
+
+
+def test_programs_of_a_policy_are_those_that_pyro_takes():
+    """A plate that was opened twice had two sites of one name."""
+    programs = importlib.import_module("models.kl_policy.pyro")
+    prompts = torch.as_tensor(kl_policy.data()[0])
+    assert np.isfinite(Trace_ELBO().loss(programs.model, programs.guide, prompts))
+    found = command.fit(kl_policy, "pyro", num_steps=2)
+    assert found.sample(3)["token_0"].shape == (3, len(prompts))
 
 
 NEAR = {

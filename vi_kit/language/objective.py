@@ -37,7 +37,7 @@ class SettingRange:
     def example(self) -> float:
         if math.isinf(self.low):
             return 0.5
-        return self.low + 1.0 if math.isinf(self.high) else (self.low + self.high) / 2
+        return self.low + min(self.high - self.low, 1.0) / 2
 
     def __str__(self) -> str:
         return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"

@@ -1080,12 +1080,16 @@ IN_THE_DARK = (
 
 def refuse_in_the_dark(error: Exception) -> BackendError:
     """The error about a program that looks at values while it is traced."""
+    by_numpy = isinstance(error, jax.errors.TracerArrayConversionError)
     return BackendError(
         message(
             "model or guide looks at a value that is not known while the program is traced",
             got=str(error).splitlines()[0],
             expected="a program that can be traced, as under jax.jit",
-            fix="jnp.where or numpyro.contrib.control_flow.cond instead of if; in functions of costs those of"
+            fix="data as jnp.asarray(x) where a plate's indices take rows of them (x[i]); jax.numpy instead of numpy;"
+            " in functions of costs those of vi.array_namespace(array)"
+            if by_numpy
+            else "jnp.where or numpyro.contrib.control_flow.cond instead of if; in functions of costs those of"
             " vi.array_namespace(array) instead of numpy",
         )
     )

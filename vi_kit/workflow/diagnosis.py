@@ -39,7 +39,7 @@ class Diagnosis:
         eubo: the self-normalised mean log weight, and
         cubo: half the log of the mean squared weight: upper bounds, which few draws estimate too low.
         prior_evidence: the log evidence by draws of the prior, and
-        prior_error: its standard error, infinite if few draws have all the weight: the evidence is then likely more;
+        prior_error: its standard error, infinite if few draws have all the weight: they do not tell it then;
             both `nan` if there is none.
         divergence: a bound of the 2-divergence of the posterior from the guide.
         wasserstein: bounds of the 1- and 2-Wasserstein distances of all latent sites.
@@ -103,8 +103,8 @@ class Diagnosis:
             lines.append(
                 f"log evidence by prior draws {self.prior_evidence:.4g} (s.e. {self.prior_error:.2g})"
                 if np.isfinite(self.prior_error)
-                else f"log evidence by prior draws likely more than {self.prior_evidence:.4g}: few of them have all the"
-                " weight"
+                else f"prior draws do not tell the log evidence (they say {self.prior_evidence:.4g}): few of them have"
+                " all the weight"
             )
         lines.append(
             f"2-divergence at most {self.divergence:.3g}; Wasserstein distances at most"

@@ -303,6 +303,24 @@ def test_program_that_looks_at_values():
     )
 
 
+def test_rows_of_a_numpy_array():
+    """By the indices of a plate, which are traced; NumPyro's own loss takes them outside of `jit`."""
+    x = np.zeros(6)
+
+    def model():
+        with numpyro.plate("rows", 6, subsample_size=2) as index:
+            numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x[index])
+
+    check(
+        Loss(),
+        model,
+        lambda: None,
+        vi.BackendError,
+        "model or guide looks at a value that is not known while the program is traced",
+        "data as jnp.asarray(x)",
+    )
+
+
 def test_max_plate_nesting_that_is_too_small():
     def program():
         with numpyro.plate("rows", 2, dim=-2), numpyro.plate("columns", 3, dim=-1):
