@@ -1,6 +1,7 @@
 """`Loss` as NumPyro's own losses are used in `SVI`."""
 
 import warnings
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,13 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
-from numpyro.infer.autoguide import AutoDelta
+from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 import vi_kit as vi
 from tests import oracles
 from tests.numpyro.programs import X, falls, gradients, guide, model
-from vi_kit.numpyro import Loss
+from vi_kit.numpyro import Loss, fit
+from vi_kit.numpyro.planning import plan_for
 
 KEY = jax.random.key(0)
 
@@ -192,3 +194,27 @@ def test_nothing_traced_outlives_its_trace(loss):
     params = {"loc": jnp.zeros(3), "logit": jnp.zeros(())}
     with jax.checking_leaks():
         jax.make_jaxpr(jax.grad(lambda p: loss.loss(jax.random.key(0), p, guide, guide)))(params)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"num_restarts": 2},
+        {"batch_size": 4},
+        {"batches": [np.ones(4)] * 3, "data_size": 12},
+    ],
+    ids=lambda how: next(iter(how), "all rows"),
+)
+def test_a_fit_plans_its_step_once(how):
+    """What is explained is the plan of the step, which the loop finds."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    args = () if "batches" in how else (np.ones(12),)
+    with mock.patch("vi_kit.numpyro.loss.plan_for", wraps=plan_for) as planned:
+        found = fit(model, AutoNormal(model), *args, num_steps=3, **how)
+    assert planned.call_count == 1 and "Reparam()" in found.explained

@@ -594,6 +594,29 @@ def test_what_a_fit_says(lib):
     assert "array(" not in said and found._repr_html_().startswith("<pre>Fit of model")
 
 
+def test_an_inner_plate_that_counts_for_as_many_as_the_rows(lib):
+    """Its subsample is not a scale by the rows: nothing is refused, and rows count for all."""
+    dist, times = lib.dist, len(ROWS) // 8
+
+    def model(x):
+        with lib.plate("rows", len(x), dim=-2):
+            lib.sample("z", dist.Normal(lib.array(np.zeros((len(x), 1))), 1.0))
+            with lib.plate("columns", times, subsample_size=1, dim=-1):
+                lib.sample("x", dist.Normal(lib.array(np.zeros((len(x), 1))), 1.0), obs=x[:, None])
+
+    def guide(x):
+        loc = lib.theta(np.zeros(1))[0]
+        with lib.plate("rows", len(x), dim=-2):
+            lib.sample("z", dist.Normal(loc + lib.array(np.zeros((len(x), 1))), 1.0))
+
+    found = lib.fit(
+        model, guide, lib.array(ROWS), optimizer=still(lib), num_steps=200, batch_size=8
+    )
+    exact = times * (0.5 * np.log(2 * np.pi) * len(ROWS) + 0.5 * (ROWS**2).sum())
+    error = found.losses.std(ddof=1) / np.sqrt(len(found.losses))
+    assert abs(found.losses.mean() - exact) <= 5 * error + 1e-6 and error < exact / 20
+
+
 # What is refused
 
 

@@ -564,9 +564,7 @@ class PyroBackend:
             arrays = [*map(detach_provenance, values), *(t.base.array for t in cost.terms)]
             found, known = self._reached(arrays), self.params[program.owner]
             ids = {id(p) for p in known.values()}
-            if (
-                run.plan.analytic
-            ):  # moments are computed from what trains the program that drew them
+            if run.plan.analytic:  # moments are made of what trains the program that drew them
                 others = {id(p) for params in self.params.values() for p in params.values()} - ids
                 found = [leaf for leaf in found if id(leaf) not in others]
             if found:

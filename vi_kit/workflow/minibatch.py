@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -197,9 +198,11 @@ def _following_rows(name: str, first: Seen, other: Seen) -> dict[tuple[str, str]
 
 
 def _scales(name: str, seen: Seen) -> dict[tuple[str, str], float]:
-    """Of the statements in a plate, by program and site, without what its own subsample counts for."""
-    own = [(s, f) for s in seen.statements for f in s.frames if f.name == name]
-    return {(s.role, s.site): s.scale * f.size / f.full_size for s, f in own}
+    """Of the statements in a plate, by program and site, without what subsamples of their plates count for."""
+    own = [s for s in seen.statements if name in {f.name for f in s.frames}]
+    return {
+        (s.role, s.site): s.scale * math.prod(f.size / f.full_size for f in s.frames) for s in own
+    }
 
 
 def _weighs(name: str, seen: Seen, weight: float) -> bool:
