@@ -502,12 +502,12 @@ def refused_data_size():
 
 def refused_scale():
     """By the rows of all, as one process would write it."""
+    model, guide = (pyro.poutine.scale(fn, len(X) / 8) for fn in (mixture, mixture_guide))
+    return told(both(X, batch_size=8, model=model, guide=guide))
 
-    def scaled(x):
-        with pyro.poutine.scale(scale=len(X) / 8):
-            mixture(x)
 
-    return told(both(X, batch_size=8, model=scaled))
+def refused_scale_of_one():
+    return told(both(X, batch_size=8, model=pyro.poutine.scale(mixture, len(X) / 8)))
 
 
 def refused_subsample():

@@ -27,6 +27,7 @@ REFUSED = {
     "refused_unknown_size": ("ObjectiveError", "how many rows there are in all is not known"),
     "refused_data_size": ("ObjectiveError", "data_size: 4 in process 0, 8 in process 1"),
     "refused_scale": ("ObjectiveError", "that of 24 rows over the 8 of a step"),
+    "refused_scale_of_one": ("ObjectiveError", "'data' some statements count for all rows"),
     "refused_subsample": ("ObjectiveError", "4 rows; observed sites 'x'"),
     "refused_group": ("ObjectiveError", "got:      'WORLD'\n"),
     "refused_sampler": ("ObjectiveError", "num_replicas=[3, 3] in 2 processes"),

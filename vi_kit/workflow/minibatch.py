@@ -121,7 +121,7 @@ def plates_of_rows(
         elif frame.full_size not in (frame.size, first.num_rows):
             if data_size not in (None, frame.full_size):
                 texts.append(_contradicts(frame, data_size))
-        elif uneven := _uneven(name, first, other, data_size):
+        elif uneven := _uneven(name, first, other, data_size, shared):
             texts.append(_counts_unevenly(frame, *uneven))
         elif not _is_scaled(name, first, other, data_size):
             if data_size and shared and _weighs(name, first, data_size / shared):
@@ -170,12 +170,14 @@ def _is_scaled(name: str, first: Seen, other: Seen | None, data_size: int | None
 
 
 def _uneven(
-    name: str, first: Seen, other: Seen | None, data_size: int | None
+    name: str, first: Seen, other: Seen | None, data_size: int | None, shared: int | None
 ) -> tuple[list[str], list[str]] | None:
     """The statements in a plate that count for all rows, and those that do not, if there are both."""
     counts = {} if other is None else _following_rows(name, first, other)
-    weight = data_size / first.num_rows if data_size else 1.0
-    if weight != 1.0 and not any(counts.values()):  # by a number
+    weights = [(data_size or num) / num for num in (first.num_rows, shared) if num]
+    for weight in (weight for weight in weights if weight != 1.0):  # by a number
+        if any(counts.values()):
+            break
         scales = _scales(name, first).items()
         near = {k: [bool(np.isclose(s, x, rtol=1e-4)) for x in (weight, 1.0)] for k, s in scales}
         counts = {k: is_weight for k, (is_weight, is_one) in near.items() if is_weight or is_one}
