@@ -137,3 +137,6 @@ RECIPES = {
     )
     for target in TARGETS
 }
+"""After 1500 steps of the log variance in NumPyro with seed 0 the weights of 4000 ends say of the log normaliser, which
+is 0: mixture -0.07 (Pareto k 0.14; shares .12 .16 .20 .25 .27), funnel -0.02 (k 0.86: its neck is too wide), wells 0.17
+(k 1.4: eight steps do not get into sixteen wells that narrow, and the ELBO is -6.7)."""
