@@ -113,9 +113,9 @@ def entry(path: str, shown: str | None) -> str:
         return f"::::{{py:function}} {path}{signature(value)}\n{doc}\n::::\n"
     kind = "exception" if issubclass(value, Exception) else "class"
     parts = [doc]
-    for name, member in members(value) if shown is not None else ():
-        if shown and name not in shown.split():
-            continue
+    there = dict(members(value)) if shown is not None else {}
+    for name in (shown or "").split() or there:
+        member = there[name]
         text = markdown(inspect.getdoc(member) or "")
         if isinstance(member, property):
             parts.append(f":::{{py:property}} {name}\n{text}\n:::")

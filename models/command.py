@@ -127,14 +127,11 @@ def main(model: ModuleType, arguments: list[str] | None = None) -> vi.Fit:
     unknown = [_flag(name) for name in chosen if name not in dict(objective.settings)]
     if unknown:
         parser.error(f"{objective!r} has no setting {', '.join(unknown)}")
-    try:
-        objective = recipe.objective(given.objective, **chosen)
-    except vi.ViKitError as error:
-        parser.error(str(error))
     asked = {name: getattr(given, name, None) for name in ("num_steps", "batch_size")}
     options = {name: value for name, value in asked.items() if value is not None}
 
     try:
+        objective = recipe.objective(given.objective, **chosen)
         if given.figure:
             given.figure.parent.mkdir(parents=True, exist_ok=True)
         found = fit(model, given.lib, recipe, objective, seed=given.seed, **options)
@@ -156,8 +153,8 @@ def _flag(name: str) -> str:
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive and whole")
     return int(text)
 
 

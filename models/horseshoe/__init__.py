@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import vi_kit as vi
+from models.pictures import weights_beside_nuts
 from models.recipe import Recipe
 
 
@@ -55,11 +56,8 @@ def nuts() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def picture(fit: vi.Fit, ax: Any) -> None:
     """The weights of the guide beside NUTS, with two standard deviations."""
-    weights, by_nuts = fit.sample(2000)["weights"], nuts()["weights"]
-    at = np.arange(weights.shape[1])
-    ax.errorbar(at - 0.15, by_nuts[0], 2 * by_nuts[1], fmt="k.", alpha=0.5, label="NUTS")
-    ax.errorbar(at + 0.15, weights.mean(0), 2 * weights.std(0), fmt=".", label="guide")
-    ax.axvspan(9.5, at[-1] + 0.5, color="lightgrey", alpha=0.4, label="columns of noise")
+    weights_beside_nuts(fit, nuts()["weights"], ax)
+    ax.axvspan(9.5, 19.5, color="lightgrey", alpha=0.4, label="columns of noise")
     ax.set(xlabel="column", ylabel="weight")
     ax.legend(fontsize="small", loc="upper right")
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import vi_kit as vi
+from models.pictures import weights_beside_nuts
 from models.recipe import Recipe
 
 
@@ -53,10 +54,7 @@ def nuts() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def picture(fit: vi.Fit, ax: Any) -> None:
     """The weights of the guide beside NUTS, with two standard deviations."""
-    weights, by_nuts = fit.sample(2000)["weights"], nuts()["weights"]
-    at = np.arange(weights.shape[1])
-    ax.errorbar(at - 0.15, by_nuts[0], 2 * by_nuts[1], fmt="k.", alpha=0.5, label="NUTS")
-    ax.errorbar(at + 0.15, weights.mean(0), 2 * weights.std(0), fmt=".", label="guide")
+    weights_beside_nuts(fit, nuts()["weights"], ax)
     ax.set(xlabel="measurement", ylabel="weight")
     ax.legend(fontsize="small")
 

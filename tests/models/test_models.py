@@ -82,6 +82,7 @@ def test_the_command_changes_settings_and_says_what_it_cannot(capsys):
     [
         (["--num-steps", "-5"], "-5 is not positive"),
         (["--num-steps", "0"], "0 is not positive"),
+        (["--num-steps", "few"], "few is not positive and whole"),
         (["--seed", "-1"], "seed"),
         (["--num-particles", "0", "--objective", "iwae"], "num_particles=0"),
         (["--figure", "a.xyz"], ".xyz is none of"),

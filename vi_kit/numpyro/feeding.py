@@ -70,9 +70,7 @@ class Feed:
             self.data = [devices.rows(x) for x in own]
 
     def _args(self, data: Sequence[Any]) -> Any:
-        own = iter(data)
-        pairs = zip(self.leaves, self.is_data, strict=True)
-        return jax.tree.unflatten(self.tree, [next(own) if d else x for x, d in pairs])
+        return _filled(self.tree, self.leaves, self.is_data, data)
 
     @property
     def example(self) -> Call:
@@ -91,12 +89,8 @@ class Feed:
             is_own = [own and are_traced for own in self.is_data]
             is_own += [False] * (len(leaves) - len(is_own))  # by keyword
 
-        def call_of(arrays: Sequence[Any]) -> Call:
-            own = iter(arrays)
-            both = zip(leaves, is_own, strict=True)
-            return jax.tree.unflatten(tree, [next(own) if traced else x for x, traced in both])
-
-        return [x for x, own in zip(leaves, is_own, strict=True) if own], call_of
+        arrays = [x for x, own in zip(leaves, is_own, strict=True) if own]
+        return arrays, lambda traced: _filled(tree, leaves, is_own, traced)
 
     def next(self, most: int) -> Fed:
         source = self.source
@@ -145,7 +139,8 @@ class Feed:
         """Minibatches of one kind."""
         kind: Any = None
         found: list[Sequence[Any]] = []
-        capacity, tree, others = MOST_AT_ONCE, None, []
+        capacity, tree = MOST_AT_ONCE, None
+        others: tuple[list[Any], list[bool]] = [], []
         if self.failed is not None:
             raise self.failed
         while len(found) < min(most, capacity):
@@ -168,7 +163,8 @@ class Feed:
             if kind not in (None, own_kind):
                 source.waiting.append(call)
                 break
-            kind, tree, others = own_kind, tree_of_call, (is_array, rest)
+            without = [None if own else x for x, own in zip(leaves, is_array, strict=True)]
+            kind, tree, others = own_kind, tree_of_call, (without, is_array)
             # what is on the devices already is not put together again
             capacity = 1 if placed else _capacity(sum(x.nbytes for x in arrays))
             found.append(arrays)
@@ -179,8 +175,7 @@ class Feed:
         ]
 
         def stacked(data: Any, step: Any) -> Call:
-            arrays, rest = iter(step), iter(others[1])
-            return jax.tree.unflatten(tree, [next(arrays if own else rest) for own in others[0]])
+            return _filled(tree, *others, step)
 
         return Fed(kind, (), steps, stacked, num, capacity)
 
@@ -195,6 +190,13 @@ class Feed:
         has = made.ndim > 1 and made.shape[1] == num_rows
         spec = self.devices.spec(num_rows, 1) if has else P()
         return self.devices.made(made.shape, spec, lambda *index: made[index])
+
+
+def _filled(tree: Any, leaves: Sequence[Any], is_own: Sequence[bool], own: Sequence[Any]) -> Any:
+    """Leaves put together, with others in the place of some."""
+    given = iter(own)
+    both = zip(leaves, is_own, strict=True)
+    return jax.tree.unflatten(tree, [next(given) if there else x for x, there in both])
 
 
 def _stays(x: Any, devices: Devices) -> bool:

@@ -151,11 +151,7 @@ class LossStep:
 
 def _of_any_trace(x: Any) -> Any:
     """What is known of an array, where it is not more."""
-    return (
-        jax.ShapeDtypeStruct(x.shape, x.dtype)
-        if hasattr(x, "shape") and not not_jax_tracer(x)
-        else x
-    )
+    return x if not_jax_tracer(x) else jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def changing() -> BackendError:

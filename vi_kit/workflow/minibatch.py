@@ -179,8 +179,7 @@ def _uneven(
         if any(counts.values()):
             break
         scales = _scales(name, first).items()
-        near = {k: [bool(np.isclose(s, x, rtol=1e-4)) for x in (weight, 1.0)] for k, s in scales}
-        counts = {k: is_weight for k, (is_weight, is_one) in near.items() if is_weight or is_one}
+        counts = {k: _close(s, weight) for k, s in scales if _close(s, weight) or _close(s, 1.0)}
     sides = [
         [f"{role} site {site!r}" for (role, site), yes in counts.items() if yes is side]
         for side in (True, False)
@@ -192,11 +191,7 @@ def _following_rows(name: str, first: Seen, other: Seen) -> dict[tuple[str, str]
     """Which statements in a plate have more weight the fewer its rows are."""
     before, after = _scales(name, first), _scales(name, other)
     ratio = first.num_rows / other.num_rows
-    return {
-        k: bool(np.isclose(after[k], scale * ratio, rtol=1e-4))
-        for k, scale in before.items()
-        if k in after
-    }
+    return {k: _close(after[k], scale * ratio) for k, scale in before.items() if k in after}
 
 
 def _scales(name: str, seen: Seen) -> dict[tuple[str, str], float]:
@@ -210,7 +205,11 @@ def _scales(name: str, seen: Seen) -> dict[tuple[str, str], float]:
 def _weighs(name: str, seen: Seen, weight: float) -> bool:
     """Whether the rows of a plate have such a weight, other than one."""
     scales = _scales(name, seen).values()
-    return weight != 1.0 and bool(scales) and all(np.isclose(s, weight, rtol=1e-4) for s in scales)
+    return weight != 1.0 and bool(scales) and all(_close(s, weight) for s in scales)
+
+
+def _close(scale: float, weight: float) -> bool:
+    return bool(np.isclose(scale, weight, rtol=1e-4))
 
 
 def _counts_unevenly(frame: Frame, scaled: Sequence[str], unscaled: Sequence[str]) -> str:
